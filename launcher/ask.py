@@ -1,0 +1,143 @@
+"""Ask a trained model: fill blanks, or go on from a beginning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+)
+
+from transformers.utils.logging import disable_progress_bar
+
+from launcher.errors import ModelError, UsageError
+
+MASK_WORD = "[MASK]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blank:
+    """The most likely words for one blank, most likely first."""
+
+    words: tuple[str, ...]
+    shares: tuple[float, ...]
+    """Their probabilities."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What a model made of one text."""
+
+    prompt: str
+    text: str
+    """The prompt with its blanks filled by the most likely words, or the text the model went on with."""
+    blanks: tuple[Blank, ...] = ()
+
+
+def exported_folder(run_or_folder: Path) -> Path:
+    """The `transformers` folder that a run's folder or a model folder means.
+
+    Raises:
+        ModelError: Neither is there.
+    """
+    for folder in (run_or_folder, run_or_folder / "export"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise ModelError(
+        "there is no exported model here", str(run_or_folder), f"pretrain export {run_or_folder} --out {run_or_folder}/export"
+    )
+
+
+def fill(folder: Path, prompts: list[str], top: int = 5) -> list[Answer]:
+    """Fill the `[MASK]`s of each text with a masked language model.
+
+    Args:
+        folder: A `transformers` folder.
+        prompts: Texts; `[MASK]` stands for the model's own mask token.
+        top: Words to name for each blank.
+
+    Raises:
+        ModelError: The model is no masked language model.
+        UsageError: A text has no blank.
+    """
+    disable_progress_bar()
+    config = AutoConfig.from_pretrained(folder)
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        raise ModelError(f"{config.model_type} is no masked language model", str(folder), "use `pretrain generate`")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for prompt in prompts:
+        if MASK_WORD not in prompt and tokenizer.mask_token not in prompt:
+            raise UsageError(f"there is no blank in {prompt!r}", fix=f"write {MASK_WORD} where a word is missing")
+    model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    return [_fill_one(model, tokenizer, prompt, top) for prompt in prompts]
+
+
+def generate(folder: Path, prompts: list[str], max_new_tokens: int = 40) -> list[Answer]:
+    """Go on from each text with a causal model, or write the missing spans with an encoder-decoder.
+
+    Args:
+        folder: A `transformers` folder.
+        prompts: Texts; for an encoder-decoder with sentinels (`<extra_id_0>`) where spans are missing.
+        max_new_tokens: Longest answer.
+
+    Raises:
+        ModelError: The model can do neither.
+    """
+    disable_progress_bar()
+    config = AutoConfig.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        model: Any = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+    elif type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+        model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    else:
+        raise ModelError(f"{config.model_type} does not generate text", str(folder), "use `pretrain fill`")
+    answers = []
+    for prompt in prompts:
+        # A causal model was trained on text without special tokens before it; an encoder with the end token behind.
+        ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
+        if config.is_encoder_decoder:
+            ids = torch.cat([ids, torch.tensor([[config.eos_token_id]])], dim=1)
+        with torch.no_grad():
+            made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False)
+        text = tokenizer.decode(made[0], skip_special_tokens=not config.is_encoder_decoder)
+        answers.append(Answer(prompt=prompt, text=_without_gaps(text)))
+    return answers
+
+
+def _fill_one(model: Any, tokenizer: Any, prompt: str, top: int) -> Answer:
+    inputs = tokenizer(prompt.replace(MASK_WORD, tokenizer.mask_token), return_tensors="pt")
+    ids = inputs.input_ids
+    places = (ids[0] == tokenizer.mask_token_id).nonzero().flatten()
+    with torch.no_grad():
+        shares_NV = model(input_ids=ids, attention_mask=inputs.attention_mask).logits[0, places].float().softmax(-1)
+    best = shares_NV.topk(top)
+    blanks = [
+        Blank(words=tuple(tokenizer.convert_ids_to_tokens(row.tolist())), shares=tuple(values.tolist()))
+        for row, values in zip(best.indices, best.values, strict=True)
+    ]
+    text = prompt.replace(tokenizer.mask_token, MASK_WORD)
+    for blank in blanks:
+        text = text.replace(MASK_WORD, blank.words[0].removeprefix("##"), 1)
+    return Answer(prompt=prompt, text=text, blanks=tuple(blanks))
+
+
+def _without_gaps(text: str) -> str:
+    """Take out the spaces that a WordPiece decoder puts between Chinese characters."""
+    kept = []
+    for index, char in enumerate(text):
+        before, after = text[index - 1 : index], text[index + 1 : index + 2]
+        if char == " " and (before > "\u2e80" or after > "\u2e80"):
+            continue
+        kept.append(char)
+    return "".join(kept)

@@ -1,0 +1,158 @@
+"""Loading: any range of any parameter, memory-mapped, by any rank of any later run."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import torch.distributed
+from safetensors import SafetensorError, safe_open
+
+from launcher.checkpoint import folder as layout
+from launcher.checkpoint.loss_scale import restore_loss_scale
+from launcher.checkpoint.rng import PREFIX, restore_random_states
+from launcher.checkpoint.slices import MASTER, held_slices, set_optimizer_step
+from launcher.errors import CheckpointError
+
+
+class CheckpointReader:
+    """A complete checkpoint as a map from (parameter, kind of tensor, range) to values; a context manager.
+
+    Args:
+        path: The checkpoint's folder; its bytes are verified by `folder.verify`, not here.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.state = layout.read_json(path / "state.json", "step")
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._slices: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+        self._files: dict[str, Any] = {}
+        self._stack = ExitStack()
+        for index in sorted(path.glob("rank-*.json")):
+            for entry in layout.read_json(index, "slices")["slices"]:
+                self.shapes[entry["name"]] = tuple(entry["shape"])
+                self._slices[entry["name"]].append((entry["start"], entry["numel"], index.stem + ".safetensors"))
+
+    def __enter__(self) -> CheckpointReader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+        self._files.clear()
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks that wrote it."""
+        return len(list(self.path.glob("rank-*.json")))
+
+    def read(self, name: str, key: str, start: int, numel: int) -> torch.Tensor:
+        """A range of a flattened parameter.
+
+        Args:
+            name: The parameter.
+            key: `master`, `exp_avg` or `exp_avg_sq`.
+            start: First value.
+            numel: Number of values.
+
+        Returns:
+            fp32 [numel].
+
+        Raises:
+            CheckpointError: The checkpoint does not hold the whole range.
+        """
+        values = torch.empty(numel, dtype=torch.float32)
+        filled = 0
+        for there, length, file in self._slices.get(name, []):
+            first, last = max(start, there), min(start + numel, there + length)
+            if first < last:
+                part = self._open(file).get_slice(f"{name}|{key}")[first - there : last - there]
+                values[first - start : last - start] = part
+                filled += last - first
+        if filled != numel:
+            raise CheckpointError(
+                f"{name} ({key}): {filled} of {numel} values from {start} on are in the checkpoint",
+                str(self.path),
+                "it belongs to another model; give this run another name",
+            )
+        return values
+
+    def read_whole(self, name: str, key: str = MASTER) -> torch.Tensor:
+        """A whole parameter in its own shape, fp32."""
+        shape = self.shapes[name]
+        return self.read(name, key, 0, torch.Size(shape).numel()).view(shape)
+
+    def random_states(self, rank: int) -> dict[str, torch.Tensor]:
+        """The random states one rank had."""
+        file = self._open(f"rank-{rank:05d}.safetensors")
+        return {key: file.get_tensor(key) for key in file.keys() if key.startswith(PREFIX)}  # noqa: SIM118
+
+    def _open(self, file: str) -> Any:
+        if file not in self._files:
+            try:
+                self._files[file] = self._stack.enter_context(safe_open(self.path / file, framework="pt"))
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"the file cannot be read: {error}", str(self.path / file), "delete the checkpoint") from None
+        return self._files[file]
+
+
+def restore(engine: Any, reader: CheckpointReader) -> None:
+    """Put a checkpoint's weights, optimizer state and random states into an engine.
+
+    Args:
+        engine: A fresh DeepSpeed engine of the same model, at any stage.
+        reader: The checkpoint.
+
+    Raises:
+        CheckpointError: The checkpoint belongs to another model.
+    """
+    _check_same_model(engine, reader)
+    for held in held_slices(engine):
+        for key, tensor in held.tensors.items():
+            tensor.copy_(reader.read(held.name, key, held.start, held.numel))
+    set_optimizer_step(engine, int(reader.state["optimizer_step"]))
+    restore_loss_scale(engine, reader.state["loss_scale"])
+    _restore_working_weights(engine, reader)
+    rank = torch.distributed.get_rank()
+    if reader.world_size == torch.distributed.get_world_size():
+        restore_random_states(reader.random_states(rank))
+
+
+def _check_same_model(engine: Any, reader: CheckpointReader) -> None:
+    shapes = {
+        name: tuple(getattr(parameter, "ds_shape", parameter.shape))
+        for name, parameter in engine.module.named_parameters()
+        if parameter.requires_grad
+    }
+    if shapes != reader.shapes:
+        odd = sorted(name for name in shapes.keys() | reader.shapes.keys() if shapes.get(name) != reader.shapes.get(name))
+        name = odd[0]
+        raise CheckpointError(
+            f"the checkpoint is of another model: {name} has shape {reader.shapes.get(name)} there and {shapes.get(name)} here",
+            str(reader.path),
+            "give this run another name",
+        )
+
+
+@torch.no_grad()
+def _restore_working_weights(engine: Any, reader: CheckpointReader) -> None:
+    """The weights the forward pass reads: copies of the masters in the model's own precision."""
+    for name, parameter in engine.module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if not hasattr(parameter, "ds_id"):
+            parameter.data.copy_(reader.read_whole(name))
+            continue
+        size = parameter.ds_tensor.ds_numel
+        start = size * torch.distributed.get_rank(parameter.ds_process_group)
+        numel = max(min(size, parameter.ds_numel - start), 0)
+        parameter.ds_tensor.data.view(-1)[:numel].copy_(reader.read(name, MASTER, start, numel))
+        if parameter.numel() == parameter.ds_numel:  # small ones are kept whole between steps
+            parameter.data.copy_(reader.read_whole(name))

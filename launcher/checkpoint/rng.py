@@ -1,0 +1,43 @@
+"""The random states of one rank, as tensors."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from deepspeed.accelerator import get_accelerator
+
+PREFIX = "rng|"
+
+
+def random_states() -> dict[str, torch.Tensor]:
+    """Everything that draws random numbers in this process: torch on the CPU and on the device, python, numpy."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    if version != 3 or name != "MT19937":  # both have been so since Python 3.2 and numpy 1.0
+        raise RuntimeError(f"unknown generators: python {version}, numpy {name}")
+    states = {
+        "torch": torch.get_rng_state(),
+        "python": torch.tensor(words, dtype=torch.int64),
+        "python_gauss": torch.tensor([float("nan") if gauss is None else gauss], dtype=torch.float64),
+        "numpy": torch.from_numpy(np.asarray(keys, dtype=np.int64)),
+        "numpy_position": torch.tensor([position, has_gauss], dtype=torch.int64),
+        "numpy_gauss": torch.tensor([cached], dtype=torch.float64),
+    }
+    if get_accelerator().device_name() != "cpu":
+        states["device"] = get_accelerator().get_rng_state().cpu()
+    return {PREFIX + key: value for key, value in states.items()}
+
+
+def restore_random_states(tensors: dict[str, torch.Tensor]) -> None:
+    """Put back what `random_states` returned."""
+    states = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
+    torch.set_rng_state(states["torch"])
+    gauss = float(states["python_gauss"])
+    random.setstate((3, tuple(states["python"].tolist()), None if gauss != gauss else gauss))
+    position, has_gauss = states["numpy_position"].tolist()
+    keys = states["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, position, has_gauss, float(states["numpy_gauss"])))
+    if "device" in states and get_accelerator().device_name() != "cpu":
+        get_accelerator().set_rng_state(states["device"])

@@ -1,0 +1,164 @@
+"""Which part of each parameter this rank holds in fp32, whatever ZeRO stage cut it.
+
+A slice is a range of a parameter's flattened values. At stage 0 every rank holds everything; at stages 1 and 2 a rank
+holds fragments of flat groups; at stage 3 it holds its partition of each parameter. Written as (name, start, numel)
+they are all the same thing, so what is saved knows neither stage nor world size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed
+
+MASTER = "master"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldSlice:
+    """A range of one parameter, with its optimizer moments; the tensors are views of what the optimizer updates."""
+
+    name: str
+    """The parameter's name in the module."""
+    shape: tuple[int, ...]
+    """Of the whole parameter."""
+    start: int
+    """First value of the range, in the flattened parameter."""
+    numel: int
+    """Values in the range."""
+    tensors: dict[str, torch.Tensor]
+    """`master` and each moment (`exp_avg`, `exp_avg_sq`), fp32 [numel]."""
+    mine_to_save: bool
+    """Whether this rank writes it; a slice that several ranks hold is written by one."""
+
+
+def held_slices(engine: Any) -> list[HeldSlice]:
+    """Every range this rank holds, the optimizer's state included (made first where no step has been taken yet).
+
+    Args:
+        engine: DeepSpeed engine at stage 0, 1, 2 or 3.
+    """
+    prime_state(engine)
+    parameters = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
+    stage = engine.zero_optimization_stage()
+    if stage == 3:
+        return list(_partitions(engine, parameters))
+    if stage in (1, 2):
+        return list(_fragments(engine, parameters))
+    return list(_whole_parameters(engine, parameters))
+
+
+def prime_state(engine: Any) -> None:
+    """Give AdamW the state it would make in its first step, where it has none."""
+    optimizer = engine.basic_optimizer
+    for master in _masters(engine):
+        state = optimizer.state[master]
+        if "exp_avg" in state:
+            continue
+        counts_in_tensor = isinstance(optimizer, torch.optim.AdamW)
+        state["step"] = torch.zeros((), dtype=torch.float32, device=master.device) if counts_in_tensor else 0
+        state["exp_avg"] = torch.zeros_like(master.data)
+        state["exp_avg_sq"] = torch.zeros_like(master.data)
+
+
+def optimizer_step(engine: Any) -> int:
+    """How many steps AdamW has taken (skipped ones not counted)."""
+    prime_state(engine)
+    return max(int(engine.basic_optimizer.state[master]["step"]) for master in _masters(engine))
+
+
+def set_optimizer_step(engine: Any, step: int) -> None:
+    """Tell AdamW how many steps it has taken: its bias correction depends on it."""
+    for master in _masters(engine):
+        state = engine.basic_optimizer.state[master]
+        if isinstance(state["step"], torch.Tensor):
+            state["step"].fill_(float(step))
+        else:
+            state["step"] = step
+
+
+def _masters(engine: Any) -> list[torch.Tensor]:
+    """The tensors AdamW updates: flat groups at stages 1 to 3, parameters or their fp32 copies at stage 0.
+
+    At stage 3 the optimizer's own groups are empty but while it steps, so they cannot be asked.
+    """
+    stage = engine.zero_optimization_stage()
+    if stage == 3:
+        return list(engine.optimizer.fp32_partitioned_groups_flat)
+    if stage in (1, 2):
+        return _flat_partitions(engine.optimizer)
+    return [tensor for group in engine.basic_optimizer.param_groups for tensor in group["params"]]
+
+
+def _flat_partitions(optimizer: Any) -> list[torch.Tensor]:
+    # BF16_Optimizer (stage 1 with fp32 gradient accumulation) has another name for the same thing.
+    return list(getattr(optimizer, "fp32_groups_flat_partition", None) or optimizer.single_partition_of_fp32_groups)
+
+
+def _moments(optimizer: torch.optim.Optimizer, flat: torch.Tensor, start: int, numel: int) -> dict[str, torch.Tensor]:
+    state = optimizer.state[flat]
+    return {key: state[key].view(-1).narrow(0, start, numel) for key in ("exp_avg", "exp_avg_sq")}
+
+
+def _partitions(engine: Any, parameters: list[tuple[str, Any]]) -> Iterator[HeldSlice]:
+    optimizer = engine.optimizer
+    for name, parameter in parameters:
+        size = parameter.ds_tensor.ds_numel
+        start = size * torch.distributed.get_rank(parameter.ds_process_group)
+        numel = max(min(size, parameter.ds_numel - start), 0)  # the last ranks' partitions end in padding
+        group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
+        flat = optimizer.fp32_partitioned_groups_flat[group]
+        tensors = {MASTER: flat.data.narrow(0, offset, numel), **_moments(engine.basic_optimizer, flat, offset, numel)}
+        yield HeldSlice(
+            name=name, shape=tuple(parameter.ds_shape), start=start, numel=numel, tensors=tensors, mine_to_save=numel > 0
+        )
+
+
+def _fragments(engine: Any, parameters: list[tuple[str, Any]]) -> Iterator[HeldSlice]:
+    flats = _flat_partitions(engine.optimizer)
+    for name, parameter in parameters:
+        fragment = parameter._hp_mapping
+        if fragment is None:
+            continue
+        here, there = fragment.lp_fragment_address, fragment.hp_fragment_address
+        flat = flats[fragment.param_group_index]
+        tensors = {
+            MASTER: flat.data.narrow(0, there.start, there.numel),
+            **_moments(engine.basic_optimizer, flat, there.start, there.numel),
+        }
+        yield HeldSlice(
+            name=name,
+            shape=tuple(parameter.shape),
+            start=here.start,
+            numel=here.numel,
+            tensors=tensors,
+            mine_to_save=True,
+        )
+
+
+def _whole_parameters(engine: Any, parameters: list[tuple[str, Any]]) -> Iterator[HeldSlice]:
+    masters = _unfused_masters(engine)
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    for index, (name, parameter) in enumerate(parameters):
+        master = masters.get(id(parameter), parameter)
+        numel = master.numel()
+        tensors = {MASTER: master.data.view(-1), **_moments(engine.basic_optimizer, master, 0, numel)}
+        yield HeldSlice(
+            name=name,
+            shape=tuple(parameter.shape),
+            start=0,
+            numel=numel,
+            tensors=tensors,
+            mine_to_save=index % world_size == rank,
+        )
+
+
+def _unfused_masters(engine: Any) -> dict[int, torch.Tensor]:
+    """Half-precision parameter → its fp32 copy, in the optimizer DeepSpeed wraps around ours at stage 0."""
+    if engine.optimizer is engine.basic_optimizer:
+        return {}
+    halves, masters = engine.optimizer.fp16_groups, engine.optimizer.fp32_groups
+    return {id(h): m for group, copies in zip(halves, masters, strict=True) for h, m in zip(group, copies, strict=True)}

@@ -1,0 +1,183 @@
+"""The `pretrain` command: parse, call, print.
+
+Programs that need torch are imported by the command that runs them, so that everything else starts at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from launcher import __version__
+from launcher.errors import EXIT_DONE, LauncherError, UsageError
+
+EPILOG = """\
+train:  deepspeed launcher/train.py --ds_config zero3.json [--recipe NAME] [key=value ...]
+exit codes: 0 done, 1 a fault of ours, 2 something for you to mend, 75 stopped, run the same command again
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    command: Callable[[argparse.Namespace], None] = options.command
+    try:
+        command(options)
+    except LauncherError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `pretrain … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_DONE
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Every command and its options."""
+    parser = argparse.ArgumentParser(
+        prog="pretrain",
+        description="Pretrain transformers models with DeepSpeed, from text to exported model.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def add(name: str, run: Callable[[argparse.Namespace], None], help_: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=help_, description=help_, allow_abbrev=False)
+        command.set_defaults(command=run)
+        return command
+
+    command = add("quickstart", quickstart, "make the quick start's corpus, tokenizer and shards")
+    command.add_argument("--out", type=Path, metavar="DIR", help="where (default: data/law-zh)")
+
+    command = add("recipe", recipe, "print a resolved recipe with each field's origin")
+    command.add_argument("recipe", metavar="NAME_OR_PATH", help="a YAML file, or the name of a shipped recipe")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.num_steps=50")
+    command.add_argument("--explain", action="store_true", help="say what each field means")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+    command = add("tokenizer", tokenizer, "train a tokenizer, saved as a transformers folder")
+    _add_corpus(command)
+    command.add_argument("--kind", choices=("wordpiece", "bpe", "unigram"), required=True, help="algorithm")
+    command.add_argument("--vocab-size", type=int, required=True, metavar="N", help="ids, special tokens included")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+
+    command = add("prepare", prepare, "turn text into shards (*.bin, *.idx, manifest)")
+    _add_corpus(command)
+    command.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="tokenizer folder")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    command.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    command.add_argument("--validation-share", type=float, metavar="SHARE", help="held-out documents (default: 0.02)")
+    command.add_argument("--overwrite", action="store_true", help="replace shards made from something else")
+
+    command = add("verify", verify, "check every byte of a folder of shards")
+    command.add_argument("folder", type=Path, metavar="DIR")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+    command = add("export", export, "write a run's checkpoint as a transformers folder")
+    command.add_argument("run", type=Path, metavar="RUN", help="a run's folder, e.g. runs/law-bert-zh")
+    command.add_argument("--step", type=int, metavar="N", help="checkpoint to take (default: the newest)")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+
+    for name, run, help_ in (
+        ("fill", fill, "let a masked language model fill the [MASK]s of texts"),
+        ("generate", generate, "let a model go on from texts"),
+    ):
+        command = add(name, run, help_)
+        command.add_argument("model", type=Path, metavar="RUN_OR_DIR", help="a run's folder or an exported one")
+        command.add_argument("prompts", nargs="+", metavar="TEXT")
+        command.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _add_corpus(command: argparse.ArgumentParser) -> None:
+    command.add_argument("corpus", nargs="+", metavar="CORPUS", help="JSONL or JSON array: files, folders, globs")
+    command.add_argument("--text-field", default="completion", metavar="FIELD", help="field of the text (%(default)s)")
+
+
+def quickstart(options: argparse.Namespace) -> None:
+    """`pretrain quickstart`."""
+    from launcher.prepare.quickstart import QUICKSTART_FOLDER, prepare_quickstart
+
+    prepare_quickstart(options.out or QUICKSTART_FOLDER)
+
+
+def recipe(options: argparse.Namespace) -> None:
+    """`pretrain recipe`."""
+    from launcher.config.loading import describe_fields, flat, load_recipe
+
+    loaded = load_recipe(options.recipe, options.overrides)
+    meanings = describe_fields()
+    fields = {
+        name: {"value": value, "origin": loaded.origin(name), "meaning": meanings.get(name, "")}
+        for name, value in flat(loaded.recipe).items()
+    }
+    if options.json:
+        print(json.dumps(fields, ensure_ascii=False, indent=2))
+        return
+    values = {name: json.dumps(entry["value"], ensure_ascii=False) for name, entry in fields.items()}
+    width = max(len(name) + len(value) for name, value in values.items()) + 4
+    for name, value in values.items():
+        if options.explain:
+            print(f"# {fields[name]['meaning']}")
+        print(f"{f'{name}: {value}':<{min(width, 60)}}  # {fields[name]['origin']}")
+
+
+def tokenizer(options: argparse.Namespace) -> None:
+    """`pretrain tokenizer`."""
+    from launcher.prepare.tokenizer import train_tokenizer  # noqa: F401
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """`pretrain prepare`."""
+
+
+def verify(options: argparse.Namespace) -> None:
+    """`pretrain verify`."""
+
+
+def export(options: argparse.Namespace) -> None:
+    """`pretrain export`."""
+    from launcher.export import export_run
+
+    print(export_run(options.run, options.out, options.step))
+
+
+def fill(options: argparse.Namespace) -> None:
+    """`pretrain fill`."""
+    from launcher import ask
+
+    _show_answers(options, ask.fill(ask.exported_folder(options.model), options.prompts))
+
+
+def generate(options: argparse.Namespace) -> None:
+    """`pretrain generate`."""
+    from launcher import ask
+
+    _show_answers(options, ask.generate(ask.exported_folder(options.model), options.prompts))
+
+
+def _show_answers(options: argparse.Namespace, answers: list[object]) -> None:
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from launcher.report import show_answers
+
+    if options.json:
+        print(json.dumps([asdict(answer) for answer in answers], ensure_ascii=False, indent=2))  # type: ignore[call-overload]
+    else:
+        show_answers(Console(), answers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

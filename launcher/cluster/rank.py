@@ -1,0 +1,215 @@
+"""Which of the run's processes this one is, from what its launcher left in the environment."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping, MutableMapping
+from dataclasses import dataclass
+
+from launcher.cluster.slurm import expand_nodelist, tasks_per_node
+from launcher.errors import ClusterError, MissingDependencyError
+
+FIRST_PORT, NUM_PORTS = 20_000, 10_000
+"""Where a rendezvous port is chosen from: below the ports the kernel hands out by itself (32,768 and up)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """One process of a run."""
+
+    rank: int
+    """Number of this process, from 0."""
+    world_size: int
+    """Number of processes."""
+    local_rank: int
+    """Number of this process on its node: which accelerator it takes."""
+    local_world_size: int
+    """Processes on this node."""
+    master_addr: str
+    """Host of rank 0; empty where it has yet to be asked (MPI over several nodes)."""
+    master_port: int
+    """Port the ranks meet at."""
+    source: str
+    """Who told: `environment`, `slurm`, `mpi` or `alone`."""
+
+
+def find_place(env: Mapping[str, str]) -> Place:
+    """Work out this process's place.
+
+    torchrun and DeepSpeed set RANK and its companions; a Slurm step and MPI have names of their own; a process that
+    finds none of them is alone.
+
+    Args:
+        env: The environment.
+
+    Raises:
+        ClusterError: The variables are incomplete, no numbers, or contradict each other.
+    """
+    if "RANK" in env or "WORLD_SIZE" in env:
+        place = _from_launcher(env)
+    elif _in_slurm_step(env):
+        place = _from_slurm(env)
+    elif "OMPI_COMM_WORLD_RANK" in env:
+        place = _from_mpi(env, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
+    elif "PMI_RANK" in env and "MPI_LOCALRANKID" in env:  # MPICH and Intel MPI (Hydra)
+        place = _from_mpi(env, "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+    else:
+        place = Place(
+            rank=0,
+            world_size=1,
+            local_rank=0,
+            local_world_size=1,
+            master_addr="127.0.0.1",
+            master_port=_number(env, "MASTER_PORT") if "MASTER_PORT" in env else _free_port(),
+            source="alone",
+        )
+    if not 0 <= place.rank < place.world_size or not 0 <= place.local_rank < place.local_world_size:
+        raise ClusterError(
+            f"rank {place.rank} of {place.world_size}, local rank {place.local_rank} of {place.local_world_size} cannot be",
+            place.source,
+            "unset what an earlier launcher left in the environment",
+        )
+    return place
+
+
+def with_master(place: Place) -> Place:
+    """Fill in the host of rank 0 where the environment did not tell it: asked for over MPI.
+
+    Raises:
+        MissingDependencyError: mpi4py is not installed.
+    """
+    if place.master_addr:
+        return place
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError):
+        raise MissingDependencyError(
+            "the host of rank 0 is not known, and mpi4py, which could ask for it, is not installed",
+            "MASTER_ADDR",
+            "pip install mpi4py, or pass -x MASTER_ADDR=HOST to mpirun",
+        ) from None
+    host = MPI.COMM_WORLD.bcast(socket.gethostname() if place.rank == 0 else "", root=0)
+    return Place(
+        rank=place.rank,
+        world_size=place.world_size,
+        local_rank=place.local_rank,
+        local_world_size=place.local_world_size,
+        master_addr=host,
+        master_port=place.master_port,
+        source=place.source,
+    )
+
+
+def export(place: Place, env: MutableMapping[str, str]) -> None:
+    """Write a place as torch and DeepSpeed read it."""
+    env.update(
+        RANK=str(place.rank),
+        WORLD_SIZE=str(place.world_size),
+        LOCAL_RANK=str(place.local_rank),
+        LOCAL_WORLD_SIZE=str(place.local_world_size),
+        MASTER_ADDR=place.master_addr,
+        MASTER_PORT=str(place.master_port),
+    )
+
+
+def threads_per_rank(place: Place, env: Mapping[str, str], num_cores: int) -> int:
+    """CPU threads a rank may compute with.
+
+    Args:
+        place: Tells how many ranks share the node.
+        env: Tells whether Slurm gave each task cores of its own (`--cpus-per-task` with binding): then the cores this
+            process may use are not shared.
+        num_cores: Cores this process may use (`len(os.sched_getaffinity(0))`).
+    """
+    bound = place.source == "slurm" and "SLURM_CPUS_PER_TASK" in env and num_cores <= _number(env, "SLURM_CPUS_PER_TASK")
+    return max(num_cores if bound else num_cores // place.local_world_size, 1)
+
+
+def _from_launcher(env: Mapping[str, str]) -> Place:
+    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in env]
+    if missing:
+        raise ClusterError(
+            f"RANK or WORLD_SIZE is set, but not {', '.join(missing)}",
+            "environment",
+            "start with deepspeed, torchrun, srun or mpirun, or unset RANK and WORLD_SIZE to run alone",
+        )
+    world_size = _number(env, "WORLD_SIZE")
+    local_size = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in env), "")
+    return Place(
+        rank=_number(env, "RANK"),
+        world_size=world_size,
+        local_rank=_number(env, "LOCAL_RANK") if "LOCAL_RANK" in env else 0,
+        local_world_size=_number(env, local_size) if local_size else 1,
+        master_addr=env["MASTER_ADDR"],
+        master_port=_number(env, "MASTER_PORT"),
+        source="environment",
+    )
+
+
+def _in_slurm_step(env: Mapping[str, str]) -> bool:
+    """Whether srun started this process.
+
+    A batch script has SLURM_PROCID=0 too, and SLURM_NTASKS of the whole job; a plain python in it is alone. Only a
+    step that srun made has a number, and tells how many tasks it has.
+    """
+    return env.get("SLURM_STEP_ID", "").isdigit() and "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env
+
+
+def _from_slurm(env: Mapping[str, str]) -> Place:
+    needed = ("SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE", "SLURM_JOB_ID")
+    missing = [name for name in needed if name not in env]
+    if missing:
+        raise ClusterError(f"this is a Slurm step without {', '.join(missing)}", "environment", "start it with srun")
+    hosts = expand_nodelist(env["SLURM_STEP_NODELIST"])
+    tasks = tasks_per_node(env["SLURM_STEP_TASKS_PER_NODE"])
+    node = _number(env, "SLURM_NODEID")
+    if node >= len(tasks) or len(tasks) != len(hosts):
+        raise ClusterError(
+            f"node {node} of the hosts {env['SLURM_STEP_NODELIST']} with {env['SLURM_STEP_TASKS_PER_NODE']} tasks cannot be",
+            "SLURM_STEP_TASKS_PER_NODE",
+        )
+    return Place(
+        rank=_number(env, "SLURM_PROCID"),
+        world_size=_number(env, "SLURM_STEP_NUM_TASKS"),
+        local_rank=_number(env, "SLURM_LOCALID"),
+        local_world_size=tasks[node],
+        master_addr=env.get("MASTER_ADDR", hosts[0]),
+        master_port=_port(env, _number(env, "SLURM_JOB_ID")),
+        source="slurm",
+    )
+
+
+def _from_mpi(env: Mapping[str, str], rank: str, size: str, local_rank: str, local_size: str) -> Place:
+    missing = [name for name in (size, local_rank, local_size) if name not in env]
+    if missing:
+        raise ClusterError(f"{rank} is set, but not {', '.join(missing)}", "environment", "start it with mpirun")
+    world_size, local_world_size = _number(env, size), _number(env, local_size)
+    here = "127.0.0.1" if world_size == local_world_size else ""
+    # Every rank must choose the same port without a word: the job's own name is all they share.
+    job = sum(map(ord, env.get("PMIX_NAMESPACE", env.get("PMI_JOBID", env.get("HYDI_CONTROL_FD", "")))))
+    return Place(
+        rank=_number(env, rank),
+        world_size=world_size,
+        local_rank=_number(env, local_rank),
+        local_world_size=local_world_size,
+        master_addr=env.get("MASTER_ADDR", here),
+        master_port=_port(env, job),
+        source="mpi",
+    )
+
+
+def _port(env: Mapping[str, str], job: int) -> int:
+    return _number(env, "MASTER_PORT") if "MASTER_PORT" in env else FIRST_PORT + job % NUM_PORTS
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _number(env: Mapping[str, str], name: str) -> int:
+    try:
+        return int(env[name])
+    except ValueError:
+        raise ClusterError(f"{name} is {env[name]!r}, not a number", "environment", f"unset {name}") from None

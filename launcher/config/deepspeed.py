@@ -1,0 +1,169 @@
+"""DeepSpeed's JSON: what the user's file says about ZeRO, joined with what the recipe says about everything else.
+
+The file owns the ZeRO stage, offload, buckets and communication. The recipe owns batch, precision, clipping, optimizer
+and schedule: one run has one truth for each, and a file that says otherwise is refused, never silently overruled.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from launcher.config import places
+from launcher.config.batch import BatchPlan
+from launcher.config.recipe import Recipe
+from launcher.errors import DsConfigError, did_you_mean
+
+# DeepSpeed 0.19.8 ignores a misspelled top-level key without a word (measured); these are the ones it reads
+# (deepspeed/runtime/config.py and constants.py) and that may stand beside a recipe.
+FILE_KEYS = frozenset(
+    {
+        "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "communication_data_type",
+        "prescale_gradients", "gradient_predivide_factor", "data_types", "activation_checkpointing", "aio", "comms_logger",
+        "flops_profiler", "wall_clock_breakdown", "memory_breakdown", "steps_per_print", "dump_state", "compile",
+        "use_data_before_expert_parallel_parallelism", "expert_parallel", "tensor_parallel", "seq_parallel_communication_data_type",
+        "timers", "nebula", "hybrid_engine",
+    }
+)  # fmt: skip
+# Keys whose value the recipe decides → the recipe field that does.
+RECIPE_KEYS = {
+    "train_batch_size": "batch.global_batch",
+    "train_micro_batch_size_per_gpu": "batch.micro_batch",
+    "gradient_accumulation_steps": "batch.global_batch, batch.micro_batch and the number of ranks",
+    "gradient_clipping": "optim.grad_clip",
+    "bf16": "train.precision",
+    "fp16": "train.precision",
+    "torch_autocast": "train.precision",
+    "optimizer": "optim",
+    "scheduler": "schedule",
+    "checkpoint": "checkpoint",
+}
+
+_PRECISIONS: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16": {"bf16": {"enabled": True}},
+    "fp16": {"fp16": {"enabled": True}},
+    "bf16_autocast": {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}},
+}
+
+
+def load_ds_config(name_or_path: str) -> dict[str, Any]:
+    """Read a DeepSpeed JSON.
+
+    Args:
+        name_or_path: A path, or the name of a file in `ds_configs/` (with or without `.json`).
+
+    Raises:
+        DsConfigError: The file is missing, not JSON, has duplicate keys, or has a top-level key DeepSpeed does not read.
+    """
+    path = places.find("ds_configs", name_or_path, ".json")
+    if path is None:
+        known = places.names("ds_configs", ".json")
+        raise DsConfigError(f"there is no DeepSpeed configuration {name_or_path!r}", "--ds_config", f"use a path, or one of: {', '.join(known)}")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_refuse_duplicates)
+    except json.JSONDecodeError as error:
+        raise DsConfigError(f"this is not JSON: {error.msg}", f"{path}:{error.lineno}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DsConfigError(f"the file cannot be read: {error}", str(path)) from None
+    except _DuplicateKeyError as error:
+        raise DsConfigError(f"the key {error} stands twice", str(path), "keep one of them") from None
+    if not isinstance(config, dict):
+        raise DsConfigError("a DeepSpeed configuration is a JSON object", str(path))
+    for key in config:
+        if key not in FILE_KEYS and key not in RECIPE_KEYS:
+            raise DsConfigError(f"unknown key {key!r}", str(path), did_you_mean(key, FILE_KEYS | RECIPE_KEYS.keys()))
+    _check_zero(config.get("zero_optimization", {}), str(path))
+    return config
+
+
+def resolve_ds_config(file: dict[str, Any], recipe: Recipe, batch: BatchPlan, precision: str) -> dict[str, Any]:
+    """What DeepSpeed gets: the file's ZeRO settings and the recipe's batch, precision and clipping.
+
+    Args:
+        file: As `load_ds_config` returned it.
+        recipe: The run.
+        batch: How its global batch is cut on this world size.
+        precision: `train.precision`, with `auto` settled for this hardware.
+
+    Raises:
+        DsConfigError: The file contradicts the recipe.
+    """
+    from_recipe: dict[str, Any] = {
+        "train_batch_size": batch.global_batch,
+        "train_micro_batch_size_per_gpu": batch.micro_batch,
+        "gradient_accumulation_steps": batch.grad_accum_steps,
+        "gradient_clipping": recipe.optim.grad_clip,
+        **_PRECISIONS[precision],
+    }
+    for key, field in RECIPE_KEYS.items():
+        if key not in file or _agrees(file[key], from_recipe.get(key)):
+            continue
+        raise DsConfigError(
+            f"{key!r} is {json.dumps(file[key])} here, but the recipe decides it ({json.dumps(from_recipe.get(key))})",
+            "--ds_config",
+            f"delete {key!r} from the file and set {field} in the recipe",
+        )
+    ours: dict[str, Any] = {
+        # Our optimizer is torch's fused AdamW: DeepSpeed's C++ Adam keeps a running product of beta^t that a resumed
+        # run cannot rebuild bit by bit, and it has to be compiled first (both measured).
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": False,
+    }
+    zero = {"stage": 0, **file.get("zero_optimization", {})}
+    return {**ours, **{k: v for k, v in file.items() if k not in RECIPE_KEYS}, **from_recipe, "zero_optimization": zero}
+
+
+def zero_stage(config: dict[str, Any]) -> int:
+    """The ZeRO stage a configuration asks for; 0 when it says nothing."""
+    return int(config.get("zero_optimization", {}).get("stage", 0))
+
+
+def offloads_optimizer(config: dict[str, Any]) -> bool:
+    """Whether the optimizer's state lives in host memory."""
+    block = config.get("zero_optimization", {}).get("offload_optimizer") or {}
+    return block.get("device", "none") != "none"
+
+
+class _DuplicateKeyError(ValueError):
+    """A JSON object names a key twice."""
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    twice = next((key for key in keys if keys.count(key) > 1), None)
+    if twice is not None:
+        raise _DuplicateKeyError(repr(twice))
+    return dict(pairs)
+
+
+def _check_zero(zero: Any, where: str) -> None:
+    if not isinstance(zero, dict):
+        raise DsConfigError("zero_optimization is an object", where, 'write {"stage": 0 to 3, …}')
+    stage = zero.get("stage", 0)
+    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
+        raise DsConfigError(f"zero_optimization.stage is {json.dumps(stage)}", where, "use 0, 1, 2 or 3")
+    for block in ("offload_optimizer", "offload_param"):
+        device = (zero.get(block) or {}).get("device", "none")
+        if device == "nvme":
+            raise DsConfigError(
+                f"{block}.device nvme cannot be saved and resumed yet",
+                where,
+                "use cpu: DeepSpeed restores a state on NVMe wrongly and without a word, and a run that cannot resume is no run",
+            )
+        if device not in ("none", "cpu"):
+            raise DsConfigError(f"{block}.device is {json.dumps(device)}", where, "use none or cpu")
+    if (zero.get("offload_param") or {}).get("device", "none") != "none" and stage != 3:
+        raise DsConfigError(f"offload_param needs stage 3, this is stage {stage}", where, "set stage 3, or delete offload_param")
+    if (zero.get("offload_optimizer") or {}).get("device", "none") != "none" and stage == 0:
+        raise DsConfigError("offload_optimizer needs stage 1 or higher, this is stage 0", where, "set a stage, or delete offload_optimizer")
+
+
+def _agrees(in_file: Any, in_recipe: Any) -> bool:
+    if in_file == "auto" or in_file == in_recipe:
+        return True
+    if isinstance(in_file, dict):  # {"enabled": "auto"}, or a precision that is switched off both here and there
+        enabled = in_file.get("enabled", False)
+        return set(in_file) <= {"enabled"} and (enabled == "auto" or (enabled is False and in_recipe is None))
+    return False

@@ -1,0 +1,30 @@
+"""Where recipes and DeepSpeed configurations lie, in a checkout and in an installed package alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def shipped(kind: str) -> Path:
+    """The folder of shipped `recipes` or `ds_configs`: beside the package in a checkout, inside it in a wheel."""
+    beside = PACKAGE.parent / kind
+    return beside if beside.is_dir() else PACKAGE / kind
+
+
+def find(kind: str, name_or_path: str, suffix: str) -> Path | None:
+    """The file that `name_or_path` means: a path that exists, or the name of a shipped file with or without suffix."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    if len(path.parts) == 1:
+        for candidate in (shipped(kind) / name_or_path, shipped(kind) / f"{name_or_path}{suffix}"):
+            if candidate.is_file():
+                return candidate
+    return None
+
+
+def names(kind: str, suffix: str) -> list[str]:
+    """The names of the shipped files of a kind, without suffix, sorted."""
+    return sorted(path.stem for path in shipped(kind).glob(f"*{suffix}"))

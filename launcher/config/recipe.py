@@ -1,0 +1,204 @@
+"""The run as its user asked for it: frozen records, each field with its meaning below it.
+
+A record checks itself; a check that needs two records stands in `Recipe`. What a field means is read from these
+strings by `pretrain recipe --explain`, so they are written for users.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Record(BaseModel):
+    """A frozen group of fields that refuses fields it does not know."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+
+FolderPath = Annotated[Path, Field(strict=False)]
+
+
+class DataConfig(Record):
+    """Which text, cut how."""
+
+    shards: FolderPath
+    """Folder of prepared shards (`pretrain prepare … --out FOLDER`)."""
+    seq_len: Annotated[int, Field(ge=8)]
+    """Tokens of one training sequence, special tokens included."""
+    corpus: tuple[str, ...] = ()
+    """Files the shards are made from. Only used to print the command that prepares them."""
+    tokenizer: FolderPath | None = None
+    """Tokenizer folder the shards were made with; where it exists, training checks that it is the same one."""
+
+    @field_validator("corpus", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class MaskedObjective(Record):
+    """Masked language modelling (Devlin et al. 2018)."""
+
+    kind: Literal["mlm"]
+    """`mlm`: hide tokens and predict them from both sides."""
+    mask_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    """Share of tokens to predict: 0.15 as BERT, 0.3 as ModernBERT."""
+
+
+class CausalObjective(Record):
+    """Next-token prediction."""
+
+    kind: Literal["clm"]
+    """`clm`: predict each token from those before it."""
+
+
+class SpanObjective(Record):
+    """T5's span corruption (Raffel et al. 2020)."""
+
+    kind: Literal["span"]
+    """`span`: replace spans by sentinels and write the spans."""
+    density: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    """Share of tokens that are cut out."""
+    mean_span: Annotated[float, Field(ge=1.0)] = 3.0
+    """Mean length of a span, in tokens."""
+
+
+ObjectiveConfig = Annotated[MaskedObjective | CausalObjective | SpanObjective, Field(discriminator="kind")]
+
+
+class ModelConfig(Record):
+    """The `transformers` model: from scratch by its numbers, or continued from a folder."""
+
+    family: str | None = None
+    """`model_type` of transformers: bert, modernbert, gpt2, llama, qwen3_moe, t5, … Needed from scratch."""
+    continue_from: FolderPath | None = None
+    """Folder of a `transformers` model whose weights training starts from, in place of `family` and the numbers."""
+    hidden_size: PositiveInt | None = None
+    """Width of the residual stream."""
+    num_hidden_layers: PositiveInt | None = None
+    """Number of layers (of the encoder and of the decoder each, for T5)."""
+    num_attention_heads: PositiveInt | None = None
+    """Attention heads of a layer."""
+    num_key_value_heads: PositiveInt | None = None
+    """Key and value heads of a layer (grouped-query attention), where the family has them."""
+    intermediate_size: PositiveInt | None = None
+    """Width of the feed-forward layer."""
+    max_position_embeddings: PositiveInt | None = None
+    """Longest sequence the model can take, where the family has such a limit."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Any other field of the family's transformers configuration, by its own name."""
+    attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
+    """Attention implementation."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+
+
+class BatchConfig(Record):
+    """How many sequences make a step, and how many go through at once."""
+
+    global_batch: PositiveInt
+    """Sequences of one optimizer step, over all ranks. It stays the same whatever the number of ranks."""
+    micro_batch: PositiveInt | None = None
+    """Sequences of one forward pass on one rank; without it, all of a rank's share at once."""
+
+
+class OptimConfig(Record):
+    """AdamW. Biases, norms and other one-dimensional parameters are not decayed."""
+
+    lr: PositiveFloat
+    """Highest learning rate of the schedule."""
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    """Decay of the first and second moment (GPT-3's, Brown et al. 2020, appendix B)."""
+    eps: PositiveFloat = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
+    """Decoupled weight decay (GPT-3's)."""
+    grad_clip: Annotated[float, Field(ge=0.0)] = 1.0
+    """Largest norm of the gradient; 0 does not clip."""
+
+    @field_validator("betas", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class ScheduleConfig(Record):
+    """The learning rate over the run, a pure function of the step."""
+
+    kind: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
+    """What follows the warm-up: no change, a straight fall, a cosine fall, or warm-up-stable-decay."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear rise from zero."""
+    final_share: Share = 0.1
+    """Learning rate of the last step as a share of the highest."""
+    decay_share: Share = 0.2
+    """`wsd` only: the last share of the steps, in which the rate falls (Hu et al. 2024, arXiv:2404.06395: 0.1 to 0.2)."""
+
+
+class TrainConfig(Record):
+    """Length, precision and seed."""
+
+    num_steps: PositiveInt
+    """Optimizer steps of the whole run."""
+    precision: Literal["auto", "fp32", "bf16", "fp16", "bf16_autocast"] = "bf16"
+    """bf16 and fp16 keep fp32 master weights; `bf16_autocast` keeps fp32 weights and computes matmuls in bf16;
+    `auto` is bf16_autocast where the hardware multiplies bf16 and fp32 elsewhere."""
+    seed: int = 0
+    """Decides initial weights, order, noise and dropout."""
+
+
+class EvalConfig(Record):
+    """Validation on the documents held out when the shards were made."""
+
+    every_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps between validations; 0 validates only before the first and after the last step."""
+    max_samples: PositiveInt | None = None
+    """Sequences of one validation; without it, the whole validation split."""
+    micro_batch: PositiveInt = 16
+    """Sequences of one validation pass on one rank."""
+    prompts: tuple[str, ...] = ()
+    """Texts the exported model answers when the run is done: with a [MASK] to fill, or a beginning to go on from."""
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+
+class CheckpointConfig(Record):
+    """When to save, and how much to keep."""
+
+    every_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps between checkpoints; 0 saves only at the end."""
+    keep_last: PositiveInt = 2
+    """Newest complete checkpoints to keep."""
+
+
+class Recipe(Record):
+    """One whole run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run and of its folder."""
+    data: DataConfig
+    objective: ObjectiveConfig
+    model: ModelConfig
+    batch: BatchConfig
+    optim: OptimConfig
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    runs: FolderPath = Path("runs")
+    """Folder that holds the runs' folders."""
+
+    @property
+    def run_folder(self) -> Path:
+        """Where everything of this run goes."""
+        return self.runs / self.name

@@ -1,0 +1,171 @@
+"""What a run tells: `metrics.jsonl`, TensorBoard and one line of progress, all on rank 0."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from launcher.engine.records import EvalResult, StepResult
+from launcher.units import count
+
+PLAIN_LINE_EVERY_S = 15.0
+
+
+class Log(Protocol):
+    """What a run tells; a context manager."""
+
+    def __enter__(self) -> Log: ...
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def step(self, result: StepResult) -> None:
+        """One step was taken."""
+    def evaluation(self, step: int, result: EvalResult) -> None:
+        """One validation was made."""
+    def event(self, kind: str, **fields: Any) -> None:
+        """Anything else happened."""
+
+
+class Silence:
+    """The log of every rank but 0: nothing."""
+
+    def __enter__(self) -> Silence:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+    def step(self, result: StepResult) -> None:
+        """Nothing."""
+
+    def evaluation(self, step: int, result: EvalResult) -> None:
+        """Nothing."""
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Nothing."""
+
+
+class Metrics:
+    """The log of a run on rank 0.
+
+    Args:
+        folder: The run's folder.
+        first_step: The first step of this start. Lines of later steps, left by a run that was killed after its last
+            checkpoint, are removed: those steps will be taken again.
+        num_steps: Steps of the whole run.
+        tokens: Tokens read before this start.
+        samples_per_step: The global batch.
+        flops_per_token: For `mfu`; None where it is not known.
+        peak_flops: Of all devices together; None where it is not known.
+        console: Where progress is shown.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        first_step: int,
+        num_steps: int,
+        tokens: int,
+        samples_per_step: int,
+        flops_per_token: float | None,
+        peak_flops: float | None,
+        console: Console,
+    ) -> None:
+        self.tokens = tokens
+        self._samples_per_step = samples_per_step
+        self._num_steps = num_steps
+        self._peak = (flops_per_token, peak_flops)
+        self._console = console
+        self._file = folder / "metrics.jsonl"
+        _keep_before(self._file, first_step)
+        self._log = self._file.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        self._bar = Progress(
+            TextColumn("[bold]training[/]"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[told]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", total=num_steps, completed=first_step - 1, told="")
+        self._plain_told = time.monotonic()
+
+    def __enter__(self) -> Metrics:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+        self._log.close()
+        self._board.close()
+
+    def step(self, result: StepResult) -> None:
+        """Write one step."""
+        self.tokens += result.step_tokens
+        tokens_per_s = result.step_tokens / result.step_s
+        flops_per_token, peak_flops = self._peak
+        mfu = tokens_per_s * flops_per_token / peak_flops if flops_per_token and peak_flops else None
+        line = asdict(result)
+        del line["step_tokens"]
+        line |= {
+            "tokens": self.tokens,
+            "samples": result.step * self._samples_per_step,
+            "tokens_per_s": tokens_per_s,
+            "mfu": mfu,
+        }
+        self._write(line)
+        for key in ("loss", "lr", "grad_norm", "tokens_per_s", "mfu", "data_wait_s"):
+            if line[key] is not None:
+                self._board.add_scalar(f"train/{key}", line[key], result.step)
+        told = f"loss {result.loss:.4f}  lr {result.lr:.2e}  {count(tokens_per_s)} tokens/s"
+        self._bar.update(self._task, completed=result.step, told=told)
+        if not self._console.is_terminal and time.monotonic() - self._plain_told > PLAIN_LINE_EVERY_S:
+            self._plain_told = time.monotonic()
+            self._console.print(f"step {result.step}/{self._num_steps}  {told}")
+
+    def evaluation(self, step: int, result: EvalResult) -> None:
+        """Write one validation."""
+        self.event("evaluation", step=step, loss=result.loss, accuracy=result.accuracy, num_targets=result.num_targets)
+        self._board.add_scalar("validation/loss", result.loss, step)
+        self._board.add_scalar("validation/accuracy", result.accuracy, step)
+        self._console.print(f"step {step}: validation loss {result.loss:.4f}, accuracy {result.accuracy:.1%}", highlight=False)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Write anything else that happened."""
+        self._write({"event": kind, **fields})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._log.write(json.dumps(line, ensure_ascii=False) + "\n")
+        self._log.flush()
+
+
+def read_metrics(file: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`; a last line torn by a crash is left out."""
+    lines = []
+    for text in file.read_text(encoding="utf-8").splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue
+    return lines
+
+
+def _keep_before(file: Path, first_step: int) -> None:
+    if not file.exists():
+        return
+    kept = [line for line in read_metrics(file) if line.get("step", 0) < first_step]
+    temporary = file.with_suffix(".new")
+    temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
+    os.replace(temporary, file)

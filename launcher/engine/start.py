@@ -1,0 +1,46 @@
+"""From a model and a recipe to a DeepSpeed engine."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import deepspeed
+import torch
+from transformers import PreTrainedModel
+
+from launcher.config.recipe import OptimConfig
+from launcher.engine.optimizer import build_optimizer, parameter_groups
+
+
+def start_engine(model: PreTrainedModel, optim: OptimConfig, ds_config: dict[str, Any]) -> Any:
+    """Hand a model over to DeepSpeed.
+
+    Args:
+        model: Whole or, at stage 3, partitioned.
+        optim: Optimizer settings; the learning rate is set anew before each step.
+        ds_config: The resolved configuration.
+
+    Returns:
+        A `deepspeed.DeepSpeedEngine` (its types are not published, hence `Any`).
+    """
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    optimizer = build_optimizer(parameter_groups(model, optim.weight_decay), optim, ds_config)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+    _put_back(engine.module, buffers)
+    return engine
+
+
+def _put_back(model: PreTrainedModel, buffers: dict[str, torch.Tensor]) -> None:
+    """Restore buffers that DeepSpeed rounded together with the weights.
+
+    Rotary frequencies in bf16 have three significant digits: positions beyond a few hundred turn by wrong angles. (At
+    stage 3 DeepSpeed leaves them alone, so the stages would also differ from each other.)
+    """
+    for name, kept in buffers.items():
+        owner, _, attribute = name.rpartition(".")
+        module = model.get_submodule(owner)
+        now = getattr(module, attribute)
+        if now.dtype != kept.dtype:
+            setattr(module, attribute, kept.to(now.device))

@@ -1,0 +1,114 @@
+"""A `transformers` model ready for DeepSpeed: from scratch or from a folder, partitioned as it is built under ZeRO-3."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import deepspeed
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.initialization import no_init_weights
+from transformers.integrations.deepspeed import HfDeepSpeedConfig, prevent_arange_dtype_change
+
+from launcher.config.recipe import ModelConfig
+from launcher.errors import ModelError
+from launcher.models.initial import draw_weights
+from launcher.models.places import predict_only_places
+
+AUTO_CLASSES = {"mlm": AutoModelForMaskedLM, "clm": AutoModelForCausalLM, "span": AutoModelForSeq2SeqLM}
+
+
+def build_model(
+    config: PreTrainedConfig,
+    model: ModelConfig,
+    objective: str,
+    *,
+    seed: int,
+    ds_config: dict[str, Any] | None = None,
+    device: str = "cpu",
+) -> PreTrainedModel:
+    """Build the model of a run, its weights drawn or loaded.
+
+    Args:
+        config: What `build_config` made.
+        model: The recipe's model section: attention, activation checkpointing, folder to continue from.
+        objective: `mlm`, `clm` or `span`; chooses the head.
+        seed: Decides the initial weights, which are the same for any ZeRO stage and number of ranks.
+        ds_config: The resolved DeepSpeed configuration; at stage 3 the model is partitioned as it is built, so that no
+            rank ever holds it whole.
+        device: Where weights are drawn; the accelerator's own generator where there is one.
+
+    Raises:
+        ModelError: The attention implementation is not available for this family or on this machine.
+    """
+    stage = (ds_config or {}).get("zero_optimization", {}).get("stage", 0)
+    auto = AUTO_CLASSES[objective]
+    try:
+        if model.continue_from is not None:
+            # transformers partitions while it loads, as long as this object lives.
+            keep = HfDeepSpeedConfig(ds_config) if stage == 3 else None
+            built: PreTrainedModel = auto.from_pretrained(
+                model.continue_from, config=config, dtype=torch.float32, attn_implementation=model.attention
+            )
+            del keep
+        else:
+            with _empty_weights(ds_config if stage == 3 else None, device):
+                built = auto.from_config(config, dtype=torch.float32, attn_implementation=model.attention)
+            built.tie_weights()
+            draw_weights(built, seed)
+    except (ImportError, ValueError) as error:
+        if "attention" not in str(error).lower() and "attn" not in str(error).lower():
+            raise
+        raise ModelError(" ".join(str(error).split()), "model.attention", "use model.attention=sdpa or eager") from None
+    if model.activation_checkpointing:
+        built.activation_checkpointing_enable()
+    if objective == "mlm":
+        predict_only_places(built)
+    built.train()
+    return built
+
+
+def count_parameters(model: PreTrainedModel) -> int:
+    """Number of weights, tied ones once, whole ones even where partitioned."""
+    return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in model.parameters())
+
+
+@contextmanager
+def _empty_weights(ds_config: dict[str, Any] | None, device: str) -> Iterator[None]:
+    """Build modules without drawing their weights; partition each one as it is made where a configuration is given."""
+    with ExitStack() as stack:
+        stack.enter_context(no_init_weights())
+        if ds_config is None:
+            stack.enter_context(torch.device(device))
+        else:
+            stack.enter_context(prevent_arange_dtype_change())  # zero.Init would cast rotary tables to bf16
+            stack.enter_context(deepspeed.zero.Init(config_dict_or_path=ds_config))
+        yield
+
+
+def parameters_per_token(model: PreTrainedModel) -> int:
+    """Number of weights that compute on each token: what `flops_per_token` wants.
+
+    Embeddings that are only looked up do not count; tied ones do, as the output layer. Of a mixture of experts only
+    the chosen ones count.
+    """
+    total = count_parameters(model)
+    config = model.config
+    output, inputs = model.get_output_embeddings(), model.get_input_embeddings()
+    if output is None or output.weight is not inputs.weight:
+        total -= int(getattr(inputs.weight, "ds_numel", inputs.weight.numel()))
+    experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
+    chosen = getattr(config, "num_experts_per_tok", None)
+    if experts and chosen:
+        of_experts = [p for name, p in model.named_parameters() if ".experts." in name]
+        in_experts = sum(int(getattr(p, "ds_numel", p.numel())) for p in of_experts)
+        total -= in_experts * (experts - chosen) // experts
+    return total

@@ -1,0 +1,168 @@
+"""From a recipe's model section to a `transformers` configuration that fits the objective and the tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    PreTrainedConfig,
+)
+
+from launcher.config.recipe import ModelConfig
+from launcher.errors import ModelError, did_you_mean
+from launcher.shards.manifest import TokenizerInfo
+
+# The recipe's numbers carry the names most families use; these are the exceptions that transformers' own
+# `attribute_map` does not cover.
+FAMILY_NAMES = {
+    "gpt2": {"intermediate_size": "n_inner"},
+    "t5": {"intermediate_size": "d_ff"},
+    "mt5": {"intermediate_size": "d_ff"},
+    "bart": {"intermediate_size": "encoder_ffn_dim"},
+}
+# Encoder-decoders whose decoder has numbers of its own: it follows the encoder unless `model.config` says otherwise.
+DECODER_TWINS = {
+    "bart": {
+        "num_hidden_layers": "decoder_layers",
+        "num_attention_heads": "decoder_attention_heads",
+        "intermediate_size": "decoder_ffn_dim",
+    },
+}
+# Read by the modelling code of many families whose configuration class does not declare it (Qwen3-MoE, transformers 5.23).
+UNDECLARED = frozenset({"head_dim"})
+NUMBERS = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
+MAPPINGS = {
+    "mlm": MODEL_FOR_MASKED_LM_MAPPING,
+    "clm": MODEL_FOR_CAUSAL_LM_MAPPING,
+    "span": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+}
+EXAMPLES = {"mlm": "bert, roberta, modernbert", "clm": "gpt2, llama, qwen3", "span": "t5, mt5, bart"}
+
+
+def build_config(model: ModelConfig, objective: str, tokenizer: TokenizerInfo, seq_len: int) -> PreTrainedConfig:
+    """The `transformers` configuration of a run.
+
+    Args:
+        model: The recipe's model section.
+        objective: `mlm`, `clm` or `span`.
+        tokenizer: The tokenizer of the shards; gives the vocabulary and the special ids.
+        seq_len: Longest sequence, in tokens.
+
+    Raises:
+        ModelError: Unknown family or field, a family that cannot serve the objective, a vocabulary or a number of
+            positions that is too small.
+    """
+    config = _continued(model, tokenizer) if model.continue_from else _from_scratch(model, tokenizer)
+    if type(config) not in MAPPINGS[objective]:
+        raise ModelError(
+            f"{config.model_type} cannot be trained with {objective}",
+            "objective.kind",
+            f"choose a family that can, such as {EXAMPLES[objective]}, or another objective",
+        )
+    if objective == "clm" and type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+        raise ModelError(
+            f"{config.model_type} sees the tokens on its right: next-token prediction would be trivial",
+            "objective.kind",
+            f"use mlm, or a decoder such as {EXAMPLES['clm']}",
+        )
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is not None and positions > 0 and seq_len > positions:
+        raise ModelError(
+            f"sequences of {seq_len} tokens are longer than the model's {positions} positions",
+            "data.seq_len",
+            f"use data.seq_len={positions} or less, or a larger model.max_position_embeddings",
+        )
+    return config
+
+
+def _from_scratch(model: ModelConfig, tokenizer: TokenizerInfo) -> PreTrainedConfig:
+    if model.family is None:
+        raise ModelError("neither a family nor a folder is given", "model", "set model.family or model.continue_from")
+    if model.family not in CONFIG_MAPPING:
+        raise ModelError(
+            f"transformers has no model family {model.family!r}",
+            "model.family",
+            did_you_mean(model.family, CONFIG_MAPPING.keys()),
+        )
+    config_class = CONFIG_MAPPING[model.family]
+    defaults = config_class()
+    values = {**_token_ids(tokenizer, defaults), **_numbers(model, defaults)}
+    for key, value in model.config.items():
+        if not hasattr(defaults, key) and key not in UNDECLARED:
+            known = [name for name in vars(defaults) if not name.startswith("_")]
+            raise ModelError(f"{model.family} has no configuration field {key!r}", "model.config", did_you_mean(key, known))
+        values[key] = value
+    try:
+        return config_class(**values)
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{model.family}'s configuration refuses these values: {' '.join(str(error).split())}", "model") from None
+    except Exception as error:  # huggingface_hub's strict dataclasses raise their own, unrelated types
+        if type(error).__module__.startswith("huggingface_hub"):
+            raise ModelError(f"{model.family}'s configuration refuses these values: {' '.join(str(error).split())}", "model") from None
+        raise
+
+
+def _continued(model: ModelConfig, tokenizer: TokenizerInfo) -> PreTrainedConfig:
+    folder = model.continue_from
+    if folder is None or not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} holds no config.json", "model.continue_from", "give the folder of a transformers model")
+    given = [name for name in ("family", *NUMBERS) if getattr(model, name) is not None]
+    if given or model.config:
+        raise ModelError(
+            f"a continued model keeps its shape, but the recipe sets {', '.join(given or model.config)}",
+            "model",
+            "delete these fields, or model.continue_from to train from scratch",
+        )
+    config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
+    if config.vocab_size < tokenizer.vocab_size:
+        raise ModelError(
+            f"the model has {config.vocab_size} tokens, the shards' tokenizer {tokenizer.vocab_size}",
+            "model.continue_from",
+            "prepare the shards with the model's own tokenizer",
+        )
+    return config
+
+
+def _numbers(model: ModelConfig, defaults: PreTrainedConfig) -> dict[str, Any]:
+    family = defaults.model_type
+    values = {}
+    for name in NUMBERS:
+        value = getattr(model, name)
+        if value is None:
+            continue
+        own = FAMILY_NAMES.get(family, {}).get(name, name)
+        if not hasattr(defaults, own):
+            raise ModelError(f"{family} has no {name}", f"model.{name}", "delete it from the recipe")
+        values[own] = value
+        twin = DECODER_TWINS.get(family, {}).get(name)
+        if twin:
+            values[twin] = value
+    return values
+
+
+def _token_ids(tokenizer: TokenizerInfo, defaults: PreTrainedConfig) -> dict[str, Any]:
+    special = tokenizer.special
+    bos = special.bos if special.bos is not None else special.cls
+    eos = special.eos if special.eos is not None else special.document_end
+    ids = {
+        "pad_token_id": special.pad,
+        "bos_token_id": bos,
+        "eos_token_id": eos,
+        "cls_token_id": special.cls,
+        "sep_token_id": special.sep,
+        "decoder_start_token_id": special.pad if defaults.is_encoder_decoder else None,
+    }
+    # A family's default ids belong to its own vocabulary (ModernBERT's pad is 50283): every one is replaced.
+    return {"vocab_size": tokenizer.vocab_size} | {key: value for key, value in ids.items() if hasattr(defaults, key)}

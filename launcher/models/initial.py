@@ -1,0 +1,74 @@
+"""Initial weights as a pure function of the seed and the name of a module, for any ZeRO stage and world size.
+
+transformers draws the weights of a whole model from one stream of random numbers; under ZeRO-3 rank 0 alone draws them,
+in another order, and the same seed gives another model. Here each module is drawn from a stream of its own, with its
+parameters gathered if they are partitioned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import deepspeed
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.initialization import guard_torch_init_functions
+
+from launcher.units import derive
+
+INIT_STREAM = 1
+DROPOUT_STREAM = 2
+
+
+def draw_weights(model: PreTrainedModel, seed: int) -> None:
+    """Initialise every parameter and buffer of a model as its family prescribes.
+
+    Args:
+        model: A model whose weights hold nothing yet, whole or partitioned by `zero.Init`.
+        seed: With a module's name, decides its weights.
+    """
+    with torch.no_grad(), guard_torch_init_functions():
+        for name, module, family in _modules_children_first(model, "", model):
+            # transformers' rules touch a module's own parameters or those of its direct children (GPT-2's c_proj).
+            children = [child for child in module.children() if not isinstance(child, PreTrainedModel)]
+            parameters = [p for owner in (module, *children) for p in owner.parameters(recurse=False)]
+            digest = hashlib.sha256(name.encode()).digest()
+            with _whole(parameters):
+                torch.manual_seed(derive(seed, INIT_STREAM, int.from_bytes(digest[:8], "little")) >> 1)
+                family._init_weights(module)
+
+
+def seed_dropout(seed: int, rank: int) -> None:
+    """Give each rank its own stream for dropout."""
+    torch.manual_seed(derive(seed, DROPOUT_STREAM, rank) >> 1)
+
+
+def _modules_children_first(
+    module: nn.Module, name: str, family: PreTrainedModel
+) -> Iterator[tuple[str, nn.Module, PreTrainedModel]]:
+    """Every module after its children, with the innermost `PreTrainedModel` around it, whose rules apply."""
+    for child_name, child in module.named_children():
+        inner = child if isinstance(child, PreTrainedModel) else family
+        yield from _modules_children_first(child, f"{name}.{child_name}" if name else child_name, inner)
+    yield name, module, family
+
+
+@contextmanager
+def _whole(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Make parameters whole and fp32 for the time of the block; what the block writes is kept."""
+    partitioned = any(hasattr(parameter, "ds_id") for parameter in parameters)
+    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0) if partitioned else nullcontext():
+        stored = [(parameter, parameter.data) for parameter in parameters]
+        for parameter, data in stored:
+            # Drawn in fp32 and rounded after, so that a bf16 partition holds what a rounded fp32 model holds.
+            parameter.data = data.float()
+        try:
+            yield
+        finally:
+            for parameter, data in stored:
+                if parameter.data.data_ptr() != data.data_ptr():
+                    data.copy_(parameter.data)
+                parameter.data = data

@@ -1,0 +1,92 @@
+"""What every objective offers, and the words they share.
+
+Shapes: B samples, L raw tokens of a window, S tokens of a sequence, T tokens of a decoder's sequence.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from launcher.errors import ObjectiveError
+
+IGNORE_INDEX = -100
+"""Label of a place that is not predicted: the default of torch's cross-entropy."""
+
+Batch = dict[str, NDArray[np.int64]]
+"""Arrays by the name of the model's argument; `labels` stand where their logits stand."""
+
+
+class Objective(Protocol):
+    """Turns windows of raw tokens into inputs and labels.
+
+    The same tokens at the same position give the same batch, on any rank, in any grouping, and in any row.
+    """
+
+    @property
+    def window_length(self) -> int:
+        """L: raw tokens of a sample."""
+        ...
+
+    @property
+    def window_stride(self) -> int:
+        """Raw tokens from the start of a sample to the start of the next one."""
+        ...
+
+    @property
+    def fill_id(self) -> int:
+        """Token id for places behind the last real token."""
+        ...
+
+    def batch(
+        self, tokens_BL: NDArray[np.int32], num_tokens_B: NDArray[np.int64], positions_B: NDArray[np.int64]
+    ) -> Batch:
+        """What the model is given and must predict.
+
+        Args:
+            tokens_BL: Raw token ids, int32 [B, L].
+            num_tokens_B: Real tokens at the start of each row, int64 [B], 1 to L.
+            positions_B: Position of each sample in the run, counted on through the epochs, int64 [B].
+
+        Returns:
+            int64 arrays: `input_ids` [B, S]; `attention_mask` [B, S], 0 on padding; `labels`, aligned with the logits
+            (already shifted where a model predicts the next token), IGNORE_INDEX where nothing is predicted: [B, S],
+            or [B, T] with `decoder_input_ids` [B, T] for an encoder-decoder.
+        """
+        ...
+
+
+def required(token_id: int | None, name: str, objective: str) -> int:
+    """The id of a special token that an objective cannot do without.
+
+    Raises:
+        ObjectiveError: The tokenizer has none.
+    """
+    if token_id is None:
+        raise ObjectiveError(
+            f"the {objective} objective needs the {name} token, and the tokenizer has none",
+            f"tokenizer.{name}_token",
+            "train one that has it (`pretrain tokenizer`), add it to this one, or take another objective",
+        )
+    return token_id
+
+
+def refuse_short(seq_len: int, least: int, objective: str) -> None:
+    """Refuse sequences in which an objective has nothing left to predict.
+
+    Raises:
+        ObjectiveError: `seq_len` is below `least`.
+    """
+    if seq_len < least:
+        raise ObjectiveError(
+            f"the {objective} objective needs sequences of at least {least} tokens, not {seq_len}",
+            "data.seq_len",
+            f"use {least} or more",
+        )
+
+
+def attention_mask(lengths_B: NDArray[np.int64], seq_len: int) -> NDArray[np.int64]:
+    """1 on the first `lengths_B` places of each row and 0 behind them, int64 [B, S]."""
+    return (np.arange(seq_len) < lengths_B[:, None]).astype(np.int64)

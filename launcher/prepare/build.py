@@ -1,0 +1,200 @@
+"""Building a folder of shards: read, filter, tokenize in parallel, write; it appears under its name when complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from launcher import __version__, units
+from launcher.errors import CorpusError, ShardError
+from launcher.prepare.documents import find_files, read_documents
+from launcher.prepare.encode import encode_batches
+from launcher.prepare.split import VALIDATION_SHARE, is_held_out
+from launcher.prepare.split_writer import SplitWriter
+from launcher.prepare.tokenizer import TokenizerHandle, load_tokenizer, save_tokenizer
+from launcher.shards.index import token_dtype
+from launcher.shards.manifest import (
+    FORMAT_VERSION,
+    MANIFEST,
+    FileEntry,
+    Manifest,
+    file_entry,
+    read_manifest,
+    write_manifest,
+)
+
+BATCH_CHARS = 1 << 18
+"""Characters of text sent to a worker at once (assumption: large against the cost of a message, small against memory)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildRequest:
+    """What to build."""
+
+    corpus: tuple[str, ...]
+    """Files, folders, globs."""
+    tokenizer: Path
+    """Tokenizer folder."""
+    out: Path
+    """Folder to make."""
+    text_field: str = "completion"
+    """Field of a record that holds its text."""
+    workers: int | None = None
+    """Processes that tokenize; without it, one a core. The result does not depend on it."""
+    validation_share: float = VALIDATION_SHARE
+    """Expected share of documents held out."""
+    overwrite: bool = False
+    """Replace shards that were made from something else."""
+    tokens_per_shard: int = 1 << 30
+    """A shard that has reached this many tokens is closed and the next one begun."""
+
+
+def build_shards(request: BuildRequest, console: Console | None = None) -> Manifest:
+    """Turn text into shards.
+
+    Args:
+        request: What to build.
+        console: Where progress is shown; stderr without it.
+
+    Returns:
+        The manifest of the folder, built now or found there complete and made from the same.
+
+    Raises:
+        CorpusError: A file is missing, a record cannot be read, or nothing is left to train on.
+        TokenizerError: The tokenizer cannot be read.
+        ShardError: The folder holds something else.
+    """
+    console = console or Console(stderr=True)
+    files = find_files(request.corpus)
+    handle = load_tokenizer(request.tokenizer)
+    sources = tuple(file_entry(file, str(file)) for file in files)
+    fingerprint = _fingerprint(request, sources, handle)
+    existing = _existing(request, fingerprint)
+    if existing is not None:
+        console.print(f"shards     {request.out}: made from the same text and tokenizer, re-used", highlight=False)
+        return existing
+    with _under_construction(request.out) as folder:
+        counts: Counter[str] = Counter({"read": 0, "kept": 0, "empty": 0, "not_text": 0})
+        splits = _write_splits(request, files, handle, folder, counts, console)
+        save_tokenizer(handle, folder / "tokenizer")
+        manifest = Manifest(
+            format_version=FORMAT_VERSION,
+            launcher_version=__version__,
+            fingerprint=fingerprint,
+            dtype=token_dtype(handle.info.vocab_size).name,
+            tokenizer=handle.info,
+            splits={name: writer.stats() for name, writer in splits.items()},
+            sources=sources,
+            filters=dict(counts),
+            text_field=request.text_field,
+            validation_share=request.validation_share,
+        )
+        if manifest.splits["train"].num_documents == 0:
+            raise CorpusError(
+                f"of {counts['read']} records none is left to train on ({counts['empty']} empty, {counts['not_text']} not text)",
+                " ".join(request.corpus),
+                "check the text field, or hold out a smaller share",
+            )
+        write_manifest(folder, manifest)
+    console.print(f"shards     {request.out}: {describe(manifest)}", highlight=False)
+    return manifest
+
+
+def describe(manifest: Manifest) -> str:
+    """One line for the reader: documents, tokens, what was held out and what was dropped."""
+    train, held_out = manifest.splits["train"], manifest.splits["validation"]
+    dropped = manifest.filters["read"] - manifest.filters["kept"]
+    return (
+        f"{train.num_documents} documents, {units.count(train.num_tokens)} tokens ({manifest.dtype}); "
+        f"held out {held_out.num_documents} documents, {units.count(held_out.num_tokens)} tokens; dropped {dropped} records"
+    )
+
+
+def _fingerprint(request: BuildRequest, sources: tuple[FileEntry, ...], handle: TokenizerHandle) -> str:
+    decides = {
+        "format": FORMAT_VERSION,
+        "sources": [[entry.num_bytes, entry.xxh3] for entry in sources],
+        "tokenizer": handle.info.sha256,
+        "text_field": request.text_field,
+        "validation_share": request.validation_share,
+        "tokens_per_shard": request.tokens_per_shard,
+    }
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+
+def _existing(request: BuildRequest, fingerprint: str) -> Manifest | None:
+    if not request.out.exists() or request.overwrite:
+        return None
+    fix = "give another --out, or --overwrite"
+    if not (request.out / MANIFEST).is_file():
+        raise ShardError("there is something else under this name", str(request.out), fix)
+    manifest = read_manifest(request.out)
+    if manifest.fingerprint != fingerprint:
+        raise ShardError("the shards here were made from other text, with another tokenizer or other settings", str(request.out), fix)
+    return manifest
+
+
+@contextmanager
+def _under_construction(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that takes its name when the block ends well, and is gone when it does not."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f".{out.name}.building-*"):
+        pid = left.name.rpartition("-")[2]
+        if not Path(f"/proc/{pid}").exists():  # of a build that was killed
+            shutil.rmtree(left, ignore_errors=True)
+    folder = out.with_name(f".{out.name}.building-{os.getpid()}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder
+        if out.exists():
+            shutil.rmtree(out)
+        os.replace(folder, out)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_splits(
+    request: BuildRequest, files: list[Path], handle: TokenizerHandle, folder: Path, counts: Counter[str], console: Console
+) -> dict[str, SplitWriter]:
+    workers = request.workers or len(os.sched_getaffinity(0))
+    progress = Progress(
+        TextColumn("[bold]tokenizing[/]"), BarColumn(bar_width=30), TransferSpeedColumn(), TimeRemainingColumn(), console=console
+    )
+    with (
+        SplitWriter(folder, "train", handle.info, request.tokens_per_shard) as train,
+        SplitWriter(folder, "validation", handle.info, request.tokens_per_shard) as validation,
+        progress,
+    ):
+        # Text as UTF-8 against the files' bytes: a little less than all of them, JSON being what it is.
+        task = progress.add_task("tokenizing", total=sum(file.stat().st_size for file in files))
+        batches = _batches(files, request.text_field, counts)
+        for texts, encoded in encode_batches(batches, handle.tokenizer.to_str(), workers):
+            for text, tokens in zip(texts, encoded, strict=True):
+                (validation if is_held_out(text, request.validation_share) else train).append(tokens, len(text))
+            progress.advance(task, sum(len(text.encode()) for text in texts))
+        progress.update(task, completed=progress.tasks[task].total)
+    return {"train": train, "validation": validation}
+
+
+def _batches(files: list[Path], text_field: str, counts: Counter[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    num_chars = 0
+    for document in read_documents(files, text_field, counts):
+        batch.append(document.text)
+        num_chars += len(document.text)
+        if num_chars >= BATCH_CHARS:
+            yield batch
+            batch, num_chars = [], 0
+    if batch:
+        yield batch

@@ -1,0 +1,127 @@
+"""Documents out of files: JSONL, or one big JSON array, whatever the file is called."""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ijson
+import orjson
+
+from launcher.errors import CorpusError, did_you_mean
+
+SUFFIXES = (".json", ".jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text and where it came from."""
+
+    text: str
+    source: str
+    """The file."""
+    record: int
+    """Line of a JSONL file, or number of the object in an array, from 1."""
+
+
+def find_files(corpus: Sequence[str]) -> list[Path]:
+    """The files that paths, folders and globs mean, each once, in the order given (folders and globs sorted).
+
+    Raises:
+        CorpusError: A path is not there, or a folder or glob holds no JSON.
+    """
+    files: list[Path] = []
+    for word in corpus:
+        path = Path(word)
+        if path.is_dir():
+            found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+        elif path.is_file():
+            found = [path]
+        else:
+            found = sorted(Path(name) for name in glob.glob(word, recursive=True) if Path(name).is_file())
+        if not found:
+            what = "the folder holds no *.json or *.jsonl" if path.is_dir() else "there is no such file"
+            raise CorpusError(what, word, "give JSONL or JSON-array files, a folder of them, or a glob in quotes")
+        files += found
+    return list(dict.fromkeys(files))
+
+
+def read_documents(files: Sequence[Path], text_field: str, counts: Counter[str]) -> Iterator[Document]:
+    """Read every document, in order; memory does not grow with the files.
+
+    Args:
+        files: JSONL files, or files of one JSON array of objects (told apart by their first character).
+        text_field: The field that holds the text.
+        counts: Filled on the way: `read`, `kept`, and what was dropped: `empty` (blank text), `not_text` (no string).
+
+    Raises:
+        CorpusError: A record is no JSON, no object, or has no such field; the message names file and record.
+    """
+    for file in files:
+        records = _array_records(file) if _is_array(file) else _line_records(file)
+        for number, record in records:
+            where = f"{file}:{number}"
+            if not isinstance(record, dict):
+                raise CorpusError(f"the record is {_kind(record)}, not an object", where, f'write {{"{text_field}": "…"}}')
+            if text_field not in record:
+                raise CorpusError(
+                    f"the record has no field {text_field!r}",
+                    where,
+                    f"{did_you_mean(text_field, record.keys())} (--text-field)",
+                )
+            counts["read"] += 1
+            text = record[text_field]
+            if not isinstance(text, str):
+                counts["not_text"] += 1
+            elif not text.strip():
+                counts["empty"] += 1
+            else:
+                counts["kept"] += 1
+                yield Document(text, str(file), number)
+
+
+def _is_array(file: Path) -> bool:
+    with file.open("rb") as opened:
+        while block := opened.read(4096):
+            start = block.removeprefix(b"\xef\xbb\xbf").lstrip()
+            if start:
+                return start.startswith(b"[")
+    return False
+
+
+def _line_records(file: Path) -> Iterator[tuple[int, Any]]:
+    with file.open("rb") as opened:
+        for number, line in enumerate(opened, start=1):
+            if number == 1:
+                line = line.removeprefix(b"\xef\xbb\xbf")
+            if not line.strip():
+                continue
+            try:
+                yield number, orjson.loads(line)
+            except orjson.JSONDecodeError as error:
+                raise CorpusError(
+                    f"the line is not JSON: {error}", f"{file}:{number}", "mend or delete the line; JSONL has one object a line"
+                ) from None
+
+
+def _array_records(file: Path) -> Iterator[tuple[int, Any]]:
+    number = 0
+    with file.open("rb") as opened:
+        try:
+            for number, record in enumerate(ijson.items(opened, "item"), start=1):
+                yield number, record
+        except ijson.JSONError as error:
+            raise CorpusError(
+                f"the array is not JSON after record {number}: {' '.join(str(error).split())}",
+                f"{file}:{number + 1}",
+                "mend the file; `python -m json.tool FILE` names the line",
+            ) from None
+
+
+def _kind(value: Any) -> str:
+    names = {list: "a list", str: "a string", int: "a number", float: "a number", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

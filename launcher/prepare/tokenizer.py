@@ -1,0 +1,188 @@
+"""Tokenizer folders: reading every common layout, writing the one `transformers` reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE, WordPiece
+
+from launcher.errors import TokenizerError
+from launcher.shards.manifest import SpecialTokens, TokenizerInfo
+
+# Names by which a role is known where the folder's configuration does not tell, best first.
+ROLES = {
+    "pad": ("[PAD]", "<pad>"),
+    "unk": ("[UNK]", "<unk>"),
+    "cls": ("[CLS]",),
+    "sep": ("[SEP]",),
+    "mask": ("[MASK]", "<mask>"),
+    "bos": ("<s>", "<|begin_of_text|>"),
+    "eos": ("</s>", "<|endoftext|>", "<|end_of_text|>"),
+}
+SENTINEL = re.compile(r"^<extra_id_(\d+)>$")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerHandle:
+    """A tokenizer and what the rest of the program must know of it."""
+
+    tokenizer: Tokenizer
+    info: TokenizerInfo
+
+
+def load_tokenizer(folder: Path) -> TokenizerHandle:
+    """Read a tokenizer folder: `tokenizer.json`, BERT's `vocab.txt`, or GPT-2's `vocab.json` and `merges.txt`.
+
+    Raises:
+        TokenizerError: There is no tokenizer in it, it cannot be read, or it has no token to end a document with.
+    """
+    config = _read_config(folder)
+    try:
+        if (folder / "tokenizer.json").is_file():
+            tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        elif (folder / "vocab.txt").is_file():
+            tokenizer = _bert(folder / "vocab.txt", bool(config.get("do_lower_case", True)))
+        elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            tokenizer = _gpt2(folder)
+        else:
+            raise TokenizerError(
+                "there is no tokenizer here (tokenizer.json, vocab.txt, or vocab.json with merges.txt)",
+                str(folder),
+                "give a tokenizer folder, or train one: pretrain tokenizer CORPUS --kind wordpiece --vocab-size N --out DIR",
+            )
+    except TokenizerError:
+        raise
+    except Exception as error:  # the Rust library raises bare Exceptions
+        raise TokenizerError(f"the tokenizer cannot be read: {error}", str(folder)) from None
+    return describe_tokenizer(tokenizer, folder.resolve().name, config)
+
+
+def describe_tokenizer(tokenizer: Tokenizer, name: str, config: dict[str, Any] | None = None) -> TokenizerHandle:
+    """Find a tokenizer's special tokens.
+
+    Args:
+        tokenizer: Any.
+        name: What to call it.
+        config: Its `tokenizer_config.json`; where it names no token for a role, the common names are tried.
+
+    Raises:
+        TokenizerError: It has no token to end a document with.
+    """
+    roles = {role: _role_id(tokenizer, role, config or {}) for role in ROLES}
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    numbered = [(int(match.group(1)), token_id) for token, token_id in vocabulary.items() if (match := SENTINEL.match(token))]
+    sentinels = tuple(token_id for _, token_id in sorted(numbered))
+    added = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    known = {token_id for token_id in roles.values() if token_id is not None}
+    end = next((roles[role] for role in ("eos", "sep", "bos") if roles[role] is not None), None)
+    if end is None:
+        raise TokenizerError(
+            "the tokenizer has no token to end a document with (eos, sep or bos)",
+            name,
+            "name one in its tokenizer_config.json, e.g. \"eos_token\": \"</s>\"",
+        )
+    special = SpecialTokens(
+        **roles, sentinels=sentinels, all_ids=tuple(sorted(added | known | set(sentinels))), document_end=end
+    )
+    # not get_vocab_size(): ids may have holes, and embeddings must reach the highest
+    vocab_size = max(vocabulary.values()) + 1
+    sha256 = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+    return TokenizerHandle(tokenizer, TokenizerInfo(sha256=sha256, vocab_size=vocab_size, name=name, special=special))
+
+
+def save_tokenizer(handle: TokenizerHandle, folder: Path) -> None:
+    """Write a folder that `transformers.AutoTokenizer` and `load_tokenizer` read back as the same tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    special = handle.info.special
+    config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    for role in ROLES:
+        token_id = getattr(special, role)
+        if token_id is not None:
+            config[f"{role}_token"] = handle.tokenizer.id_to_token(token_id)
+    if special.sentinels:
+        config["extra_special_tokens"] = [handle.tokenizer.id_to_token(token_id) for token_id in special.sentinels]
+    (folder / "tokenizer.json").write_text(handle.tokenizer.to_str(pretty=True), encoding="utf-8")
+    text = json.dumps(config, ensure_ascii=False, indent=2)
+    (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerReport:
+    """How a tokenizer does on a text."""
+
+    tokens_per_byte: float
+    """Of UTF-8."""
+    unknown_share: float
+    """Tokens that are the unknown token."""
+
+
+def measure_tokenizer(handle: TokenizerHandle, texts: Iterable[str]) -> TokenizerReport:
+    """Count tokens, bytes and unknown tokens over texts it was not trained on."""
+    num_bytes = num_tokens = num_unknown = 0
+    for text in texts:
+        ids = handle.tokenizer.encode(text, add_special_tokens=False).ids
+        num_bytes += len(text.encode())
+        num_tokens += len(ids)
+        num_unknown += ids.count(handle.info.special.unk) if handle.info.special.unk is not None else 0
+    return TokenizerReport(num_tokens / max(num_bytes, 1), num_unknown / max(num_tokens, 1))
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    config: dict[str, Any] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            config |= json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, TypeError) as error:
+            raise TokenizerError(f"the file is not JSON: {error}", str(path)) from None
+    return config
+
+
+def _role_id(tokenizer: Tokenizer, role: str, config: dict[str, Any]) -> int | None:
+    named = config.get(f"{role}_token")
+    if isinstance(named, dict):  # {"content": "[PAD]", "lstrip": false, …}
+        named = named.get("content")
+    for token in ((named,) if isinstance(named, str) else ()) + ROLES[role]:
+        token_id = tokenizer.token_to_id(token)
+        if token_id is not None:
+            return int(token_id)
+    return None
+
+
+def _bert(vocab: Path, lowercase: bool) -> Tokenizer:
+    tokens = vocab.read_text(encoding="utf-8").splitlines()
+    ids = {token: number for number, token in enumerate(tokens)}
+    tokenizer = Tokenizer(WordPiece(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens([token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token in ids])
+    tokenizer.post_processor = bert_template(ids["[CLS]"], ids["[SEP]"])
+    return tokenizer
+
+
+def bert_template(cls_id: int, sep_id: int) -> processors.TemplateProcessing:
+    """`[CLS] A [SEP]` and `[CLS] A [SEP] B [SEP]`."""
+    return processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", cls_id), ("[SEP]", sep_id)],
+    )
+
+
+def _gpt2(folder: Path) -> Tokenizer:
+    tokenizer = Tokenizer(BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    return tokenizer

@@ -1,0 +1,61 @@
+"""What a run has come to, for its reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from launcher.config.recipe import Recipe
+
+
+def show_answers(console: Console, answers: list[Any]) -> None:
+    """A table of prompts and what the model made of them.
+
+    Args:
+        console: Where it goes.
+        answers: `launcher.ask.Answer` records.
+    """
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("asked")
+    table.add_column("answered")
+    table.add_column("first choices")
+    for answer in answers:
+        blanks = ["  ".join(f"{w} {p:.0%}" for w, p in zip(b.words[:3], b.shares, strict=False)) for b in answer.blanks]
+        table.add_row(answer.prompt, answer.text, " | ".join(blanks))
+    console.print(table, markup=False)
+
+
+def show_summary(console: Console, recipe: Recipe, state: dict[str, Any], checkpoint: Path, answers: list[Any]) -> None:
+    """The closing lines: losses before and after, answers, where everything lies, what to run next."""
+    run = recipe.run_folder
+    console.rule(f"{recipe.name}: {state['step']} steps")
+    if state["evaluations"]:
+        before, after = state["evaluations"][0], state["evaluations"][-1]
+        console.print(
+            f"validation loss {before['loss']:.3f} → {after['loss']:.3f} nats a token; "
+            f"right first answers {before['accuracy']:.1%} → {after['accuracy']:.1%}",
+            f"(guessing by frequency alone cannot do better than the text's unigram entropy: {state['data']['unigram_entropy']:.3f})",
+            sep="\n",
+            highlight=False,
+        )
+    if answers:
+        console.print()
+        show_answers(console, answers)
+    verb, text = ("fill", "人民[MASK]院") if recipe.objective.kind == "mlm" else ("generate", "第一条")
+    rows = [
+        ("model", f"{run / 'export'}/", "a transformers folder"),
+        ("checkpoint", f"{checkpoint}/", "the same command goes on from here"),
+        ("metrics", f"{run / 'metrics.jsonl'}", f"or: tensorboard --logdir {run / 'tensorboard'}"),
+        ("ask it", f'pretrain {verb} {run} "{text}"', ""),
+        (
+            "train on",
+            f"deepspeed launcher/train.py --ds_config zero3.json --recipe {run / 'recipe.yaml'}",
+            f"train.num_steps={2 * state['step']}",
+        ),
+    ]
+    console.print()
+    for name, value, remark in rows:
+        console.print(f"{name:<11} {value}  {remark}", highlight=False, markup=False, soft_wrap=True)

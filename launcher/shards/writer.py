@@ -1,0 +1,45 @@
+"""Writing one shard: `NAME.bin` as documents come, `NAME.idx` when the last one is in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from launcher.shards.index import token_dtype, write_index
+
+
+class ShardWriter:
+    """Appends documents to a shard; a context manager that writes the index when it is left without an error.
+
+    Args:
+        stem: Path without suffix.
+        vocab_size: Decides the token type: uint16 where it suffices.
+    """
+
+    def __init__(self, stem: Path, vocab_size: int) -> None:
+        self.num_tokens = 0
+        self._dtype = token_dtype(vocab_size)
+        self._lengths: list[int] = []
+        self._index = stem.with_name(stem.name + ".idx")
+        self._file = stem.with_name(stem.name + ".bin").open("wb")
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+        if error is None:
+            write_index(self._index, self._dtype, np.array(self._lengths, dtype=np.int32))
+
+    def append(self, tokens_N: NDArray[np.integer]) -> None:
+        """Add one document.
+
+        Args:
+            tokens_N: Token ids below the vocabulary's size, [N].
+        """
+        self._file.write(tokens_N.astype(self._dtype).tobytes())
+        self._lengths.append(len(tokens_N))
+        self.num_tokens += len(tokens_N)

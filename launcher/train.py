@@ -1,0 +1,416 @@
+"""One training process, from arguments to exit code.
+
+Started by `deepspeed launcher/train.py …` as a file, by srun, mpirun and torchrun as `python -m launcher.train …`.
+It holds functions only and nobody imports it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+# Started as a file, this folder is first on sys.path and the package is not on it at all: `import launcher` fails on
+# one node (and works on two, where DeepSpeed's multi-node runner sets PYTHONPATH).
+_HERE = Path(__file__).resolve().parent
+if __name__ in ("__main__", "__mp_main__"):
+    sys.path[:] = [str(_HERE.parent), *(entry for entry in sys.path if Path(entry or ".").resolve() != _HERE)]
+
+import argparse
+import importlib.metadata
+import json
+import logging
+import shlex
+import shutil
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from launcher import __version__
+from launcher.cluster.rank import Place, find_place, threads_per_rank, with_master
+from launcher.config import deepspeed as ds
+from launcher.config.batch import BatchPlan, plan_batch
+from launcher.config.loading import (
+    DEFAULT_RECIPE,
+    LoadedRecipe,
+    check_recipe,
+    differences,
+    fingerprint,
+    load_recipe,
+    read_yaml,
+    resolved_yaml,
+)
+from launcher.config.recipe import Recipe
+from launcher.errors import EXIT_DONE, EXIT_OURS, CheckpointError, LauncherError, ShardError, TokenizerError, UsageError
+from launcher.feed import Data, open_data, step_batches, validation_batches
+from launcher.plan.flops import flops_per_token, peak_flops
+from launcher.prepare.quickstart import QUICKSTART_FOLDER, prepare_quickstart
+from launcher.samples.cursor import Cursor
+from launcher.prepare.tokenizer import load_tokenizer
+from launcher.shards.manifest import Manifest
+from launcher.report import show_summary
+
+if TYPE_CHECKING:
+    from launcher.engine.metrics import Log
+
+# torch, deepspeed and transformers are imported inside the functions below: a misspelled key is told in half a second,
+# and rank 0 prepares the quick start's shards without them.
+
+FIRST_WORD_S = 5.0
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train, and turn whatever happens into an exit code."""
+    rank = 0
+    try:
+        options = parse(arguments)
+        loaded = load_recipe(options.recipe, options.overrides)
+        ds_file = ds.load_ds_config(options.ds_config)
+        place = find_place(os.environ)
+        rank = place.rank
+        train(loaded, ds_file, place)
+    except LauncherError as error:
+        tell(str(error), rank)
+        return error.exit_code
+    except Exception:
+        tell(traceback.format_exc(), rank)
+        return EXIT_OURS
+    return EXIT_DONE
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line.
+
+    Raises:
+        UsageError: A word is neither an option nor `key=value`.
+    """
+    parser = argparse.ArgumentParser(prog="launcher/train.py", description="Pretrain a model.", allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--ds_config", required=True, metavar="NAME_OR_PATH", help="DeepSpeed JSON: a path or a file of ds_configs/")
+    parser.add_argument("--recipe", default=DEFAULT_RECIPE, metavar="NAME_OR_PATH", help="YAML file or a name from recipes/ (%(default)s)")
+    parser.add_argument("--local_rank", type=int, help="given by DeepSpeed's launcher; the environment says the same")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the recipe, e.g. train.num_steps=50")
+    try:
+        options, unknown = parser.parse_known_intermixed_args(arguments)
+    except (argparse.ArgumentError, argparse.ArgumentTypeError) as error:
+        raise UsageError(str(error), "command line", parser.format_usage().strip()) from None
+    except SystemExit as stop:  # python 3.10 and 3.11 exit on a missing option in spite of exit_on_error=False
+        if stop.code == 0:
+            raise
+        raise UsageError("the command line is not complete", "command line", parser.format_usage().strip()) from None
+    if unknown:
+        raise UsageError(f"unknown option {unknown[0]}", "command line", parser.format_usage().strip())
+    return options
+
+
+def tell(text: str, rank: int) -> None:
+    """Print an error once. Every rank finds the same mistake of the user's; rank 0 has the first word.
+
+    The launcher ends the other ranks as soon as rank 0 has ended. One that is still here after a while found
+    something that rank 0 did not (a missing folder on its node), and says so.
+    """
+    if rank != 0:
+        time.sleep(FIRST_WORD_S)
+        text = f"rank {rank}: {text}"
+    print(text, file=sys.stderr, flush=True)
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """How far a run has come, and what it settled on."""
+
+    precision: str
+    """What `train.precision` is here; a run that goes on elsewhere keeps it."""
+    step: int = 0
+    tokens: int = 0
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+
+
+def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place) -> None:
+    """The whole run: shards → order → objective → loader → model → engine → resume → steps → save → summary."""
+    recipe, console = loaded.recipe, Console(quiet=place.rank != 0)
+    plan = plan_batch(recipe.batch.global_batch, recipe.batch.micro_batch, place.world_size)
+    if is_complete(recipe):
+        console.print(f"{recipe.run_folder} has all its steps: nothing to train", highlight=False)
+    else:
+        if place.rank == 0:  # the others wait for it in join
+            ensure_shards(loaded, console)
+        device = join(recipe, place)
+        data = open_data(recipe)
+        check_tokenizer(recipe, data.manifest)
+        precision = settle_precision(recipe)
+        ds_config = ds.resolve_ds_config(ds_file, recipe, plan, precision)
+        engine = start(recipe, ds_config, data, device)
+        progress = resume(recipe, engine, data, precision, console)
+        keep_inputs(recipe, ds_config, place.rank)
+        run_steps(recipe, engine, data, plan, progress, console)
+        leave()
+    if place.rank == 0:
+        summarise(recipe, console)
+
+
+def is_complete(recipe: Recipe) -> bool:
+    """Whether a checkpoint of the last step is there, of this very recipe."""
+    from launcher.checkpoint.folder import checkpoint_path, complete_steps
+
+    checkpoints = recipe.run_folder / "checkpoints"
+    steps = complete_steps(checkpoints)
+    if not steps:
+        return False
+    refuse_other_recipe(recipe, checkpoint_path(checkpoints, steps[-1]))
+    return steps[-1] >= recipe.train.num_steps
+
+
+def refuse_other_recipe(recipe: Recipe, checkpoint: Path) -> None:
+    """Going on with another recipe would be another run under the same name.
+
+    Raises:
+        CheckpointError: A field that decides what is learnt differs.
+    """
+    before = check_recipe(read_yaml(checkpoint / "recipe.yaml"), str(checkpoint / "recipe.yaml"))
+    changed = differences(before, recipe)
+    if changed:
+        raise CheckpointError(
+            f"the run was started with another recipe: {'; '.join(changed)}",
+            str(checkpoint),
+            f"take the change back, give the run another name (name=…), or delete {recipe.run_folder}",
+        )
+
+
+def ensure_shards(loaded: LoadedRecipe, console: Console) -> None:
+    """See that the shards are there; the quick start's are made on the spot.
+
+    Raises:
+        ShardError: They are not; the fix is the command that prepares them.
+    """
+    recipe, folder = loaded.recipe, loaded.recipe.data.shards
+    if loaded.is_quickstart and folder == QUICKSTART_FOLDER / "shards":
+        prepare_quickstart(QUICKSTART_FOLDER, console=console)
+    elif not (folder / "manifest.json").is_file():
+        corpus = " ".join(shlex.quote(path) for path in recipe.data.corpus) or "CORPUS"
+        tokenizer = shlex.quote(str(recipe.data.tokenizer)) if recipe.data.tokenizer else "DIR"
+        command = f"pretrain prepare {corpus} --tokenizer {tokenizer} --out {shlex.quote(str(folder))}"
+        raise ShardError("there are no shards here yet", str(folder), command)
+
+
+def check_tokenizer(recipe: Recipe, manifest: Manifest) -> None:
+    """Hold the recipe's tokenizer, where it is on this machine, against the one the shards were made with.
+
+    Raises:
+        TokenizerError: They differ, so the ids in the shards mean other words.
+    """
+    given = recipe.data.tokenizer
+    if given is not None and given.is_dir() and load_tokenizer(given).info.sha256 != manifest.tokenizer.sha256:
+        raise TokenizerError(
+            f"the tokenizer {given} is not the one the shards were made with",
+            "data.tokenizer",
+            f"use {recipe.data.shards / 'tokenizer'}, or prepare the shards again with {given}",
+        )
+
+
+def join(recipe: Recipe, place: Place) -> str:
+    """Join the other ranks; returns the name of this rank's device."""
+    logs = recipe.run_folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        filename=logs / f"rank-{place.rank:05d}.log",
+        level=logging.INFO,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+    )
+    logging.captureWarnings(True)
+    from launcher.engine.process import join_ranks
+
+    return join_ranks(with_master(place), threads_per_rank(place, os.environ, len(os.sched_getaffinity(0))))
+
+
+def leave() -> None:
+    """Part from the other ranks."""
+    from launcher.engine.process import leave_ranks
+
+    leave_ranks()
+
+
+def settle_precision(recipe: Recipe) -> str:
+    """What `train.precision` means here: a run that was begun keeps what it began with."""
+    from launcher.checkpoint.folder import checkpoint_path, complete_steps, read_json
+    from launcher.engine.process import multiplies_bf16, share
+
+    if recipe.train.precision != "auto":
+        return recipe.train.precision
+    checkpoints = recipe.run_folder / "checkpoints"
+    steps = complete_steps(checkpoints)
+    if steps:
+        return str(read_json(checkpoint_path(checkpoints, steps[-1]) / "state.json", "precision")["precision"])
+    return str(share("bf16_autocast" if multiplies_bf16() else "fp32"))
+
+
+def start(recipe: Recipe, ds_config: dict[str, Any], data: Data, device: str) -> Any:
+    """Build the model and hand it to DeepSpeed; returns the engine."""
+    from launcher.engine.start import start_engine
+    from launcher.models.build import build_model
+    from launcher.models.configuration import build_config
+    from launcher.models.initial import seed_dropout
+
+    kind, seed = recipe.objective.kind, recipe.train.seed
+    config = build_config(recipe.model, kind, data.manifest.tokenizer, recipe.data.seq_len)
+    model = build_model(config, recipe.model, kind, seed=seed, ds_config=ds_config, device=device)
+    engine = start_engine(model, recipe.optim, ds_config)
+    seed_dropout(seed, engine.global_rank)
+    return engine
+
+
+def resume(recipe: Recipe, engine: Any, data: Data, precision: str, console: Console) -> Progress:
+    """Go on from the newest complete checkpoint, or begin.
+
+    Raises:
+        CheckpointError: It is damaged, or of another recipe, model or data.
+    """
+    from launcher.checkpoint import folder as layout
+    from launcher.checkpoint.load import CheckpointReader, restore
+
+    checkpoints = recipe.run_folder / "checkpoints"
+    steps = layout.complete_steps(checkpoints)
+    if not steps:
+        return Progress(precision=precision)
+    path = layout.checkpoint_path(checkpoints, steps[-1])
+    if engine.global_rank == 0:
+        layout.verify(path)
+    with CheckpointReader(path) as reader:
+        cursor = Cursor.from_dict(reader.state["cursor"])
+        cursor.check(data.train.fingerprint)
+        restore(engine, reader)
+        state = reader.state
+    console.print(f"going on from {path}", highlight=False)
+    return Progress(
+        precision=precision, step=state["step"], tokens=state["tokens"], evaluations=state["evaluations"]
+    )
+
+
+def keep_inputs(recipe: Recipe, ds_config: dict[str, Any], rank: int) -> None:
+    """Leave in the run's folder what it was started with."""
+    if rank == 0:
+        folder = recipe.run_folder
+        (folder / "recipe.yaml").write_text(resolved_yaml(recipe), encoding="utf-8")
+        (folder / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
+        shutil.copytree(recipe.data.shards / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+
+
+def run_steps(
+    recipe: Recipe, engine: Any, data: Data, plan: BatchPlan, progress: Progress, console: Console
+) -> None:
+    """Train to the last step, validating and saving on the way."""
+    from launcher.engine.steps import train_steps
+
+    last = recipe.train.num_steps
+    batches = step_batches(data, plan, engine.global_rank, progress.step, last)
+    with open_metrics(recipe, engine, progress, console) as metrics:
+        if progress.step == 0:
+            validate(recipe, engine, data, progress, metrics)
+        for result in train_steps(engine, batches, recipe, progress.step + 1):
+            metrics.step(result)
+            progress.step = result.step
+            progress.tokens += result.step_tokens
+            if is_due(result.step, recipe.eval.every_steps, last):
+                validate(recipe, engine, data, progress, metrics)
+            if is_due(result.step, recipe.checkpoint.every_steps, last):
+                save_run(recipe, engine, data, progress)
+                metrics.event("checkpoint", step=result.step)
+
+
+def open_metrics(recipe: Recipe, engine: Any, progress: Progress, console: Console) -> Log:
+    """The run's log, with what it takes to tell how much of the hardware a step uses."""
+    from launcher.engine.metrics import Metrics, Silence
+    from launcher.engine.process import device_model
+    from launcher.models.build import parameters_per_token
+
+    if engine.global_rank != 0:
+        return Silence()
+    config = engine.module.config
+    flops = flops_per_token(
+        parameters_per_token(engine.module), config.num_hidden_layers, config.hidden_size, recipe.data.seq_len
+    )
+    peak = peak_flops(device_model())
+    return Metrics(
+        recipe.run_folder,
+        first_step=progress.step + 1,
+        num_steps=recipe.train.num_steps,
+        tokens=progress.tokens,
+        samples_per_step=recipe.batch.global_batch,
+        flops_per_token=flops,
+        peak_flops=peak * engine.world_size if peak else None,
+        console=console,
+    )
+
+
+def is_due(step: int, every_steps: int, last: int) -> bool:
+    """Whether something that happens every so many steps, and after the last, happens after this one."""
+    return step == last or (every_steps > 0 and step % every_steps == 0)
+
+
+def validate(recipe: Recipe, engine: Any, data: Data, progress: Progress, metrics: Log) -> None:
+    """Measure the model on the held-out documents."""
+    from launcher.engine.steps import evaluate
+
+    if data.validation is None:
+        return
+    result = evaluate(engine, validation_batches(recipe, data, engine.world_size, engine.global_rank))
+    progress.evaluations.append({"step": progress.step, "loss": result.loss, "accuracy": result.accuracy})
+    metrics.evaluation(progress.step, result)
+
+
+def save_run(recipe: Recipe, engine: Any, data: Data, progress: Progress) -> None:
+    """Write a checkpoint that holds all of the run."""
+    from launcher.checkpoint.save import save
+
+    cursor = Cursor(progress.step * recipe.batch.global_batch, data.train.fingerprint)
+    state = {
+        **asdict(progress),
+        "cursor": cursor.to_dict(),
+        "fingerprint": fingerprint(recipe),
+        "data": describe_data(data.manifest),
+        "versions": versions(),
+    }
+    texts = {"recipe.yaml": resolved_yaml(recipe), "config.json": engine.module.config.to_json_string(use_diff=False)}
+    save(engine, recipe.run_folder / "checkpoints", state, texts, recipe.checkpoint.keep_last)
+
+
+def describe_data(manifest: Manifest) -> dict[str, Any]:
+    """What an exported model's card says of its data."""
+    training, validation = manifest.splits["train"], manifest.splits["validation"]
+    return {
+        "sources": [source.path for source in manifest.sources],
+        "num_documents": training.num_documents,
+        "num_tokens": training.num_tokens,
+        "num_validation_documents": validation.num_documents,
+        "unigram_entropy": validation.unigram_entropy,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of everything that has a say in the numbers."""
+    packages = ("torch", "deepspeed", "transformers", "numpy")
+    return {"launcher": __version__, **{name: importlib.metadata.version(name) for name in packages}}
+
+
+def summarise(recipe: Recipe, console: Console) -> None:
+    """Export the newest checkpoint, let the exported model answer, and say where everything lies."""
+    from launcher.ask import fill, generate
+    from launcher.checkpoint.folder import checkpoint_path, complete_steps, read_json
+    from launcher.export import export_run
+
+    run = recipe.run_folder
+    path = checkpoint_path(run / "checkpoints", complete_steps(run / "checkpoints")[-1])
+    state = read_json(path / "state.json", "evaluations", "data")
+    folder = export_run(run, run / "export")
+    prompts = list(recipe.eval.prompts)
+    answers = []
+    if prompts:
+        answers = fill(folder, prompts) if recipe.objective.kind == "mlm" else generate(folder, prompts)
+    show_summary(console, recipe, state, path, answers)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

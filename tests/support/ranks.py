@@ -1,0 +1,87 @@
+"""Real ranks for tests: processes forked from one parent that has imported torch, deepspeed and transformers once.
+
+Two ranks through the `deepspeed` command take most of a minute to start; forked ones take a second. Each runs in a
+fresh process of its own, since an engine changes torch for good (one engine a process).
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+PRELOAD = ["torch", "deepspeed", "transformers", "transformers.integrations.deepspeed", "launcher.models.build", "torch.utils.tensorboard"]
+TIMEOUT_S = 300
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(PRELOAD)
+
+
+class RankFailed(AssertionError):
+    """A rank raised; its traceback is the message."""
+
+
+def run_ranks(job: Callable[..., Any], world_size: int, *arguments: Any, env: dict[str, str] | None = None) -> list[Any]:
+    """Run a function in `world_size` ranks at once and return what each returned.
+
+    Args:
+        job: A function of an importable module (tests/support/jobs.py).
+        world_size: Number of ranks.
+        arguments: Given to every rank.
+        env: Further environment variables.
+    """
+    shared = {
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+        **(env or {}),
+    }
+    ranks = []
+    for rank in range(world_size):
+        reader, writer = _context.Pipe(duplex=False)
+        variables = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        process = _context.Process(target=_run, args=(writer, job, arguments, variables, os.getcwd()))
+        process.start()
+        writer.close()
+        ranks.append((process, reader))
+    results = [_result(reader) for _, reader in ranks]
+    for process, _ in ranks:
+        process.join(10)
+        if process.is_alive():
+            process.kill()
+    failures = [f"rank {rank}: {text}" for rank, (ok, text) in enumerate(results) if not ok]
+    if failures:
+        raise RankFailed("\n".join(failures))
+    return [value for _, value in results]
+
+
+def _run(writer: Connection, job: Callable[..., Any], arguments: Any, variables: dict[str, str], folder: str) -> None:
+    os.environ.update(variables)
+    os.chdir(folder)
+    try:
+        writer.send((True, job(*arguments)))
+    except BaseException:
+        writer.send((False, traceback.format_exc()))
+    finally:
+        writer.close()
+        os._exit(0)  # gloo's threads of a failed rank must not keep the process
+
+
+def _result(reader: Connection) -> tuple[bool, Any]:
+    if not reader.poll(TIMEOUT_S):
+        return False, f"nothing came in {TIMEOUT_S} s"
+    try:
+        return reader.recv()  # type: ignore[no-any-return]
+    except EOFError:
+        return False, "the process died"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
