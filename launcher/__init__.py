@@ -1,3 +1,3 @@
-"""A DeepSpeed pretraining launcher: text → shards → masked, causal or span-corruption pretraining → `transformers` folder."""
+"""A DeepSpeed pretraining launcher: from text to a pretrained model in a `transformers` folder."""
 
 __version__ = "0.1.0"

@@ -17,7 +17,6 @@ from transformers import (
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
 )
-
 from transformers.utils.logging import disable_progress_bar
 
 from launcher.errors import ModelError, UsageError
@@ -54,7 +53,9 @@ def exported_folder(run_or_folder: Path) -> Path:
         if (folder / "config.json").is_file():
             return folder
     raise ModelError(
-        "there is no exported model here", str(run_or_folder), f"pretrain export {run_or_folder} --out {run_or_folder}/export"
+        "there is no exported model here",
+        str(run_or_folder),
+        f"pretrain export {run_or_folder} --out {run_or_folder}/export",
     )
 
 
@@ -109,7 +110,9 @@ def generate(folder: Path, prompts: list[str], max_new_tokens: int = 40) -> list
         if config.is_encoder_decoder:
             ids = torch.cat([ids, torch.tensor([[config.eos_token_id]])], dim=1)
         with torch.no_grad():
-            made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False)
+            made = model.generate(
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False
+            )
         text = tokenizer.decode(made[0], skip_special_tokens=not config.is_encoder_decoder)
         answers.append(Answer(prompt=prompt, text=_without_gaps(text)))
     return answers

@@ -9,11 +9,15 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from launcher import __version__
-from launcher.errors import EXIT_DONE, LauncherError, UsageError
+from launcher.errors import EXIT_DONE, LauncherError, ShardError
+
+if TYPE_CHECKING:
+    from launcher import ask
 
 EPILOG = """\
 train:  deepspeed launcher/train.py --ds_config zero3.json [--recipe NAME] [key=value ...]
@@ -68,15 +72,19 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("tokenizer", tokenizer, "train a tokenizer, saved as a transformers folder")
     _add_corpus(command)
     command.add_argument("--kind", choices=("wordpiece", "bpe", "unigram"), required=True, help="algorithm")
-    command.add_argument("--vocab-size", type=int, required=True, metavar="N", help="ids, special tokens included")
+    command.add_argument(
+        "--vocab-size", type=_positive, required=True, metavar="N", help="ids, special tokens included"
+    )
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
 
     command = add("prepare", prepare, "turn text into shards (*.bin, *.idx, manifest)")
     _add_corpus(command)
     command.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="tokenizer folder")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    command.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
-    command.add_argument("--validation-share", type=float, metavar="SHARE", help="held-out documents (default: 0.02)")
+    command.add_argument("--workers", type=_positive, metavar="N", help="processes (default: one a core)")
+    command.add_argument(
+        "--validation-share", type=_share, default=0.02, metavar="SHARE", help="held-out documents (%(default)s)"
+    )
     command.add_argument("--overwrite", action="store_true", help="replace shards made from something else")
 
     command = add("verify", verify, "check every byte of a folder of shards")
@@ -97,6 +105,22 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("prompts", nargs="+", metavar="TEXT")
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0.0 <= share < 1.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1")
+    return share
 
 
 def _add_corpus(command: argparse.ArgumentParser) -> None:
@@ -134,15 +158,53 @@ def recipe(options: argparse.Namespace) -> None:
 
 def tokenizer(options: argparse.Namespace) -> None:
     """`pretrain tokenizer`."""
-    from launcher.prepare.tokenizer import train_tokenizer  # noqa: F401
+    from collections import Counter
+
+    from launcher.prepare.documents import find_files, read_documents
+    from launcher.prepare.split import is_held_out
+    from launcher.prepare.tokenizer import measure_tokenizer
+    from launcher.prepare.tokenizer_training import train_tokenizer
+
+    files = find_files(options.corpus)
+
+    def texts(held_out: bool) -> Iterator[str]:
+        documents = read_documents(files, options.text_field, Counter())
+        return (document.text for document in documents if is_held_out(document.text) == held_out)
+
+    handle = train_tokenizer(texts(held_out=False), options.kind, options.vocab_size, options.out)
+    report = measure_tokenizer(handle, texts(held_out=True))
+    print(f"{options.out}: {handle.info.vocab_size} tokens")
+    print(f"on held-out text: {report.tokens_per_byte:.3f} tokens a byte, {report.unknown_share:.2%} unknown")
 
 
 def prepare(options: argparse.Namespace) -> None:
     """`pretrain prepare`."""
+    from launcher.prepare.build import BuildRequest, build_shards
+
+    build_shards(
+        BuildRequest(
+            corpus=tuple(options.corpus),
+            tokenizer=options.tokenizer,
+            out=options.out,
+            text_field=options.text_field,
+            workers=options.workers,
+            validation_share=options.validation_share,
+            overwrite=options.overwrite,
+        )
+    )
 
 
 def verify(options: argparse.Namespace) -> None:
     """`pretrain verify`."""
+    from launcher.shards.verify import verify as find_problems
+
+    problems = find_problems(options.folder)
+    if options.json:
+        print(json.dumps({"folder": str(options.folder), "problems": problems}, ensure_ascii=False))
+    elif not problems:
+        print(f"{options.folder}: every byte is as it was written")
+    if problems:
+        raise ShardError("; ".join(problems), str(options.folder), "restore the files, or prepare the shards again")
 
 
 def export(options: argparse.Namespace) -> None:
@@ -166,7 +228,7 @@ def generate(options: argparse.Namespace) -> None:
     _show_answers(options, ask.generate(ask.exported_folder(options.model), options.prompts))
 
 
-def _show_answers(options: argparse.Namespace, answers: list[object]) -> None:
+def _show_answers(options: argparse.Namespace, answers: Sequence[ask.Answer]) -> None:
     from dataclasses import asdict
 
     from rich.console import Console
@@ -174,9 +236,9 @@ def _show_answers(options: argparse.Namespace, answers: list[object]) -> None:
     from launcher.report import show_answers
 
     if options.json:
-        print(json.dumps([asdict(answer) for answer in answers], ensure_ascii=False, indent=2))  # type: ignore[call-overload]
+        print(json.dumps([asdict(answer) for answer in answers], ensure_ascii=False, indent=2))
     else:
-        show_answers(Console(), answers)
+        show_answers(Console(), list(answers))
 
 
 if __name__ == "__main__":

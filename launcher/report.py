@@ -37,7 +37,7 @@ def show_summary(console: Console, recipe: Recipe, state: dict[str, Any], checkp
         console.print(
             f"validation loss {before['loss']:.3f} → {after['loss']:.3f} nats a token; "
             f"right first answers {before['accuracy']:.1%} → {after['accuracy']:.1%}",
-            f"(guessing by frequency alone cannot do better than the text's unigram entropy: {state['data']['unigram_entropy']:.3f})",
+            f"unigram entropy of the same text (guessing by frequency alone): {state['data']['unigram_entropy']:.3f}",
             sep="\n",
             highlight=False,
         )

@@ -49,10 +49,10 @@ from launcher.errors import EXIT_DONE, EXIT_OURS, CheckpointError, LauncherError
 from launcher.feed import Data, open_data, step_batches, validation_batches
 from launcher.plan.flops import flops_per_token, peak_flops
 from launcher.prepare.quickstart import QUICKSTART_FOLDER, prepare_quickstart
-from launcher.samples.cursor import Cursor
 from launcher.prepare.tokenizer import load_tokenizer
-from launcher.shards.manifest import Manifest
 from launcher.report import show_summary
+from launcher.samples.cursor import Cursor
+from launcher.shards.manifest import Manifest
 
 if TYPE_CHECKING:
     from launcher.engine.metrics import Log
@@ -88,11 +88,22 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         UsageError: A word is neither an option nor `key=value`.
     """
-    parser = argparse.ArgumentParser(prog="launcher/train.py", description="Pretrain a model.", allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("--ds_config", required=True, metavar="NAME_OR_PATH", help="DeepSpeed JSON: a path or a file of ds_configs/")
-    parser.add_argument("--recipe", default=DEFAULT_RECIPE, metavar="NAME_OR_PATH", help="YAML file or a name from recipes/ (%(default)s)")
+    parser = argparse.ArgumentParser(
+        prog="launcher/train.py", description="Pretrain a model.", allow_abbrev=False, exit_on_error=False
+    )
+    parser.add_argument(
+        "--ds_config", required=True, metavar="NAME_OR_PATH", help="DeepSpeed JSON: a path or a file of ds_configs/"
+    )
+    parser.add_argument(
+        "--recipe",
+        default=DEFAULT_RECIPE,
+        metavar="NAME_OR_PATH",
+        help="YAML file or a name from recipes/ (%(default)s)",
+    )
     parser.add_argument("--local_rank", type=int, help="given by DeepSpeed's launcher; the environment says the same")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the recipe, e.g. train.num_steps=50")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="fields of the recipe, e.g. train.num_steps=50"
+    )
     try:
         options, unknown = parser.parse_known_intermixed_args(arguments)
     except (argparse.ArgumentError, argparse.ArgumentTypeError) as error:
@@ -223,7 +234,7 @@ def join(recipe: Recipe, place: Place) -> str:
     logging.captureWarnings(True)
     from launcher.engine.process import join_ranks
 
-    return join_ranks(with_master(place), threads_per_rank(place, os.environ, len(os.sched_getaffinity(0))))
+    return str(join_ranks(with_master(place), threads_per_rank(place, os.environ, len(os.sched_getaffinity(0)))))
 
 
 def leave() -> None:
@@ -284,9 +295,7 @@ def resume(recipe: Recipe, engine: Any, data: Data, precision: str, console: Con
         restore(engine, reader)
         state = reader.state
     console.print(f"going on from {path}", highlight=False)
-    return Progress(
-        precision=precision, step=state["step"], tokens=state["tokens"], evaluations=state["evaluations"]
-    )
+    return Progress(precision=precision, step=state["step"], tokens=state["tokens"], evaluations=state["evaluations"])
 
 
 def keep_inputs(recipe: Recipe, ds_config: dict[str, Any], rank: int) -> None:
@@ -298,9 +307,7 @@ def keep_inputs(recipe: Recipe, ds_config: dict[str, Any], rank: int) -> None:
         shutil.copytree(recipe.data.shards / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
 
 
-def run_steps(
-    recipe: Recipe, engine: Any, data: Data, plan: BatchPlan, progress: Progress, console: Console
-) -> None:
+def run_steps(recipe: Recipe, engine: Any, data: Data, plan: BatchPlan, progress: Progress, console: Console) -> None:
     """Train to the last step, validating and saving on the way."""
     from launcher.engine.steps import train_steps
 

@@ -56,7 +56,7 @@ def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 def derive(seed: int, *labels: int) -> int:
     """A 64-bit key that follows from a seed and a path of integers: `derive(seed, EPOCH, 3)`."""
-    key = np.uint64(seed & 0xFFFFFFFFFFFFFFFF)
+    key = np.asarray(seed & 0xFFFFFFFFFFFFFFFF, dtype=np.uint64)
     for label in labels:
-        key = mix(key ^ mix(np.asarray(label & 0xFFFFFFFFFFFFFFFF, dtype=np.uint64)))[()]
+        key = mix(key ^ mix(np.asarray(label & 0xFFFFFFFFFFFFFFFF, dtype=np.uint64)))
     return int(key)

@@ -1,0 +1,1 @@
+"""What the engine leaves behind, and how it comes back."""

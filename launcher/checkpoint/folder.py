@@ -1,12 +1,12 @@
 """Checkpoint folders on disk: which are complete, which is newest, whether their bytes are what was written.
 
-    checkpoints/step-00000100/
-        rank-00000.safetensors   this rank's slices: `NAME|master`, `NAME|exp_avg`, `NAME|exp_avg_sq`; its RNG states
-        rank-00000.json          the ranges in it, and the file's checksum
-        state.json               step, data position, optimizer step, versions
-        recipe.yaml config.json  of the run
-        manifest.json            every file with size and checksum; written last
-    checkpoints/.saving-00000100/    a save in progress, or one that was interrupted
+checkpoints/step-00000100/
+    rank-00000.safetensors   this rank's slices: `NAME|master`, `NAME|exp_avg`, `NAME|exp_avg_sq`; its RNG states
+    rank-00000.json          the ranges in it, and the file's checksum
+    state.json               step, data position, optimizer step, versions
+    recipe.yaml config.json  of the run
+    manifest.json            every file with size and checksum; written last
+checkpoints/.saving-00000100/    a save in progress, or one that was interrupted
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"the file cannot be read: {error}", str(path), "delete the checkpoint it belongs to") from None
+        raise CheckpointError(
+            f"the file cannot be read: {error}", str(path), "delete the checkpoint it belongs to"
+        ) from None
     if not isinstance(value, dict) or not all(key in value for key in (*keys, "format_version")):
         raise CheckpointError("the file is not part of a checkpoint", str(path), "delete the checkpoint it belongs to")
     if value["format_version"] != FORMAT_VERSION:

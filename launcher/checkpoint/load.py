@@ -44,7 +44,9 @@ class CheckpointReader:
     def __enter__(self) -> CheckpointReader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stack.close()
         self._files.clear()
 
@@ -99,7 +101,9 @@ class CheckpointReader:
             try:
                 self._files[file] = self._stack.enter_context(safe_open(self.path / file, framework="pt"))
             except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"the file cannot be read: {error}", str(self.path / file), "delete the checkpoint") from None
+                raise CheckpointError(
+                    f"the file cannot be read: {error}", str(self.path / file), "delete the checkpoint"
+                ) from None
         return self._files[file]
 
 
@@ -132,10 +136,12 @@ def _check_same_model(engine: Any, reader: CheckpointReader) -> None:
         if parameter.requires_grad
     }
     if shapes != reader.shapes:
-        odd = sorted(name for name in shapes.keys() | reader.shapes.keys() if shapes.get(name) != reader.shapes.get(name))
+        odd = sorted(
+            name for name in shapes.keys() | reader.shapes.keys() if shapes.get(name) != reader.shapes.get(name)
+        )
         name = odd[0]
         raise CheckpointError(
-            f"the checkpoint is of another model: {name} has shape {reader.shapes.get(name)} there and {shapes.get(name)} here",
+            f"it is of another model: {name} is {reader.shapes.get(name)} there and {shapes.get(name)} here",
             str(reader.path),
             "give this run another name",
         )

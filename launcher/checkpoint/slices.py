@@ -113,7 +113,12 @@ def _partitions(engine: Any, parameters: list[tuple[str, Any]]) -> Iterator[Held
         flat = optimizer.fp32_partitioned_groups_flat[group]
         tensors = {MASTER: flat.data.narrow(0, offset, numel), **_moments(engine.basic_optimizer, flat, offset, numel)}
         yield HeldSlice(
-            name=name, shape=tuple(parameter.ds_shape), start=start, numel=numel, tensors=tensors, mine_to_save=numel > 0
+            name=name,
+            shape=tuple(parameter.ds_shape),
+            start=start,
+            numel=numel,
+            tensors=tensors,
+            mine_to_save=numel > 0,
         )
 
 

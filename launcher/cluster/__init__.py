@@ -1,0 +1,1 @@
+"""Machines: ranks, Slurm, hostfiles."""

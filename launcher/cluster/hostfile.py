@@ -29,7 +29,9 @@ def read_hostfile(path: Path) -> list[Host]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise ClusterError(f"the hostfile cannot be read: {error.strerror}", str(path), "see hostfiles/ for examples") from None
+        raise ClusterError(
+            f"the hostfile cannot be read: {error.strerror}", str(path), "see hostfiles/ for examples"
+        ) from None
     hosts: list[Host] = []
     for number, line in enumerate(lines, start=1):
         text = line.partition("#")[0].strip()

@@ -50,7 +50,13 @@ def find_place(env: Mapping[str, str]) -> Place:
     elif _in_slurm_step(env):
         place = _from_slurm(env)
     elif "OMPI_COMM_WORLD_RANK" in env:
-        place = _from_mpi(env, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
+        place = _from_mpi(
+            env,
+            "OMPI_COMM_WORLD_RANK",
+            "OMPI_COMM_WORLD_SIZE",
+            "OMPI_COMM_WORLD_LOCAL_RANK",
+            "OMPI_COMM_WORLD_LOCAL_SIZE",
+        )
     elif "PMI_RANK" in env and "MPI_LOCALRANKID" in env:  # MPICH and Intel MPI (Hydra)
         place = _from_mpi(env, "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
     else:
@@ -121,7 +127,9 @@ def threads_per_rank(place: Place, env: Mapping[str, str], num_cores: int) -> in
             process may use are not shared.
         num_cores: Cores this process may use (`len(os.sched_getaffinity(0))`).
     """
-    bound = place.source == "slurm" and "SLURM_CPUS_PER_TASK" in env and num_cores <= _number(env, "SLURM_CPUS_PER_TASK")
+    bound = (
+        place.source == "slurm" and "SLURM_CPUS_PER_TASK" in env and num_cores <= _number(env, "SLURM_CPUS_PER_TASK")
+    )
     return max(num_cores if bound else num_cores // place.local_world_size, 1)
 
 
@@ -186,7 +194,7 @@ def _from_mpi(env: Mapping[str, str], rank: str, size: str, local_rank: str, loc
     world_size, local_world_size = _number(env, size), _number(env, local_size)
     here = "127.0.0.1" if world_size == local_world_size else ""
     # Every rank must choose the same port without a word: the job's own name is all they share.
-    job = sum(map(ord, env.get("PMIX_NAMESPACE", env.get("PMI_JOBID", env.get("HYDI_CONTROL_FD", "")))))
+    job = sum(map(ord, env.get("PMIX_NAMESPACE", env.get("PMI_JOBID", ""))))
     return Place(
         rank=_number(env, rank),
         world_size=world_size,

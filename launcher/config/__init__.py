@@ -1,0 +1,1 @@
+"""What the user asked for: recipes, batch arithmetic, DeepSpeed's JSON."""

@@ -44,7 +44,9 @@ def plan_batch(global_batch: int, micro_batch: int | None, world_size: int) -> B
     cut = samples_per_pass if micro_batch is not None else world_size
     below = global_batch // cut * cut
     choices = [str(value) for value in (below, below + cut) if value > 0]
-    cut_by = f"passes of {cut} ({micro} per rank on {world_size} ranks)" if micro_batch else f"{world_size} equal shares"
+    cut_by = (
+        f"passes of {cut} ({micro} per rank on {world_size} ranks)" if micro_batch else f"{world_size} equal shares"
+    )
     raise BatchShapeError(
         f"{global_batch} samples per step cannot be cut into {cut_by}",
         "batch.global_batch",

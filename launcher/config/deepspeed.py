@@ -17,14 +17,14 @@ from launcher.errors import DsConfigError, did_you_mean
 # DeepSpeed 0.19.8 ignores a misspelled top-level key without a word (measured); these are the ones it reads
 # (deepspeed/runtime/config.py and constants.py) and that may stand beside a recipe.
 FILE_KEYS = frozenset(
-    {
-        "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "communication_data_type",
-        "prescale_gradients", "gradient_predivide_factor", "data_types", "activation_checkpointing", "aio", "comms_logger",
-        "flops_profiler", "wall_clock_breakdown", "memory_breakdown", "steps_per_print", "dump_state", "compile",
-        "use_data_before_expert_parallel_parallelism", "expert_parallel", "tensor_parallel", "seq_parallel_communication_data_type",
-        "timers", "nebula", "hybrid_engine",
-    }
-)  # fmt: skip
+    (
+        "zero_optimization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer communication_data_type "
+        "prescale_gradients gradient_predivide_factor data_types activation_checkpointing aio comms_logger "
+        "flops_profiler wall_clock_breakdown memory_breakdown steps_per_print dump_state compile timers "
+        "expert_parallel tensor_parallel use_data_before_expert_parallel_parallelism "
+        "seq_parallel_communication_data_type"
+    ).split()
+)
 # Keys whose value the recipe decides → the recipe field that does.
 RECIPE_KEYS = {
     "train_batch_size": "batch.global_batch",
@@ -54,12 +54,16 @@ def load_ds_config(name_or_path: str) -> dict[str, Any]:
         name_or_path: A path, or the name of a file in `ds_configs/` (with or without `.json`).
 
     Raises:
-        DsConfigError: The file is missing, not JSON, has duplicate keys, or has a top-level key DeepSpeed does not read.
+        DsConfigError: The file is missing, not JSON, or has a key twice, or one that DeepSpeed does not read.
     """
     path = places.find("ds_configs", name_or_path, ".json")
     if path is None:
         known = places.names("ds_configs", ".json")
-        raise DsConfigError(f"there is no DeepSpeed configuration {name_or_path!r}", "--ds_config", f"use a path, or one of: {', '.join(known)}")
+        raise DsConfigError(
+            f"there is no DeepSpeed configuration {name_or_path!r}",
+            "--ds_config",
+            f"use a path, or one of: {', '.join(known)}",
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_refuse_duplicates)
     except json.JSONDecodeError as error:
@@ -123,7 +127,7 @@ def zero_stage(config: dict[str, Any]) -> int:
 def offloads_optimizer(config: dict[str, Any]) -> bool:
     """Whether the optimizer's state lives in host memory."""
     block = config.get("zero_optimization", {}).get("offload_optimizer") or {}
-    return block.get("device", "none") != "none"
+    return str(block.get("device", "none")) != "none"
 
 
 class _DuplicateKeyError(ValueError):
@@ -150,14 +154,20 @@ def _check_zero(zero: Any, where: str) -> None:
             raise DsConfigError(
                 f"{block}.device nvme cannot be saved and resumed yet",
                 where,
-                "use cpu: DeepSpeed restores a state on NVMe wrongly and without a word, and a run that cannot resume is no run",
+                "use cpu: what DeepSpeed restores from NVMe is wrong, without a word (measured)",
             )
         if device not in ("none", "cpu"):
             raise DsConfigError(f"{block}.device is {json.dumps(device)}", where, "use none or cpu")
     if (zero.get("offload_param") or {}).get("device", "none") != "none" and stage != 3:
-        raise DsConfigError(f"offload_param needs stage 3, this is stage {stage}", where, "set stage 3, or delete offload_param")
+        raise DsConfigError(
+            f"offload_param needs stage 3, this is stage {stage}", where, "set stage 3, or delete offload_param"
+        )
     if (zero.get("offload_optimizer") or {}).get("device", "none") != "none" and stage == 0:
-        raise DsConfigError("offload_optimizer needs stage 1 or higher, this is stage 0", where, "set a stage, or delete offload_optimizer")
+        raise DsConfigError(
+            "offload_optimizer needs stage 1 or higher, this is stage 0",
+            where,
+            "set a stage, or delete offload_optimizer",
+        )
 
 
 def _agrees(in_file: Any, in_recipe: Any) -> bool:

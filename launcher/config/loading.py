@@ -21,14 +21,24 @@ from launcher.errors import RecipeError, did_you_mean
 DEFAULT_RECIPE = "law-bert-zh"
 
 # Fields a resumed run may change: they decide how long, how often and in how many pieces, not what is learnt when.
-FREE_TO_CHANGE = ("train.num_steps", "batch.micro_batch", "eval.", "checkpoint.", "runs", "data.corpus", "data.tokenizer")
+FREE_TO_CHANGE = (
+    "train.num_steps",
+    "batch.micro_batch",
+    "eval.",
+    "checkpoint.",
+    "runs",
+    "data.corpus",
+    "data.tokenizer",
+)
 
 
 class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-3 as a number, as YAML 1.2 does; in YAML 1.1 it is text for want of a dot."""
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +75,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> LoadedRecip
     if path is None:
         known = places.names("recipes", ".yaml")
         raise RecipeError(
-            f"there is no recipe {name_or_path!r}", fix=f"{did_you_mean(Path(name_or_path).stem, known)} (or the path of a YAML file)"
+            f"there is no recipe {name_or_path!r}",
+            fix=f"{did_you_mean(Path(name_or_path).stem, known)} (or the path of a YAML file)",
         )
     tree = read_yaml(path)
     _refuse_unknown(tree, Recipe, "", str(path))
@@ -92,7 +103,9 @@ def check_recipe(tree: dict[str, Any], where: str) -> Recipe:
         return Recipe.model_validate(tree)
     except ValidationError as error:
         problems = [_describe(dict(item)) for item in error.errors()]
-        raise RecipeError("; ".join(problems), where, "`pretrain recipe --explain` lists every field and its meaning") from None
+        raise RecipeError(
+            "; ".join(problems), where, "`pretrain recipe --explain` lists every field and its meaning"
+        ) from None
 
 
 def resolved_yaml(recipe: Recipe) -> str:
@@ -136,7 +149,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except yaml.YAMLError as error:
-        raise RecipeError("this is not YAML: " + " ".join(str(error).split()), str(path), "mend the line named above") from None
+        raise RecipeError(
+            "this is not YAML: " + " ".join(str(error).split()), str(path), "mend the line named above"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"the recipe cannot be read: {error}", str(path)) from None
     if not isinstance(tree, dict):
@@ -147,7 +162,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _parse_override(word: str) -> tuple[str, Any]:
     field, equals, text = word.partition("=")
     if not equals or not field:
-        raise RecipeError(f"{word!r} is not an override", "command line", "write section.field=value, e.g. train.num_steps=50")
+        raise RecipeError(
+            f"{word!r} is not an override", "command line", "write section.field=value, e.g. train.num_steps=50"
+        )
     try:
         return field, yaml.load(text, Loader=_Loader)
     except yaml.YAMLError:
@@ -187,7 +204,11 @@ def _refuse_unknown(tree: dict[str, Any], record: type[BaseModel], prefix: str, 
         records = _records(fields[key].annotation)
         if not records or not isinstance(value, dict):
             continue
-        chosen = [r for r in records if value.get("kind") in get_args(r.model_fields["kind"].annotation)] if len(records) > 1 else records
+        chosen = (
+            [r for r in records if value.get("kind") in get_args(r.model_fields["kind"].annotation)]
+            if len(records) > 1
+            else records
+        )
         if len(chosen) == 1:
             _refuse_unknown(value, chosen[0], f"{prefix}{key}.", where)
         else:  # no kind given (an override of one field): any of the union's fields will do, pydantic decides

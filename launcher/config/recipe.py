@@ -139,7 +139,7 @@ class ScheduleConfig(Record):
     final_share: Share = 0.1
     """Learning rate of the last step as a share of the highest."""
     decay_share: Share = 0.2
-    """`wsd` only: the last share of the steps, in which the rate falls (Hu et al. 2024, arXiv:2404.06395: 0.1 to 0.2)."""
+    """`wsd` only: the last share of the steps, in which the rate falls (Hu et al. 2024, arXiv:2404.06395)."""
 
 
 class TrainConfig(Record):

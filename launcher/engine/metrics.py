@@ -24,11 +24,15 @@ class Log(Protocol):
     """What a run tells; a context manager."""
 
     def __enter__(self) -> Log: ...
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
     def step(self, result: StepResult) -> None:
         """One step was taken."""
+
     def evaluation(self, step: int, result: EvalResult) -> None:
         """One validation was made."""
+
     def event(self, kind: str, **fields: Any) -> None:
         """Anything else happened."""
 
@@ -39,7 +43,9 @@ class Silence:
     def __enter__(self) -> Silence:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         pass
 
     def step(self, result: StepResult) -> None:
@@ -106,7 +112,9 @@ class Metrics:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
         self._log.close()
         self._board.close()
@@ -140,7 +148,9 @@ class Metrics:
         self.event("evaluation", step=step, loss=result.loss, accuracy=result.accuracy, num_targets=result.num_targets)
         self._board.add_scalar("validation/loss", result.loss, step)
         self._board.add_scalar("validation/accuracy", result.accuracy, step)
-        self._console.print(f"step {step}: validation loss {result.loss:.4f}, accuracy {result.accuracy:.1%}", highlight=False)
+        self._console.print(
+            f"step {step}: validation loss {result.loss:.4f}, accuracy {result.accuracy:.1%}", highlight=False
+        )
 
     def event(self, kind: str, **fields: Any) -> None:
         """Write anything else that happened."""

@@ -16,6 +16,7 @@ from launcher.engine.process import gather
 from launcher.engine.records import Arrays, EvalResult, StepBatch, StepResult
 from launcher.engine.schedule import learning_rate
 
+
 def train_steps(engine: Any, batches: Iterable[StepBatch], recipe: Recipe, first_step: int) -> Iterator[StepResult]:
     """Take one optimizer step for each batch.
 

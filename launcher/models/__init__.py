@@ -1,0 +1,1 @@
+"""`transformers` models, from a recipe's numbers or a folder."""

@@ -1,4 +1,4 @@
-"""A `transformers` model ready for DeepSpeed: from scratch or from a folder, partitioned as it is built under ZeRO-3."""
+"""A `transformers` model ready for DeepSpeed: from scratch or from a folder, partitioned as it is built at stage 3."""
 
 from __future__ import annotations
 

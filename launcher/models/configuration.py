@@ -33,7 +33,7 @@ DECODER_TWINS = {
         "intermediate_size": "decoder_ffn_dim",
     },
 }
-# Read by the modelling code of many families whose configuration class does not declare it (Qwen3-MoE, transformers 5.23).
+# Read by the modelling code of families whose configuration does not declare it (Qwen3-MoE in transformers 5.23).
 UNDECLARED = frozenset({"head_dim"})
 NUMBERS = (
     "hidden_size",
@@ -102,22 +102,30 @@ def _from_scratch(model: ModelConfig, tokenizer: TokenizerInfo) -> PreTrainedCon
     for key, value in model.config.items():
         if not hasattr(defaults, key) and key not in UNDECLARED:
             known = [name for name in vars(defaults) if not name.startswith("_")]
-            raise ModelError(f"{model.family} has no configuration field {key!r}", "model.config", did_you_mean(key, known))
+            raise ModelError(
+                f"{model.family} has no configuration field {key!r}", "model.config", did_you_mean(key, known)
+            )
         values[key] = value
     try:
         return config_class(**values)
     except (TypeError, ValueError) as error:
-        raise ModelError(f"{model.family}'s configuration refuses these values: {' '.join(str(error).split())}", "model") from None
+        raise ModelError(
+            f"{model.family}'s configuration refuses these values: {' '.join(str(error).split())}", "model"
+        ) from None
     except Exception as error:  # huggingface_hub's strict dataclasses raise their own, unrelated types
         if type(error).__module__.startswith("huggingface_hub"):
-            raise ModelError(f"{model.family}'s configuration refuses these values: {' '.join(str(error).split())}", "model") from None
+            raise ModelError(
+                f"{model.family}'s configuration refuses these values: {' '.join(str(error).split())}", "model"
+            ) from None
         raise
 
 
 def _continued(model: ModelConfig, tokenizer: TokenizerInfo) -> PreTrainedConfig:
     folder = model.continue_from
     if folder is None or not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} holds no config.json", "model.continue_from", "give the folder of a transformers model")
+        raise ModelError(
+            f"{folder} holds no config.json", "model.continue_from", "give the folder of a transformers model"
+        )
     given = [name for name in ("family", *NUMBERS) if getattr(model, name) is not None]
     if given or model.config:
         raise ModelError(

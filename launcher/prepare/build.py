@@ -140,7 +140,9 @@ def _existing(request: BuildRequest, fingerprint: str) -> Manifest | None:
         raise ShardError("there is something else under this name", str(request.out), fix)
     manifest = read_manifest(request.out)
     if manifest.fingerprint != fingerprint:
-        raise ShardError("the shards here were made from other text, with another tokenizer or other settings", str(request.out), fix)
+        raise ShardError(
+            "the shards here were made from other text, with another tokenizer or other settings", str(request.out), fix
+        )
     return manifest
 
 
@@ -165,11 +167,20 @@ def _under_construction(out: Path) -> Iterator[Path]:
 
 
 def _write_splits(
-    request: BuildRequest, files: list[Path], handle: TokenizerHandle, folder: Path, counts: Counter[str], console: Console
+    request: BuildRequest,
+    files: list[Path],
+    handle: TokenizerHandle,
+    folder: Path,
+    counts: Counter[str],
+    console: Console,
 ) -> dict[str, SplitWriter]:
     workers = request.workers or len(os.sched_getaffinity(0))
     progress = Progress(
-        TextColumn("[bold]tokenizing[/]"), BarColumn(bar_width=30), TransferSpeedColumn(), TimeRemainingColumn(), console=console
+        TextColumn("[bold]tokenizing[/]"),
+        BarColumn(bar_width=30),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=console,
     )
     with (
         SplitWriter(folder, "train", handle.info, request.tokens_per_shard) as train,

@@ -66,7 +66,9 @@ def read_documents(files: Sequence[Path], text_field: str, counts: Counter[str])
         for number, record in records:
             where = f"{file}:{number}"
             if not isinstance(record, dict):
-                raise CorpusError(f"the record is {_kind(record)}, not an object", where, f'write {{"{text_field}": "…"}}')
+                raise CorpusError(
+                    f"the record is {_kind(record)}, not an object", where, f'write {{"{text_field}": "…"}}'
+                )
             if text_field not in record:
                 raise CorpusError(
                     f"the record has no field {text_field!r}",
@@ -104,7 +106,9 @@ def _line_records(file: Path) -> Iterator[tuple[int, Any]]:
                 yield number, orjson.loads(line)
             except orjson.JSONDecodeError as error:
                 raise CorpusError(
-                    f"the line is not JSON: {error}", f"{file}:{number}", "mend or delete the line; JSONL has one object a line"
+                    f"the line is not JSON: {error}",
+                    f"{file}:{number}",
+                    "mend or delete the line; JSONL has one object a line",
                 ) from None
 
 

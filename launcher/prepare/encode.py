@@ -19,7 +19,9 @@ Encoded = list[NDArray[np.int32]]
 _tokenizer: Tokenizer | None = None  # of this worker process, set once when it starts
 
 
-def encode_batches(batches: Iterable[list[str]], tokenizer_json: str, workers: int) -> Iterator[tuple[list[str], Encoded]]:
+def encode_batches(
+    batches: Iterable[list[str]], tokenizer_json: str, workers: int
+) -> Iterator[tuple[list[str], Encoded]]:
     """Encode each batch without adding special tokens.
 
     Args:

@@ -64,7 +64,10 @@ def write_law_corpus(out: Path) -> LawCorpus:
     out.parent.mkdir(parents=True, exist_ok=True)
     saving = out.with_name(f".{out.name}.saving")
     num_documents = num_articles = num_chars = 0
-    with closing(sqlite3.connect(f"{database().as_uri()}?mode=ro&immutable=1", uri=True)) as laws, saving.open("wb") as file:
+    with (
+        closing(sqlite3.connect(f"{database().as_uri()}?mode=ro&immutable=1", uri=True)) as laws,
+        saving.open("wb") as file,
+    ):
         query = "SELECT law_id, law_name FROM laws WHERE status = ? ORDER BY law_id"
         for law_id, name in laws.execute(query, (IN_FORCE,)).fetchall():
             articles = list(_articles(laws, law_id))

@@ -77,7 +77,9 @@ def describe_tokenizer(tokenizer: Tokenizer, name: str, config: dict[str, Any] |
     """
     roles = {role: _role_id(tokenizer, role, config or {}) for role in ROLES}
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    numbered = [(int(match.group(1)), token_id) for token, token_id in vocabulary.items() if (match := SENTINEL.match(token))]
+    numbered = [
+        (int(match.group(1)), token_id) for token, token_id in vocabulary.items() if (match := SENTINEL.match(token))
+    ]
     sentinels = tuple(token_id for _, token_id in sorted(numbered))
     added = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     known = {token_id for token_id in roles.values() if token_id is not None}
@@ -86,7 +88,7 @@ def describe_tokenizer(tokenizer: Tokenizer, name: str, config: dict[str, Any] |
         raise TokenizerError(
             "the tokenizer has no token to end a document with (eos, sep or bos)",
             name,
-            "name one in its tokenizer_config.json, e.g. \"eos_token\": \"</s>\"",
+            'name one in its tokenizer_config.json, e.g. "eos_token": "</s>"',
         )
     special = SpecialTokens(
         **roles, sentinels=sentinels, all_ids=tuple(sorted(added | known | set(sentinels))), document_end=end

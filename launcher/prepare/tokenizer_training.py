@@ -38,7 +38,9 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int, out: Path)
     # The special tokens and, for bpe, the 256 bytes.
     least = len(SENTINELS) + len(BERT_SPECIALS) + (256 if kind == "bpe" else 1)
     if vocab_size < least:
-        raise TokenizerError(f"a vocabulary of {vocab_size} has no room for words", "--vocab-size", f"use {least} at the very least")
+        raise TokenizerError(
+            f"a vocabulary of {vocab_size} has no room for words", "--vocab-size", f"use {least} at the very least"
+        )
     # Rust threads merge counts in any order, and ties in the counts then fall either way.
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -68,7 +70,7 @@ def _wordpiece(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         vocab_size=vocab_size, special_tokens=_special(BERT_SPECIALS), show_progress=False
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = bert_template(tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]"))
+    tokenizer.post_processor = bert_template(BERT_SPECIALS.index("[CLS]"), BERT_SPECIALS.index("[SEP]"))
     return tokenizer
 
 

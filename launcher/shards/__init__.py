@@ -1,0 +1,1 @@
+"""Token shards on disk: Megatron's format, a manifest beside it."""

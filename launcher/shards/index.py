@@ -4,7 +4,7 @@ Layout (Megatron-LM's MMapIndexedDataset, little-endian): 9 bytes magic | u64 ve
 u64 sequences | u64 documents + 1 | i32 lengths[] | i64 byte pointers[] | i64 document index[]. Shards written here hold
 one sequence a document, so the document index is 0, 1, 2, …
 
-Shapes: N sequences.
+Shapes: N sequences, D documents.
 """
 
 from __future__ import annotations
@@ -38,7 +38,17 @@ class Index:
     pointers_N: NDArray[np.int64]
     """Byte at which each sequence begins."""
     document_index: NDArray[np.int64]
-    """First sequence of each document, and one past the last: int64 [documents + 1]."""
+    """First sequence of each document, and one past the last: int64 [D + 1]."""
+
+    @property
+    def num_documents(self) -> int:
+        """D."""
+        return len(self.document_index) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Of all sequences."""
+        return int(self.lengths_N.sum(dtype=np.int64))
 
 
 def token_dtype(vocab_size: int) -> np.dtype[np.generic]:
@@ -94,6 +104,9 @@ def read_index(path: Path, bin_bytes: int) -> Index:
     pointers_N = np.frombuffer(raw, "<i8", num_sequences, HEADER.size + 4 * num_sequences)
     document_index = np.frombuffer(raw, "<i8", num_marks, HEADER.size + 12 * num_sequences)
     ends_N = pointers_N + lengths_N.astype(np.int64) * DTYPES[code].itemsize
+    marks_in_order = num_marks > 0 and document_index[0] == 0 and document_index[-1] == num_sequences
+    if not marks_in_order or bool(np.any(np.diff(document_index) < 0)):
+        raise ShardError(f"the document index does not run from 0 to its {num_sequences} sequences", str(path), fix)
     if num_sequences and (lengths_N.min() < 0 or pointers_N.min() < 0 or ends_N.max() > bin_bytes):
         raise ShardError(f"the index points outside the {bin_bytes} bytes of its .bin", str(path), fix)
     return Index(DTYPES[code], lengths_N, pointers_N, document_index)

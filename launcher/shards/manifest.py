@@ -14,6 +14,7 @@ from launcher.errors import ShardError
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 SPLITS = ("train", "validation")
+_AGAIN = "prepare the shards again, with --overwrite"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,12 +22,19 @@ class SpecialTokens:
     """Ids of the tokens that mean something to an objective; None where the tokenizer has none."""
 
     pad: int | None
+    """Fills a row behind its text."""
     unk: int | None
+    """Stands for what the vocabulary lacks."""
     cls: int | None
+    """Begins a row of a masked model."""
     sep: int | None
+    """Ends a row of a masked model."""
     mask: int | None
+    """Hides a token."""
     bos: int | None
+    """Begins a text."""
     eos: int | None
+    """Ends a text."""
     sentinels: tuple[int, ...]
     """`<extra_id_0>`, `<extra_id_1>`, … in that order."""
     all_ids: tuple[int, ...]
@@ -46,16 +54,36 @@ class TokenizerInfo:
     name: str
     """Of its folder."""
     special: SpecialTokens
+    """Its special tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileEntry:
-    """One file of a split, or one of the corpus."""
+    """One file of a split."""
 
     name: str
+    """Inside the folder."""
     num_bytes: int
+    """Size of the file."""
     xxh3: str
     """xxh3-128 of its bytes, hexadecimal."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """One file of the corpus."""
+
+    path: str
+    """As it was given."""
+    num_bytes: int
+    """Size of the file."""
+    xxh3: str
+    """xxh3-128 of its bytes, hexadecimal."""
+
+    @property
+    def name(self) -> str:
+        """What a model's card calls it: the path."""
+        return self.path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +91,11 @@ class SplitStats:
     """Training or validation documents."""
 
     num_documents: int
+    """Documents in the split."""
     num_tokens: int
     """Document ends included."""
     num_chars: int
+    """Of their text."""
     unigram_entropy: float
     """Of the split's own tokens without document ends, nats a token: what guessing by frequency alone cannot beat."""
     files: tuple[FileEntry, ...]
@@ -77,20 +107,25 @@ class Manifest:
     """Everything about a folder of shards."""
 
     format_version: int
+    """FORMAT_VERSION of the program that wrote it."""
     launcher_version: str
+    """Of that program."""
     fingerprint: str
     """Of all that decides the shards: corpus, tokenizer, settings."""
     dtype: str
     """`uint16` or `int32`."""
     tokenizer: TokenizerInfo
+    """What made the ids; a copy of it lies in `tokenizer/`."""
     splits: dict[str, SplitStats]
     """`train` and `validation`."""
-    sources: tuple[FileEntry, ...]
+    sources: tuple[Source, ...]
     """The corpus."""
     filters: dict[str, int]
-    """Records `read`, `kept`, and dropped by reason."""
+    """Records `read`, `kept`, and dropped by reason: `empty`, `not_text`."""
     text_field: str
+    """Field of a record that held its text."""
     validation_share: float
+    """Expected share of documents held out."""
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -112,44 +147,57 @@ def read_manifest(folder: Path) -> Manifest:
         command = f"pretrain prepare CORPUS --tokenizer DIR --out {folder}"
         raise ShardError("there are no shards here", str(folder), command) from None
     except (OSError, ValueError) as error:
-        raise ShardError(f"the manifest cannot be read: {error}", str(path), "prepare the shards again") from None
+        raise ShardError(f"the manifest cannot be read: {error}", str(path), _AGAIN) from None
     if not isinstance(fields, dict) or fields.get("format_version") != FORMAT_VERSION:
         found = fields.get("format_version") if isinstance(fields, dict) else None
         raise ShardError(
-            f"the manifest has version {found}, this program reads {FORMAT_VERSION}", str(path), "prepare the shards again"
+            f"the manifest has version {found}, this program reads {FORMAT_VERSION}",
+            str(path),
+            _AGAIN,
         )
     try:
         return _from_json(fields)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ShardError(f"the manifest lacks a field: {error}", str(path), "prepare the shards again") from None
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ShardError(
+            f"the manifest's fields are not those of version {FORMAT_VERSION}: {error}", str(path), _AGAIN
+        ) from None
 
 
-def file_entry(path: Path, name: str | None = None) -> FileEntry:
-    """Size and checksum of a file, read in blocks."""
+def checksum(path: Path) -> str:
+    """xxh3-128 of a file's bytes, hexadecimal; read in blocks.
+
+    Source: https://xxhash.com (a checksum against damage, not against malice).
+    """
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(1 << 24):
             digest.update(block)
-    return FileEntry(name=name or path.name, num_bytes=path.stat().st_size, xxh3=digest.hexdigest())
+    return digest.hexdigest()
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Size and checksum of a file of a split."""
+    return FileEntry(name=path.name, num_bytes=path.stat().st_size, xxh3=checksum(path))
 
 
 def _from_json(fields: dict[str, Any]) -> Manifest:
-    tokenizer = dict(fields["tokenizer"])
-    special = {**tokenizer["special"]}
+    tokenizer = fields["tokenizer"]
+    special = tokenizer["special"]
     special |= {"sentinels": tuple(special["sentinels"]), "all_ids": tuple(special["all_ids"])}
-    tokenizer["special"] = SpecialTokens(**special)
-    splits = {
-        name: SplitStats(**{**fields["splits"][name], "files": _entries(fields["splits"][name]["files"])}) for name in SPLITS
-    }
+    if set(fields["splits"]) != set(SPLITS):
+        raise ValueError(f"splits are {', '.join(fields['splits'])}, not {' and '.join(SPLITS)}")
+    splits = {}
+    for name in SPLITS:
+        split = fields["splits"][name]
+        splits[name] = SplitStats(**{**split, "files": tuple(FileEntry(**entry) for entry in split["files"])})
+    for name, kind in (("dtype", str), ("fingerprint", str), ("filters", dict), ("validation_share", float)):
+        if not isinstance(fields[name], kind):
+            raise TypeError(f"{name} is not a {kind.__name__}")
     return Manifest(
         **{
             **fields,
-            "tokenizer": TokenizerInfo(**tokenizer),
+            "tokenizer": TokenizerInfo(**{**tokenizer, "special": SpecialTokens(**special)}),
             "splits": splits,
-            "sources": _entries(fields["sources"]),
+            "sources": tuple(Source(**entry) for entry in fields["sources"]),
         }
     )
-
-
-def _entries(entries: list[dict[str, Any]]) -> tuple[FileEntry, ...]:
-    return tuple(FileEntry(**entry) for entry in entries)

@@ -21,6 +21,7 @@ class ShardWriter:
 
     def __init__(self, stem: Path, vocab_size: int) -> None:
         self.num_tokens = 0
+        self._vocab_size = vocab_size
         self._dtype = token_dtype(vocab_size)
         self._lengths: list[int] = []
         self._index = stem.with_name(stem.name + ".idx")
@@ -29,7 +30,9 @@ class ShardWriter:
     def __enter__(self) -> ShardWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._file.close()
         if error is None:
             write_index(self._index, self._dtype, np.array(self._lengths, dtype=np.int32))
@@ -38,8 +41,13 @@ class ShardWriter:
         """Add one document.
 
         Args:
-            tokens_N: Token ids below the vocabulary's size, [N].
+            tokens_N: Token ids, any integer type, [N].
+
+        Raises:
+            ValueError: An id is not in the vocabulary; 16 bits would wrap it into another token unseen.
         """
+        if len(tokens_N) and not 0 <= int(tokens_N.min()) <= int(tokens_N.max()) < self._vocab_size:
+            raise ValueError(f"ids {tokens_N.min()} to {tokens_N.max()} in a vocabulary of {self._vocab_size}")
         self._file.write(tokens_N.astype(self._dtype).tobytes())
         self._lengths.append(len(tokens_N))
         self.num_tokens += len(tokens_N)

@@ -8,6 +8,8 @@ from typing import Any
 
 def initial_weights(model: dict[str, Any], objective: str, stage: int, precision: str) -> dict[str, str]:
     """Parameter → hash of its initial values, whole and in fp32."""
+    import os
+
     import deepspeed
     import torch
 
@@ -16,7 +18,6 @@ def initial_weights(model: dict[str, Any], objective: str, stage: int, precision
     from launcher.engine.process import join_ranks
     from launcher.models.build import build_model
     from launcher.models.configuration import build_config
-    import os
 
     join_ranks(find_place(os.environ), 1)
     record = ModelConfig.model_validate(model)
@@ -39,6 +40,15 @@ def tokenizer_info() -> Any:
     from launcher.shards.manifest import SpecialTokens, TokenizerInfo
 
     special = SpecialTokens(
-        pad=0, unk=1, cls=2, sep=3, mask=4, bos=None, eos=None, sentinels=tuple(range(5, 15)), all_ids=tuple(range(15)), document_end=3
+        pad=0,
+        unk=1,
+        cls=2,
+        sep=3,
+        mask=4,
+        bos=None,
+        eos=None,
+        sentinels=tuple(range(5, 15)),
+        all_ids=tuple(range(15)),
+        document_end=3,
     )
     return TokenizerInfo(sha256="0" * 64, vocab_size=96, name="tiny", special=special)

@@ -12,20 +12,30 @@ import socket
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
-PRELOAD = ["torch", "deepspeed", "transformers", "transformers.integrations.deepspeed", "launcher.models.build", "torch.utils.tensorboard"]
+PRELOAD = [
+    "torch",
+    "deepspeed",
+    "transformers",
+    "transformers.integrations.deepspeed",
+    "launcher.models.build",
+    "torch.utils.tensorboard",
+]
 TIMEOUT_S = 300
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOAD)
 
 
-class RankFailed(AssertionError):
+class RankFailedError(AssertionError):
     """A rank raised; its traceback is the message."""
 
 
-def run_ranks(job: Callable[..., Any], world_size: int, *arguments: Any, env: dict[str, str] | None = None) -> list[Any]:
+def run_ranks(
+    job: Callable[..., Any], world_size: int, *arguments: Any, env: dict[str, str] | None = None
+) -> list[Any]:
     """Run a function in `world_size` ranks at once and return what each returned.
 
     Args:
@@ -45,7 +55,7 @@ def run_ranks(job: Callable[..., Any], world_size: int, *arguments: Any, env: di
     for rank in range(world_size):
         reader, writer = _context.Pipe(duplex=False)
         variables = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = _context.Process(target=_run, args=(writer, job, arguments, variables, os.getcwd()))
+        process = _context.Process(target=_run, args=(writer, job, arguments, variables, str(Path.cwd())))
         process.start()
         writer.close()
         ranks.append((process, reader))
@@ -56,7 +66,7 @@ def run_ranks(job: Callable[..., Any], world_size: int, *arguments: Any, env: di
             process.kill()
     failures = [f"rank {rank}: {text}" for rank, (ok, text) in enumerate(results) if not ok]
     if failures:
-        raise RankFailed("\n".join(failures))
+        raise RankFailedError("\n".join(failures))
     return [value for _, value in results]
 
 
