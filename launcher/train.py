@@ -25,7 +25,7 @@ import shlex
 import shutil
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -45,6 +45,7 @@ from launcher.config.loading import (
     resolved_yaml,
 )
 from launcher.config.recipe import Recipe
+from launcher.engine.records import Progress
 from launcher.errors import EXIT_DONE, EXIT_OURS, CheckpointError, LauncherError, ShardError, TokenizerError, UsageError
 from launcher.feed import Data, open_data, step_batches, validation_batches
 from launcher.plan.flops import flops_per_token, peak_flops
@@ -127,17 +128,6 @@ def tell(text: str, rank: int) -> None:
         time.sleep(FIRST_WORD_S)
         text = f"rank {rank}: {text}"
     print(text, file=sys.stderr, flush=True)
-
-
-@dataclass(slots=True, kw_only=True)
-class Progress:
-    """How far a run has come, and what it settled on."""
-
-    precision: str
-    """What `train.precision` is here; a run that goes on elsewhere keeps it."""
-    step: int = 0
-    tokens: int = 0
-    evaluations: list[dict[str, float]] = field(default_factory=list)
 
 
 def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from numpy.typing import NDArray
@@ -57,3 +57,17 @@ class EvalResult:
     """Share of predicted tokens whose most likely answer is right."""
     num_targets: int
     """Predicted tokens."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """How far a run has come, and what it settled on."""
+
+    precision: str
+    """What `train.precision` is here; a run that goes on elsewhere keeps it."""
+    step: int = 0
+    """Optimizer steps taken."""
+    tokens: int = 0
+    """Tokens read, padding excluded."""
+    evaluations: list[dict[str, float]] = field(default_factory=list)
+    """`step`, `loss` and `accuracy` of each validation."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from launcher import __version__, units
-from launcher.errors import CorpusError, ShardError
+from launcher.errors import CorpusError, ShardError, UsageError
 from launcher.prepare.documents import find_files, read_documents
 from launcher.prepare.encode import encode_batches
 from launcher.prepare.split import VALIDATION_SHARE, is_held_out
@@ -26,15 +27,19 @@ from launcher.shards.index import token_dtype
 from launcher.shards.manifest import (
     FORMAT_VERSION,
     MANIFEST,
-    FileEntry,
+    SPLITS,
     Manifest,
-    file_entry,
+    Source,
+    checksum,
     read_manifest,
     write_manifest,
 )
+from launcher.shards.reader import open_split
 
 BATCH_CHARS = 1 << 18
-"""Characters of text sent to a worker at once (assumption: large against the cost of a message, small against memory)."""
+"""Characters of text sent to a worker at once (assumption: large against a message's cost, small against memory)."""
+BYTES_PER_WORKER = 8 << 20
+"""A process for less is not worth its start, about 0.5 s (assumption); `workers` overrules it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +63,14 @@ class BuildRequest:
     tokens_per_shard: int = 1 << 30
     """A shard that has reached this many tokens is closed and the next one begun."""
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.validation_share < 1.0:
+            raise UsageError(f"{self.validation_share} is not a share to hold out", "validation_share", "use 0.02")
+        for name in ("workers", "tokens_per_shard"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise UsageError(f"{name} is {number}", name, "use 1 or more")
+
 
 def build_shards(request: BuildRequest, console: Console | None = None) -> Manifest:
     """Turn text into shards.
@@ -77,11 +90,11 @@ def build_shards(request: BuildRequest, console: Console | None = None) -> Manif
     console = console or Console(stderr=True)
     files = find_files(request.corpus)
     handle = load_tokenizer(request.tokenizer)
-    sources = tuple(file_entry(file, str(file)) for file in files)
+    sources = tuple(Source(path=str(file), num_bytes=file.stat().st_size, xxh3=checksum(file)) for file in files)
     fingerprint = _fingerprint(request, sources, handle)
     existing = _existing(request, fingerprint)
     if existing is not None:
-        console.print(f"shards     {request.out}: made from the same text and tokenizer, re-used", highlight=False)
+        console.print(f"shards     {request.out}: re-used; {describe(existing)}", highlight=False, soft_wrap=True)
         return existing
     with _under_construction(request.out) as folder:
         counts: Counter[str] = Counter({"read": 0, "kept": 0, "empty": 0, "not_text": 0})
@@ -101,12 +114,13 @@ def build_shards(request: BuildRequest, console: Console | None = None) -> Manif
         )
         if manifest.splits["train"].num_documents == 0:
             raise CorpusError(
-                f"of {counts['read']} records none is left to train on ({counts['empty']} empty, {counts['not_text']} not text)",
+                f"of {counts['read']} records none is left to train on "
+                f"({counts['empty']} empty, {counts['not_text']} not text)",
                 " ".join(request.corpus),
                 "check the text field, or hold out a smaller share",
             )
         write_manifest(folder, manifest)
-    console.print(f"shards     {request.out}: {describe(manifest)}", highlight=False)
+    console.print(f"shards     {request.out}: {describe(manifest)}", highlight=False, soft_wrap=True)
     return manifest
 
 
@@ -116,11 +130,12 @@ def describe(manifest: Manifest) -> str:
     dropped = manifest.filters["read"] - manifest.filters["kept"]
     return (
         f"{train.num_documents} documents, {units.count(train.num_tokens)} tokens ({manifest.dtype}); "
-        f"held out {held_out.num_documents} documents, {units.count(held_out.num_tokens)} tokens; dropped {dropped} records"
+        f"held out {held_out.num_documents} documents, {units.count(held_out.num_tokens)} tokens; "
+        f"dropped {dropped} records"
     )
 
 
-def _fingerprint(request: BuildRequest, sources: tuple[FileEntry, ...], handle: TokenizerHandle) -> str:
+def _fingerprint(request: BuildRequest, sources: tuple[Source, ...], handle: TokenizerHandle) -> str:
     decides = {
         "format": FORMAT_VERSION,
         "sources": [[entry.num_bytes, entry.xxh3] for entry in sources],
@@ -133,15 +148,23 @@ def _fingerprint(request: BuildRequest, sources: tuple[FileEntry, ...], handle: 
 
 
 def _existing(request: BuildRequest, fingerprint: str) -> Manifest | None:
-    if not request.out.exists() or request.overwrite:
+    out = request.out
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return None
+    if not (out / MANIFEST).is_file():  # --overwrite replaces shards, never something else
+        raise ShardError("there is something else under this name, not shards", str(out), "give another --out")
+    if request.overwrite:
         return None
     fix = "give another --out, or --overwrite"
-    if not (request.out / MANIFEST).is_file():
-        raise ShardError("there is something else under this name", str(request.out), fix)
-    manifest = read_manifest(request.out)
+    try:
+        manifest = read_manifest(out)
+        for split in SPLITS:
+            open_split(out, split)
+    except ShardError as error:
+        raise ShardError(f"the shards here are damaged: {error.what}", error.where, fix) from None
     if manifest.fingerprint != fingerprint:
         raise ShardError(
-            "the shards here were made from other text, with another tokenizer or other settings", str(request.out), fix
+            "the shards here were made from other text, with another tokenizer or other settings", str(out), fix
         )
     return manifest
 
@@ -150,20 +173,32 @@ def _existing(request: BuildRequest, fingerprint: str) -> Manifest | None:
 def _under_construction(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its name when the block ends well, and is gone when it does not."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    for left in out.parent.glob(f".{out.name}.building-*"):
-        pid = left.name.rpartition("-")[2]
-        if not Path(f"/proc/{pid}").exists():  # of a build that was killed
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*-*"):
+        kind, _, pid = left.name.removeprefix(f".{out.name}.").rpartition("-")
+        if kind in ("building", "replaced") and pid.isdigit() and not _is_alive(int(pid)):  # of a build that was killed
             shutil.rmtree(left, ignore_errors=True)
     folder = out.with_name(f".{out.name}.building-{os.getpid()}")
+    replaced = out.with_name(f".{out.name}.replaced-{os.getpid()}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     try:
         yield folder
-        if out.exists():
-            shutil.rmtree(out)
+        if out.exists():  # a folder cannot be renamed onto a full one; this way OUT is missing for an instant only
+            os.replace(out, replaced)
         os.replace(folder, out)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's, and alive
+        return True
+    return True
 
 
 def _write_splits(
@@ -174,23 +209,27 @@ def _write_splits(
     counts: Counter[str],
     console: Console,
 ) -> dict[str, SplitWriter]:
-    workers = request.workers or len(os.sched_getaffinity(0))
+    total_bytes = sum(file.stat().st_size for file in files)
+    workers = request.workers or min(len(os.sched_getaffinity(0)), max(1, total_bytes // BYTES_PER_WORKER))
+    tokenizer_json = handle.tokenizer.to_str()
     progress = Progress(
         TextColumn("[bold]tokenizing[/]"),
         BarColumn(bar_width=30),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
         console=console,
+        disable=not console.is_terminal,
     )
     with (
         SplitWriter(folder, "train", handle.info, request.tokens_per_shard) as train,
         SplitWriter(folder, "validation", handle.info, request.tokens_per_shard) as validation,
+        # Closed at once when writing fails, not when the traceback lets go of it.
+        closing(encode_batches(_batches(files, request.text_field, counts), tokenizer_json, workers)) as encoding,
         progress,
     ):
         # Text as UTF-8 against the files' bytes: a little less than all of them, JSON being what it is.
-        task = progress.add_task("tokenizing", total=sum(file.stat().st_size for file in files))
-        batches = _batches(files, request.text_field, counts)
-        for texts, encoded in encode_batches(batches, handle.tokenizer.to_str(), workers):
+        task = progress.add_task("tokenizing", total=total_bytes)
+        for texts, encoded in encoding:
             for text, tokens in zip(texts, encoded, strict=True):
                 (validation if is_held_out(text, request.validation_share) else train).append(tokens, len(text))
             progress.advance(task, sum(len(text.encode()) for text in texts))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import glob
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import ijson
 import orjson
@@ -24,7 +25,7 @@ class Document:
     text: str
     source: str
     """The file."""
-    record: int
+    line: int
     """Line of a JSONL file, or number of the object in an array, from 1."""
 
 
@@ -70,11 +71,8 @@ def read_documents(files: Sequence[Path], text_field: str, counts: Counter[str])
                     f"the record is {_kind(record)}, not an object", where, f'write {{"{text_field}": "…"}}'
                 )
             if text_field not in record:
-                raise CorpusError(
-                    f"the record has no field {text_field!r}",
-                    where,
-                    f"{did_you_mean(text_field, record.keys())} (--text-field)",
-                )
+                fix = f"{did_you_mean(text_field, record)} (--text-field)" if record else "delete the empty record"
+                raise CorpusError(f"the record has no field {text_field!r}", where, fix)
             counts["read"] += 1
             text = record[text_field]
             if not isinstance(text, str):
@@ -86,20 +84,28 @@ def read_documents(files: Sequence[Path], text_field: str, counts: Counter[str])
                 yield Document(text, str(file), number)
 
 
+def _open(file: Path) -> BinaryIO:
+    try:
+        opened = file.open("rb")
+    except OSError as error:
+        raise CorpusError(f"the file cannot be read: {error.strerror}", str(file), "see that it is there") from None
+    if opened.read(len(BOM_UTF8)) != BOM_UTF8:
+        opened.seek(0)
+    return opened
+
+
 def _is_array(file: Path) -> bool:
-    with file.open("rb") as opened:
+    with _open(file) as opened:
         while block := opened.read(4096):
-            start = block.removeprefix(b"\xef\xbb\xbf").lstrip()
+            start = block.lstrip()
             if start:
                 return start.startswith(b"[")
     return False
 
 
 def _line_records(file: Path) -> Iterator[tuple[int, Any]]:
-    with file.open("rb") as opened:
+    with _open(file) as opened:
         for number, line in enumerate(opened, start=1):
-            if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
             if not line.strip():
                 continue
             try:
@@ -108,17 +114,17 @@ def _line_records(file: Path) -> Iterator[tuple[int, Any]]:
                 raise CorpusError(
                     f"the line is not JSON: {error}",
                     f"{file}:{number}",
-                    "mend or delete the line; JSONL has one object a line",
+                    "mend or delete the line; a file holds one object a line, or is one array of objects",
                 ) from None
 
 
 def _array_records(file: Path) -> Iterator[tuple[int, Any]]:
     number = 0
-    with file.open("rb") as opened:
+    with _open(file) as opened:
         try:
             for number, record in enumerate(ijson.items(opened, "item"), start=1):
                 yield number, record
-        except ijson.JSONError as error:
+        except (ijson.JSONError, UnicodeDecodeError) as error:
             raise CorpusError(
                 f"the array is not JSON after record {number}: {' '.join(str(error).split())}",
                 f"{file}:{number + 1}",

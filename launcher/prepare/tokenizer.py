@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, process
 from tokenizers.models import BPE, WordPiece
 
 from launcher.errors import TokenizerError
+from launcher.shards.identity import tokenizer_sha256
 from launcher.shards.manifest import SpecialTokens, TokenizerInfo
 
 # Names by which a role is known where the folder's configuration does not tell, best first.
@@ -55,12 +55,17 @@ def load_tokenizer(folder: Path) -> TokenizerHandle:
             raise TokenizerError(
                 "there is no tokenizer here (tokenizer.json, vocab.txt, or vocab.json with merges.txt)",
                 str(folder),
-                "give a tokenizer folder, or train one: pretrain tokenizer CORPUS --kind wordpiece --vocab-size N --out DIR",
+                "give one, or train one: pretrain tokenizer CORPUS --kind wordpiece --vocab-size N --out DIR",
             )
     except TokenizerError:
         raise
     except Exception as error:  # the Rust library raises bare Exceptions
-        raise TokenizerError(f"the tokenizer cannot be read: {error}", str(folder)) from None
+        raise TokenizerError(
+            f"the tokenizer cannot be read: {error}", str(folder), "restore the file, or train another one"
+        ) from None
+    # A tokenizer.json saved for a model cuts or pads every text to the model's length.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return describe_tokenizer(tokenizer, folder.resolve().name, config)
 
 
@@ -95,7 +100,7 @@ def describe_tokenizer(tokenizer: Tokenizer, name: str, config: dict[str, Any] |
     )
     # not get_vocab_size(): ids may have holes, and embeddings must reach the highest
     vocab_size = max(vocabulary.values()) + 1
-    sha256 = hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+    sha256 = tokenizer_sha256(tokenizer)
     return TokenizerHandle(tokenizer, TokenizerInfo(sha256=sha256, vocab_size=vocab_size, name=name, special=special))
 
 
@@ -144,8 +149,8 @@ def _read_config(folder: Path) -> dict[str, Any]:
             continue
         try:
             config |= json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, TypeError) as error:
-            raise TokenizerError(f"the file is not JSON: {error}", str(path)) from None
+        except (OSError, ValueError, TypeError) as error:
+            raise TokenizerError(f"the file is not a JSON object: {error}", str(path), "restore the file") from None
     return config
 
 
@@ -161,8 +166,12 @@ def _role_id(tokenizer: Tokenizer, role: str, config: dict[str, Any]) -> int | N
 
 
 def _bert(vocab: Path, lowercase: bool) -> Tokenizer:
-    tokens = vocab.read_text(encoding="utf-8").splitlines()
+    # not splitlines(): U+2028 and U+0085 end a line there, and are tokens of some vocabularies
+    tokens = vocab.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     ids = {token: number for number, token in enumerate(tokens)}
+    lacking = [token for token in ("[UNK]", "[CLS]", "[SEP]") if token not in ids]
+    if lacking:
+        raise TokenizerError(f"the vocabulary lacks {', '.join(lacking)}", str(vocab), "give a BERT vocabulary")
     tokenizer = Tokenizer(WordPiece(ids, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()

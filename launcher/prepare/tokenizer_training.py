@@ -11,6 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import BPE, Unigram, WordPiece
 
 from launcher.errors import TokenizerError
+from launcher.prepare.encode import one_thread
 from launcher.prepare.tokenizer import TokenizerHandle, bert_template, describe_tokenizer, save_tokenizer
 
 # T5's 100: enough for sequences of 1,700 tokens at density 0.15 and mean span 3.
@@ -22,7 +23,8 @@ OTHER_SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
 def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int, out: Path) -> TokenizerHandle:
     """Train a tokenizer and save it as a `transformers` folder.
 
-    The same texts in the same order give the same bytes.
+    The same texts in the same order give the same bytes, but for `unigram`, whose trainer in the Rust library sums in
+    the random order of a hash map.
 
     Args:
         texts: Documents.
@@ -42,15 +44,8 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int, out: Path)
             f"a vocabulary of {vocab_size} has no room for words", "--vocab-size", f"use {least} at the very least"
         )
     # Rust threads merge counts in any order, and ties in the counts then fall either way.
-    before = os.environ.get("TOKENIZERS_PARALLELISM")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    try:
+    with one_thread():
         tokenizer = TRAINERS[kind](texts, vocab_size)
-    finally:
-        if before is None:
-            del os.environ["TOKENIZERS_PARALLELISM"]
-        else:
-            os.environ["TOKENIZERS_PARALLELISM"] = before
     handle = describe_tokenizer(tokenizer, out.resolve().name)
     out.parent.mkdir(parents=True, exist_ok=True)
     saving = out.with_name(f".{out.name}.saving")
@@ -62,15 +57,30 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int, out: Path)
 
 
 def _wordpiece(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    tokenizer = Tokenizer(WordPiece(unk_token="[UNK]"))
+    """Trained twice: the library numbers the `##x` of single characters in the random order of a hash map, and breaks
+    ties by number. The first pass only finds them; the second is given them, sorted, as if they were special.
+    """
+    texts = list(texts)
+    finder = _untrained_wordpiece({})
+    finder.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=1, show_progress=False))
+    parts = sorted(token for token in finder.get_vocab() if len(token) == 3 and token.startswith("##"))
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size, special_tokens=[*BERT_SPECIALS, *SENTINELS, *parts], show_progress=False
+    )
+    trained = _untrained_wordpiece({})
+    trained.train_from_iterator(texts, trainer)
+    tokenizer = _untrained_wordpiece(trained.get_vocab())
+    tokenizer.add_special_tokens(_special(BERT_SPECIALS))
+    # The trainer numbers special tokens in the order it is given them.
+    tokenizer.post_processor = bert_template(BERT_SPECIALS.index("[CLS]"), BERT_SPECIALS.index("[SEP]"))
+    return tokenizer
+
+
+def _untrained_wordpiece(vocabulary: dict[str, int]) -> Tokenizer:
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=_special(BERT_SPECIALS), show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = bert_template(BERT_SPECIALS.index("[CLS]"), BERT_SPECIALS.index("[SEP]"))
     return tokenizer
 
 

@@ -93,7 +93,8 @@ def read_index(path: Path, bin_bytes: int) -> Index:
     _, version, code, num_sequences, num_marks = HEADER.unpack_from(raw)
     if version != VERSION or code not in DTYPES:
         raise ShardError(
-            f"index version {version} with dtype code {code}: this program reads version {VERSION} with 4 (int32) or 8 (uint16)",
+            f"index version {version} with dtype code {code}: "
+            f"this program reads version {VERSION} with 4 (int32) or 8 (uint16)",
             str(path),
             fix,
         )

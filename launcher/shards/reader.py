@@ -96,7 +96,9 @@ class Split:
         parts = [
             self._tokens[shard][start : start + int(length)]
             for start, length in zip(
-                (index.pointers_N[first:last] // index.dtype.itemsize).tolist(), index.lengths_N[first:last], strict=True
+                (index.pointers_N[first:last] // index.dtype.itemsize).tolist(),
+                index.lengths_N[first:last],
+                strict=True,
             )
         ]
         return np.concatenate([np.empty(0, index.dtype), *parts]).astype(np.int32)

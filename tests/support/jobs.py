@@ -3,42 +3,148 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import runpy
+import sys
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 
-def initial_weights(model: dict[str, Any], objective: str, stage: int, precision: str) -> dict[str, str]:
-    """Parameter → hash of its initial values, whole and in fp32."""
-    import os
 
-    import deepspeed
+def train(arguments: list[str]) -> int:
+    """The training program itself; returns its exit code."""
+    sys.argv = ["launcher.train", *arguments]
+    program = runpy.run_module("launcher.train", run_name="launcher_train")
+    return int(program["main"](arguments))
+
+
+def live_logits(arguments: list[str]) -> Any:
+    """Train, then ask the engine's own model, before it is saved or exported; returns (inputs, logits)."""
     import torch
 
-    from launcher.cluster.rank import find_place
-    from launcher.config.recipe import ModelConfig
-    from launcher.engine.process import join_ranks
+    program = runpy.run_module("launcher.train", run_name="launcher_train")
+    recipe, data, engine = begin(program, arguments)
+    plan = program["plan_batch"](recipe.batch.global_batch, None, engine.world_size)
+    progress = program["Progress"](precision="fp32")
+    program["keep_inputs"](recipe, {}, engine.global_rank)
+    program["run_steps"](recipe, engine, data, plan, progress, program["Console"](quiet=True))
+    inputs = next(iter(program["validation_batches"](recipe, data, 1, 0)))
+    tensors = {name: torch.from_numpy(array) for name, array in inputs.items() if name != "labels"}
+    engine.eval()
+    with torch.no_grad():
+        logits = engine(**tensors).logits
+    return {name: array for name, array in inputs.items() if name != "labels"}, logits.numpy().copy()
+
+
+def begin(program: dict[str, Any], arguments: list[str]) -> tuple[Any, Any, Any]:
+    """Recipe, data and engine, as `train` makes them."""
+    options = program["parse"](arguments)
+    recipe = program["load_recipe"](options.recipe, options.overrides).recipe
+    place = program["find_place"](os.environ)
+    plan = program["plan_batch"](recipe.batch.global_batch, recipe.batch.micro_batch, place.world_size)
+    device = program["join"](recipe, place)
+    data = program["open_data"](recipe)
+    file = program["ds"].load_ds_config(options.ds_config)
+    config = program["ds"].resolve_ds_config(file, recipe, plan, recipe.train.precision)
+    return recipe, data, program["start"](recipe, config, data, device)
+
+
+def exported_logits(folder: str, kind: str, inputs: dict[str, Any]) -> Any:
+    """What the exported folder answers to the same inputs."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+
+    torch.set_num_threads(1)
+    auto = {"mlm": AutoModelForMaskedLM, "clm": AutoModelForCausalLM, "span": AutoModelForSeq2SeqLM}[kind]
+    model = auto.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return model(**{name: torch.from_numpy(array) for name, array in inputs.items()}).logits.numpy().copy()
+
+
+def plain_losses(recipe_path: str) -> list[float]:
+    """The same run without DeepSpeed: one process, dense logits, mean loss, torch's plain AdamW."""
+    import torch
+
+    from launcher.config.batch import plan_batch
+    from launcher.config.loading import load_recipe
+    from launcher.engine.schedule import learning_rate
+    from launcher.feed import open_data, step_batches
     from launcher.models.build import build_model
     from launcher.models.configuration import build_config
 
-    join_ranks(find_place(os.environ), 1)
+    torch.set_num_threads(1)
+    recipe = load_recipe(recipe_path).recipe
+    data = open_data(recipe)
+    kind = recipe.objective.kind
+    config = build_config(recipe.model, kind, data.manifest.tokenizer, recipe.data.seq_len)
+    model = build_model(config, recipe.model, kind, seed=recipe.train.seed)
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": recipe.optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        betas=recipe.optim.betas,
+        eps=recipe.optim.eps,
+        fused=False,
+        foreach=False,
+    )
+    losses = []
+    plan = plan_batch(recipe.batch.global_batch, None, 1)
+    for step, batch in enumerate(step_batches(data, plan, 0, 0, recipe.train.num_steps), start=1):
+        inputs = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.passes[0].items()}
+        labels = inputs.pop("labels")
+        logits = model(**inputs).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, recipe.optim.lr, recipe.schedule, recipe.train.num_steps)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optim.grad_clip)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def initial_weights(model: dict[str, Any], objective: str, stage: int, precision: str) -> dict[str, str]:
+    """Parameter and buffer → hash of its values in fp32, as the engine holds them before the first step."""
+    import deepspeed
+
+    from launcher.cluster.rank import find_place
+    from launcher.config.recipe import ModelConfig, OptimConfig
+    from launcher.engine.process import join_ranks
+    from launcher.engine.start import start_engine
+    from launcher.models.build import build_model
+    from launcher.models.configuration import build_config
+
+    place = find_place(os.environ)
+    join_ranks(place, 1)
     record = ModelConfig.model_validate(model)
     config = build_config(record, objective, tokenizer_info(), 16)
-    ds_config = {"train_batch_size": 4, "zero_optimization": {"stage": stage}, precision: {"enabled": True}}
+    ds_config = {
+        "train_batch_size": 4,
+        "train_micro_batch_size_per_gpu": 4 // place.world_size,
+        "zero_optimization": {"stage": stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1_000_000,
+    }
+    if precision == "bf16":
+        ds_config["bf16"] = {"enabled": True}
     built = build_model(config, record, objective, seed=3, ds_config=ds_config)
-    if precision == "bf16" and stage < 3:
-        built = built.bfloat16()
+    engine = start_engine(built, OptimConfig(lr=1e-3), ds_config)
     hashes = {}
-    for name, parameter in built.named_parameters():
+    for name, parameter in engine.module.named_parameters():
         with deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3):
             hashes[name] = hashlib.sha256(parameter.data.float().numpy().tobytes()).hexdigest()
-    for name, buffer in built.named_buffers():
+    for name, buffer in engine.module.named_buffers():
         hashes[f"buffer {name}"] = hashlib.sha256(buffer.float().numpy().tobytes()).hexdigest()
-    assert torch.is_grad_enabled()
     return hashes
 
 
 def tokenizer_info() -> Any:
+    """A tokenizer of 96 ids with every special token the objectives use."""
     from launcher.shards.manifest import SpecialTokens, TokenizerInfo
 
+    sentinels = tuple(range(5, 15))
     special = SpecialTokens(
         pad=0,
         unk=1,
@@ -47,8 +153,13 @@ def tokenizer_info() -> Any:
         mask=4,
         bos=None,
         eos=None,
-        sentinels=tuple(range(5, 15)),
+        sentinels=sentinels,
         all_ids=tuple(range(15)),
         document_end=3,
     )
     return TokenizerInfo(sha256="0" * 64, vocab_size=96, name="tiny", special=special)
+
+
+def weights_file(folder: str) -> str:
+    """Hash of an exported model's weights."""
+    return hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()

@@ -9,9 +9,11 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -33,32 +35,15 @@ class RankFailedError(AssertionError):
     """A rank raised; its traceback is the message."""
 
 
-def run_ranks(
-    job: Callable[..., Any], world_size: int, *arguments: Any, env: dict[str, str] | None = None
-) -> list[Any]:
+def run_ranks(job: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
     """Run a function in `world_size` ranks at once and return what each returned.
 
     Args:
         job: A function of an importable module (tests/support/jobs.py).
         world_size: Number of ranks.
         arguments: Given to every rank.
-        env: Further environment variables.
     """
-    shared = {
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-        **(env or {}),
-    }
-    ranks = []
-    for rank in range(world_size):
-        reader, writer = _context.Pipe(duplex=False)
-        variables = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = _context.Process(target=_run, args=(writer, job, arguments, variables, str(Path.cwd())))
-        process.start()
-        writer.close()
-        ranks.append((process, reader))
+    ranks = _start(job, world_size, arguments)
     results = [_result(reader) for _, reader in ranks]
     for process, _ in ranks:
         process.join(10)
@@ -68,6 +53,39 @@ def run_ranks(
     if failures:
         raise RankFailedError("\n".join(failures))
     return [value for _, value in results]
+
+
+def kill_ranks_when(reached: Callable[[], bool], job: Callable[..., Any], world_size: int, *arguments: Any) -> None:
+    """Start ranks and kill all of them (SIGKILL) as soon as `reached`; they may be done by then."""
+    ranks = _start(job, world_size, arguments)
+    deadline = time.monotonic() + TIMEOUT_S
+    while not reached() and any(process.is_alive() for process, _ in ranks):
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.002)
+    for process, _ in ranks:
+        process.kill()
+        process.join()
+    if not reached():
+        raise RankFailedError("the ranks ended before they got there")
+
+
+def _start(job: Callable[..., Any], world_size: int, arguments: Any) -> list[tuple[BaseProcess, Connection]]:
+    shared = {
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(_free_port()),
+    }
+    ranks = []
+    for rank in range(world_size):
+        reader, writer = _context.Pipe(duplex=False)
+        variables = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        process = _context.Process(target=_run, args=(writer, job, arguments, variables, str(Path.cwd())))
+        process.start()
+        writer.close()
+        ranks.append((process, reader))
+    return ranks
 
 
 def _run(writer: Connection, job: Callable[..., Any], arguments: Any, variables: dict[str, str], folder: str) -> None:

@@ -1,0 +1,110 @@
+"""Every launcher's ranks find their place and each other on two machines."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from slurm_cluster import ROOT, Cluster, unavailable
+
+from launcher.engine.metrics import read_metrics
+
+pytestmark = pytest.mark.cluster
+PROBE = str(Path(__file__).with_name("probe.py"))
+GLOO = {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}
+
+
+def check_places(folder: Path, source: str) -> None:
+    places = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(4)]
+    assert [place["sum"] for place in places] == [10.0] * 4
+    assert [place["host"] for place in places] == ["node1", "node1", "node2", "node2"]
+    assert [place["local_rank"] for place in places] == [0, 1, 0, 1]
+    assert {place["local_world_size"] for place in places} == {2}
+    assert {place["source"] for place in places} == {source}
+    assert len({(place["master_addr"], place["master_port"]) for place in places}) == 1
+
+
+def test_srun(cluster: Cluster, tmp_path: Path) -> None:
+    done = cluster.run("ctl", "srun", "--nodes=2", "--ntasks-per-node=2", sys.executable, PROBE, str(tmp_path), **GLOO)
+    assert done.returncode == 0, done.stderr
+    check_places(tmp_path, "slurm")
+
+
+def test_mpirun(cluster: Cluster, tmp_path: Path) -> None:
+    if shutil.which("mpirun") is None or importlib.util.find_spec("mpi4py") is None:
+        unavailable("needs Open MPI (apt: openmpi-bin libopenmpi-dev) and mpi4py")
+    words = ["mpirun", "-np", "4", "--host", "node1:2,node2:2", "--mca", "btl_tcp_if_include", "eth0"]
+    words += ["--mca", "plm_rsh_agent", "ssh", "--mca", "oob_tcp_if_include", "eth0", "-x", "GLOO_SOCKET_IFNAME"]
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    done = cluster.run("node1", *words, sys.executable, PROBE, str(tmp_path), **GLOO, **root)
+    assert done.returncode == 0, done.stderr
+    check_places(tmp_path, "mpi")
+
+
+def test_deepspeed_over_pdsh(cluster: Cluster, tmp_path: Path) -> None:
+    deepspeed = str(Path(sys.executable).with_name("deepspeed"))
+    words = [deepspeed, "--hostfile", str(cluster.folder / "hostfile"), "--master_addr", "10.77.0.11", PROBE]
+    done = cluster.run("node1", *words, str(tmp_path), **GLOO, PDSH_RCMD_TYPE="ssh")
+    assert done.returncode == 0, done.stderr + done.stdout
+    check_places(tmp_path, "environment")
+
+
+def test_a_plain_python_in_a_batch_script_is_alone(cluster: Cluster, tmp_path: Path) -> None:
+    script = tmp_path / "job.sh"
+    code = "import os; from launcher.cluster.rank import *; p = find_place(os.environ); print(p.source, p.world_size)"
+    script.write_text(f"#!/bin/bash\n#SBATCH --nodes=2 --ntasks-per-node=2\ncd {ROOT}\n{sys.executable} -c '{code}'\n")
+    assert cluster.submit(script, output=tmp_path / "out") == 0
+    assert (tmp_path / "out").read_text().strip() == "alone 1"
+
+
+def test_pretrain_sh_trains_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    shards = tiny.make_shards(tmp_path)
+    recipe = tiny.write_recipe(
+        tmp_path / "r.yaml", tiny.recipe_tree("mlm", shards, tmp_path / "runs", train__num_steps=4)
+    )
+    code = cluster.submit(
+        ROOT / "slurm" / "pretrain.sh",
+        *("--ds_config", "zero3.json", "--recipe", str(recipe), "optim.lr=0.002"),
+        output=tmp_path / "out",
+        **GLOO,
+        options=("--nodes=2", "--ntasks-per-node=2"),
+    )
+    assert code == 0, (tmp_path / "out").read_text()
+    steps: list[dict[str, Any]] = [x for x in read_metrics(tmp_path / "runs" / "tiny" / "metrics.jsonl") if "lr" in x]
+    assert [x["step"] for x in steps] == [1, 2, 3, 4]
+    logs = sorted(path.name for path in (tmp_path / "runs" / "tiny" / "logs").iterdir())
+    assert logs == [f"rank-0000{rank}.log" for rank in range(4)]
+    assert (tmp_path / "runs" / "tiny" / "export" / "model.safetensors").is_file()
+
+
+STUB = """
+import os, sys
+life = os.environ.get("SLURM_RESTART_COUNT", "0")
+print("life", life, "rank", os.environ["SLURM_PROCID"], *sys.argv[1:], flush=True)
+sys.exit({codes}[int(life)])
+"""
+
+
+@pytest.mark.parametrize(("codes", "ends_with", "lives"), [([75, 0], 0, 2), ([2], 2, 1), ([1], 1, 1)])
+def test_pretrain_sh_requeues_on_75_and_passes_other_codes_on(
+    codes: list[int], ends_with: int, lives: int, cluster: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "launcher").mkdir()
+    (tmp_path / "launcher" / "__init__.py").touch()
+    (tmp_path / "launcher" / "train.py").write_text(STUB.format(codes=codes))
+    code = cluster.submit(ROOT / "slurm" / "pretrain.sh", output=tmp_path / "out", folder=tmp_path)
+    told = (tmp_path / "out").read_text()
+    assert code == ends_with, told
+    assert told.count("life ") == lives
+    assert "--ds_config zero3.json" in told
+
+
+def test_pretrain_sh_refuses_a_folder_without_the_project(cluster: Cluster, tmp_path: Path) -> None:
+    assert cluster.submit(ROOT / "slurm" / "pretrain.sh", output=tmp_path / "out", folder=tmp_path) == 2
+    assert "submit from the project's folder" in (tmp_path / "out").read_text()

@@ -1,0 +1,78 @@
+"""The exported folder is the model that was trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jobs
+import numpy as np
+import pytest
+import tiny
+from ranks import run_ranks
+
+from launcher import cli
+
+
+@pytest.mark.parametrize(
+    ("objective", "stage", "ranks"), [("mlm", 3, 2), ("clm", 0, 1), ("clm", 3, 2), ("span", 2, 2), ("mlm", 1, 1)]
+)
+def test_exported_logits_equal_the_engines_bit_for_bit(
+    objective: str, stage: int, ranks: int, shards: Path, tmp_path: Path
+) -> None:
+    path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree(objective, shards, tmp_path, train__num_steps=3))
+    arguments = ["--ds_config", f"zero{stage}", "--recipe", str(path)]
+    inputs, logits = run_ranks(jobs.live_logits, ranks, arguments)[0]
+    assert cli.main(["export", str(tmp_path / "tiny"), "--out", str(tmp_path / "out")]) == 0
+    (again,) = run_ranks(jobs.exported_logits, 1, str(tmp_path / "out"), objective, inputs)
+    np.testing.assert_array_equal(again, logits)
+
+
+def test_a_masked_model_is_exported_with_card_and_tokenizer_and_answers(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = tiny.recipe_tree("mlm", shards, tmp_path, train__num_steps=3, eval__prompts=["人民[MASK]院"])
+    path = tiny.write_recipe(tmp_path / "r.yaml", tree)
+    assert run_ranks(jobs.train, 1, ["--ds_config", "zero1", "--recipe", str(path)]) == [0]
+    folder = tmp_path / "tiny" / "export"
+    assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= {p.name for p in folder.iterdir()}
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "Unigram entropy" in card
+    assert "corpus.jsonl" in card
+    assert cli.main(["fill", str(tmp_path / "tiny"), "人民[MASK]院", "--json"]) == 0
+    (answer,) = json.loads(capsys.readouterr().out)
+    assert len(answer["blanks"]) == 1
+    assert len(answer["blanks"][0]["words"]) == 5
+    assert cli.main(["fill", str(tmp_path / "tiny"), "人民法院"]) == 2
+    assert "there is no blank" in capsys.readouterr().err
+    assert cli.main(["generate", str(tmp_path / "tiny"), "人民"]) == 2
+    assert "does not generate text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("objective", "prompt"), [("clm", "人民"), ("span", "人民<extra_id_0>院")])
+def test_models_that_write_go_on_from_a_text(
+    objective: str, prompt: str, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree(objective, shards, tmp_path, train__num_steps=2))
+    run_ranks(jobs.train, 1, ["--ds_config", "zero1", "--recipe", str(path)])
+    assert cli.main(["generate", str(tmp_path / "tiny"), prompt, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["prompt"] == prompt
+
+
+def test_a_model_is_continued_from_an_exported_folder(shards: Path, tmp_path: Path) -> None:
+    path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("mlm", shards, tmp_path, train__num_steps=6))
+    run_ranks(jobs.train, 1, ["--ds_config", "zero1", "--recipe", str(path)])
+    first = json.loads((tmp_path / "tiny" / "checkpoints" / "step-00000006" / "state.json").read_text())
+    for stage, ranks in ((1, 1), (3, 2)):
+        tree = tiny.recipe_tree("mlm", shards, tmp_path, name=f"more{stage}", train__num_steps=1)
+        tree["model"] = {"continue_from": str(tmp_path / "tiny" / "export")}
+        path = tiny.write_recipe(tmp_path / "more.yaml", tree)
+        assert run_ranks(jobs.train, ranks, ["--ds_config", f"zero{stage}", "--recipe", str(path)]) == [0] * ranks
+        state = json.loads((tmp_path / f"more{stage}" / "checkpoints" / "step-00000001" / "state.json").read_text())
+        assert state["evaluations"][0]["loss"] == pytest.approx(first["evaluations"][-1]["loss"], abs=1e-5)
+
+
+def test_export_without_a_checkpoint_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["export", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "there is no complete checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,56 @@
+"""The same seed gives the same weights, whatever partitions them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jobs
+import pytest
+import tiny
+from ranks import run_ranks
+
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "modernbert": ("mlm", tiny.MODELS["mlm"]),
+    "gpt2: rules that reach into child modules, tied head": ("clm", tiny.MODELS["clm"]),
+    "t5": ("span", tiny.MODELS["span"]),
+    "bert: padding row of the embedding": (
+        "mlm",
+        {
+            "family": "bert",
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+        },
+    ),
+    "llama: rotary table in fp32": (
+        "clm",
+        {
+            "family": "llama",
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+        },
+    ),
+    "qwen3_moe: experts": (
+        "clm",
+        {
+            "family": "qwen3_moe",
+            "hidden_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "config": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "head_dim": 16},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_stage_0_on_one_rank_and_stage_3_on_two_begin_alike(family: str, precision: str) -> None:
+    objective, model = FAMILIES[family]
+    (whole,) = run_ranks(jobs.initial_weights, 1, model, objective, 0, precision)
+    first, second = run_ranks(jobs.initial_weights, 2, model, objective, 3, precision)
+    assert first == second == whole

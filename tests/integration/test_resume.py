@@ -1,0 +1,140 @@
+"""Killed at any step and started again, a run takes the steps it would have taken."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jobs
+import pytest
+import tiny
+from ranks import RankFailedError, kill_ranks_when, run_ranks
+
+from launcher.checkpoint.folder import complete_steps
+from launcher.engine.metrics import read_metrics
+
+DROPOUT = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
+CHANGES = {"train__num_steps": 9, "checkpoint__every_steps": 3, "eval__every_steps": 2, "model__config": DROPOUT}
+
+
+def step_lines(run: Path) -> list[tuple[int, float, float | None, str]]:
+    lines = read_metrics(run / "metrics.jsonl")
+    return [(x["step"], x["loss"], x["grad_norm"], x["batch_digest"]) for x in lines if "batch_digest" in x]
+
+
+@pytest.mark.parametrize(
+    ("stage", "ranks", "killed_after", "precision"),
+    [
+        (0, 1, 4, "fp32"),
+        (0, 2, 5, "bf16"),
+        (1, 2, 7, "fp32"),
+        (1, 2, 8, "bf16"),
+        (2, 1, 3, "bf16_autocast"),
+        (2, 2, 1, "fp32"),  # before the first checkpoint: from the beginning
+        (3, 2, 6, "fp32"),
+        (3, 2, 4, "bf16"),
+    ],
+)
+def test_a_killed_run_goes_on_bit_for_bit(
+    stage: int, ranks: int, killed_after: int, precision: str, shards: Path, tmp_path: Path
+) -> None:
+    arguments = {}
+    for name in ("whole", "killed"):
+        tree = tiny.recipe_tree("clm", shards, tmp_path, name=name, train__precision=precision, **CHANGES)
+        path = tiny.write_recipe(tmp_path / f"{name}.yaml", tree)
+        arguments[name] = ["--ds_config", f"zero{stage}", "--recipe", str(path)]
+    run_ranks(jobs.train, ranks, arguments["whole"])
+    killed = tmp_path / "killed"
+
+    def far_enough() -> bool:
+        file = killed / "metrics.jsonl"
+        return file.exists() and any(x.get("step", 0) >= killed_after for x in read_metrics(file))
+
+    kill_ranks_when(far_enough, jobs.train, ranks, arguments["killed"])
+    before = complete_steps(killed / "checkpoints")
+    assert all(step % 3 == 0 for step in before)
+    assert run_ranks(jobs.train, ranks, arguments["killed"]) == [0] * ranks
+    assert step_lines(killed) == step_lines(tmp_path / "whole")
+    assert jobs.weights_file(str(killed / "export")) == jobs.weights_file(str(tmp_path / "whole" / "export"))
+
+
+def test_a_complete_run_is_not_trained_again(shards: Path, tmp_path: Path) -> None:
+    path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("mlm", shards, tmp_path, train__num_steps=2))
+    arguments = ["--ds_config", "zero1", "--recipe", str(path)]
+    run_ranks(jobs.train, 1, arguments)
+    before = (tmp_path / "tiny" / "metrics.jsonl").read_bytes()
+    assert run_ranks(jobs.train, 1, arguments) == [0]
+    assert (tmp_path / "tiny" / "metrics.jsonl").read_bytes() == before
+
+
+def test_more_steps_go_on_from_the_end(shards: Path, tmp_path: Path) -> None:
+    path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("mlm", shards, tmp_path, train__num_steps=2))
+    arguments = ["--ds_config", "zero1", "--recipe", str(path)]
+    run_ranks(jobs.train, 1, arguments)
+    run_ranks(jobs.train, 1, [*arguments, "train.num_steps=4"])
+    assert [line[0] for line in step_lines(tmp_path / "tiny")] == [1, 2, 3, 4]
+
+
+def test_another_recipe_under_the_same_name_is_refused(
+    shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("mlm", shards, tmp_path, train__num_steps=2))
+    arguments = ["--ds_config", "zero1", "--recipe", str(path)]
+    run_ranks(jobs.train, 1, arguments)
+    assert run_ranks(jobs.train, 1, [*arguments, "optim.lr=0.1"]) == [2]
+    told = capfd.readouterr().err
+    assert "CheckpointError: the run was started with another recipe: optim.lr: 0.003 → 0.1" in told
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        ("flip", "the file's bytes are not those that were written"),
+        ("truncate", "the file has"),
+        ("delete", "a file of the checkpoint is missing"),
+    ],
+)
+def test_a_damaged_checkpoint_is_never_loaded(
+    damage: str, told: str, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("mlm", shards, tmp_path, train__num_steps=2))
+    arguments = ["--ds_config", "zero1", "--recipe", str(path)]
+    run_ranks(jobs.train, 1, arguments)
+    file = tmp_path / "tiny" / "checkpoints" / "step-00000002" / "rank-00000.safetensors"
+    content = bytearray(file.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    elif damage == "truncate":
+        file.write_bytes(content[:-7])
+    else:
+        file.unlink()
+    assert run_ranks(jobs.train, 1, [*arguments, "train.num_steps=3"]) == [2]
+    error = capfd.readouterr().err
+    assert told in error
+    assert "rank-00000.safetensors" in error
+    assert "fix:" in error
+
+
+def test_a_save_that_fails_leaves_the_checkpoint_before(shards: Path, tmp_path: Path) -> None:
+    tree = tiny.recipe_tree("mlm", shards, tmp_path, train__num_steps=4, checkpoint__every_steps=2)
+    path = tiny.write_recipe(tmp_path / "r.yaml", tree)
+    checkpoints = tmp_path / "tiny" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    (checkpoints / ".saving-00000004").write_text("in the way")
+    try:
+        codes = run_ranks(jobs.train, 2, ["--ds_config", "zero2", "--recipe", str(path)])
+    except RankFailedError:
+        codes = [1]
+    assert all(code != 0 for code in codes)
+    assert complete_steps(checkpoints) == [2]
+
+
+def test_a_checkpoint_names_all_its_parts(shards: Path, tmp_path: Path) -> None:
+    path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("mlm", shards, tmp_path, train__num_steps=2))
+    run_ranks(jobs.train, 2, ["--ds_config", "zero3", "--recipe", str(path)])
+    folder = tmp_path / "tiny" / "checkpoints" / "step-00000002"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert {entry["name"] for entry in manifest["files"]} == {p.name for p in folder.iterdir()} - {"manifest.json"}
+    state = json.loads((folder / "state.json").read_text())
+    assert (state["step"], state["cursor"]["position"], state["optimizer_step"]) == (2, 16, 2)

@@ -1,0 +1,122 @@
+"""DeepSpeed's JSON: what ships is sound, what contradicts the recipe is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher.config import places
+from launcher.config.batch import plan_batch
+from launcher.config.deepspeed import load_ds_config, offloads_optimizer, resolve_ds_config, zero_stage
+from launcher.config.loading import load_recipe
+from launcher.errors import DsConfigError
+
+RECIPE = load_recipe("law-bert-zh").recipe
+PLAN = plan_batch(16, 4, 2)
+SHIPPED = places.names("ds_configs", ".json")
+
+
+def test_a_file_for_every_stage_ships() -> None:
+    assert {"zero0", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload", "zero3_offload_all"} == set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_files_say_what_their_names_say_and_resolve(name: str) -> None:
+    file = load_ds_config(name)
+    assert file == load_ds_config(f"{name}.json")
+    resolved = resolve_ds_config(file, RECIPE, PLAN, "fp32")
+    assert zero_stage(resolved) == int(name.removeprefix("zero")[0])
+    assert offloads_optimizer(resolved) == ("offload" in name)
+    keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    assert [resolved[key] for key in keys] == [16, 4, 2]
+    assert "auto" not in json.dumps(resolved)
+
+
+@pytest.mark.parametrize(
+    ("precision", "key"), [("bf16", "bf16"), ("fp16", "fp16"), ("bf16_autocast", "torch_autocast"), ("fp32", None)]
+)
+def test_the_recipe_decides_the_precision(precision: str, key: str | None) -> None:
+    resolved = resolve_ds_config({}, RECIPE, PLAN, precision)
+    found = [name for name in ("bf16", "fp16", "torch_autocast") if resolved.get(name, {}).get("enabled")]
+    assert found == ([key] if key else [])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"zero_optimisation": {"stage": 3}}, "did you mean 'zero_optimization'?"),
+        ({"gradient_clip": 1.0}, "did you mean 'gradient_clipping'?"),
+        ({"zero_optimization": {"stage": "2"}}, 'zero_optimization.stage is "2"'),
+        ({"zero_optimization": {"stage": 4}}, "use 0, 1, 2 or 3"),
+        ({"zero_optimization": 3}, "zero_optimization is an object"),
+        ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "offload_param needs stage 3"),
+        (
+            {"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}},
+            "offload_optimizer needs stage 1",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
+            "cannot be saved and resumed yet",
+        ),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "disk"}}}, "use none or cpu"),
+        ([1], "a DeepSpeed configuration is a JSON object"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_fix(content: Any, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DsConfigError) as caught:
+        load_ds_config(str(path))
+    assert message in str(caught.value)
+    assert "ds.json" in str(caught.value)
+
+
+def test_text_that_is_not_json_is_told_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text('{\n "a": 1,\n}')
+    with pytest.raises(DsConfigError, match="this is not JSON") as caught:
+        load_ds_config(str(path))
+    assert "ds.json:3" in str(caught.value)
+    path.write_text('{"zero_optimization": {"stage": 1, "stage": 2}}')
+    with pytest.raises(DsConfigError, match="'stage' stands twice"):
+        load_ds_config(str(path))
+
+
+def test_a_name_that_does_not_exist_gets_the_list() -> None:
+    with pytest.raises(DsConfigError) as caught:
+        load_ds_config("zero5.json")
+    assert "there is no DeepSpeed configuration 'zero5.json'" in str(caught.value)
+    assert "zero0, zero1, zero2" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        {"train_batch_size": 32},
+        {"gradient_clipping": 0.5},
+        {"bf16": {"enabled": True}},
+        {"optimizer": {"type": "AdamW"}},
+        {"scheduler": {"type": "WarmupLR"}},
+    ],
+)
+def test_a_file_that_contradicts_the_recipe_is_refused(file: dict[str, Any]) -> None:
+    with pytest.raises(DsConfigError) as caught:
+        resolve_ds_config(file, RECIPE, PLAN, "fp32")
+    assert "the recipe decides it" in str(caught.value)
+    assert f"delete '{next(iter(file))}' from the file" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        {"train_batch_size": "auto"},
+        {"train_batch_size": 16},
+        {"bf16": {"enabled": "auto"}},
+        {"fp16": {"enabled": False}},
+    ],
+)
+def test_a_file_that_agrees_or_leaves_it_open_is_taken(file: dict[str, Any]) -> None:
+    assert resolve_ds_config(file, RECIPE, PLAN, "fp32")["train_batch_size"] == 16

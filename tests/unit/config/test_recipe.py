@@ -1,0 +1,129 @@
+"""Recipes: what ships is sound, what is wrong is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import tiny
+
+from launcher.config import places
+from launcher.config.loading import (
+    check_recipe,
+    describe_fields,
+    differences,
+    fingerprint,
+    flat,
+    load_recipe,
+    read_yaml,
+    resolved_yaml,
+)
+from launcher.errors import RecipeError
+
+SHIPPED = places.names("recipes", ".yaml")
+
+
+def test_every_promised_recipe_ships() -> None:
+    promised = {
+        "law-bert-zh",
+        "law-gpt-zh",
+        "law-t5-zh",
+        "bert-base-chinese",
+        "gpt2",
+        "llama-8b",
+        "qwen3-moe",
+        "t5-base",
+    }
+    assert promised <= set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_recipes_load_under_their_own_name_and_survive_a_round_trip(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name).recipe
+    assert recipe.name == name
+    path = tmp_path / "again.yaml"
+    path.write_text(resolved_yaml(recipe), encoding="utf-8")
+    assert check_recipe(read_yaml(path), "again") == recipe
+
+
+def test_every_field_explains_itself() -> None:
+    assert [name for name, meaning in describe_fields().items() if not meaning] == []
+
+
+def test_each_field_knows_where_it_came_from() -> None:
+    loaded = load_recipe("law-gpt-zh", ["train.num_steps=50", "model.hidden_size=128", "optim.lr=2e-4"])
+    assert (loaded.recipe.train.num_steps, loaded.recipe.model.hidden_size, loaded.recipe.optim.lr) == (50, 128, 2e-4)
+    assert loaded.origin("train.num_steps") == loaded.origin("optim.lr") == "override"
+    assert loaded.origin("data.seq_len").endswith("law-gpt-zh.yaml")
+    assert loaded.origin("optim.eps") == "default"
+
+
+def test_a_recipe_cannot_be_changed() -> None:
+    recipe = load_recipe("law-bert-zh").recipe
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.name = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.num_step=5", "unknown key train.num_step"),
+        ("train.num_step=5", "did you mean 'num_steps'?"),
+        ("trian.num_steps=5", "did you mean 'train'?"),
+        ("objective.mask_shar=0.2", "did you mean 'mask_share'?"),
+        ("optim.lr=fast", "optim.lr: input should be a valid number, got 'fast'"),
+        ("train.num_steps=2.5", "train.num_steps: input should be a valid integer"),
+        ("batch.global_batch=0", "batch.global_batch: input should be greater than 0"),
+        ("objective.mask_share=1.5", "objective.mask_share: input should be less than 1"),
+        ("objective.kind=mlmm", "'mlm', 'clm', 'span'"),
+        ("train.precision=bf17", "train.precision"),
+        ("name=a/b", "name: string should match pattern"),
+        ("num_steps", "'num_steps' is not an override"),
+        ("name.x=1", "'name' is a value, not a section"),
+    ],
+)
+def test_a_wrong_override_is_told_with_its_field(override: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("law-bert-zh", [override])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("name: [", "this is not YAML"),
+        ("- a\n- b\n", "a recipe is a YAML mapping"),
+        ("name: x\n", "data is missing; objective is missing"),
+        ("name: x\nmodle: {}\n", "did you mean 'model'?"),
+    ],
+)
+def test_a_wrong_file_is_told_with_its_name(content: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(str(path))
+    assert message in str(caught.value)
+    assert "bad.yaml" in str(caught.value)
+
+
+def test_a_recipe_that_does_not_exist_gets_the_nearest() -> None:
+    with pytest.raises(RecipeError, match="did you mean 'law-bert-zh'"):
+        load_recipe("law-brt-zh")
+
+
+def test_what_a_resumed_run_may_change_does_not_change_its_fingerprint() -> None:
+    base = load_recipe("law-bert-zh").recipe
+    longer = load_recipe(
+        "law-bert-zh", ["train.num_steps=9", "batch.micro_batch=2", "eval.every_steps=3", "runs=x"]
+    ).recipe
+    other = load_recipe("law-bert-zh", ["optim.lr=0.1", "train.seed=3"]).recipe
+    assert fingerprint(base) == fingerprint(longer)
+    assert differences(base, longer) == []
+    assert fingerprint(base) != fingerprint(other)
+    assert differences(base, other) == ["optim.lr: 0.001 → 0.1", "train.seed: 0 → 3"]
+
+
+def test_numbers_without_a_dot_are_numbers_in_files_too(tmp_path: Path) -> None:
+    path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("clm", tmp_path, tmp_path))
+    path.write_text(path.read_text().replace("lr: 0.003", "lr: 3e-3"))
+    assert flat(load_recipe(str(path)).recipe)["optim.lr"] == 3e-3

@@ -1,0 +1,67 @@
+"""The log of a run: one line a step, none twice."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+
+from launcher.engine.metrics import Metrics, read_metrics
+from launcher.engine.records import EvalResult, StepResult
+
+FIELDS = {
+    "step", "tokens", "samples", "loss", "lr", "grad_norm", "step_s", "tokens_per_s", "mfu", "data_wait_s",
+    "batch_digest",
+}  # fmt: skip
+
+
+def result(step: int) -> StepResult:
+    return StepResult(
+        step=step,
+        loss=2.0,
+        lr=1e-3,
+        grad_norm=1.0,
+        step_tokens=100,
+        step_s=0.5,
+        data_wait_s=0.01,
+        batch_digest="0" * 16,
+    )
+
+
+def open_metrics(folder: Path, first_step: int, tokens: int = 0, peak: float | None = None) -> Metrics:
+    return Metrics(
+        folder,
+        first_step=first_step,
+        num_steps=10,
+        tokens=tokens,
+        samples_per_step=8,
+        flops_per_token=6e6,
+        peak_flops=peak,
+        console=Console(quiet=True),
+    )
+
+
+def test_a_step_has_every_promised_field(tmp_path: Path) -> None:
+    with open_metrics(tmp_path, 1, peak=1e10) as metrics:
+        metrics.step(result(1))
+        metrics.step(result(2))
+        metrics.evaluation(2, EvalResult(loss=1.5, accuracy=0.4, num_targets=10))
+    first, second, evaluation = read_metrics(tmp_path / "metrics.jsonl")
+    assert set(first) == FIELDS
+    assert (second["tokens"], second["samples"], second["tokens_per_s"]) == (200, 16, 200.0)
+    assert second["mfu"] == 200.0 * 6e6 / 1e10
+    assert evaluation == {"event": "evaluation", "step": 2, "loss": 1.5, "accuracy": 0.4, "num_targets": 10}
+    assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_steps_that_will_be_taken_again_are_removed_with_a_torn_last_line(tmp_path: Path) -> None:
+    with open_metrics(tmp_path, 1) as metrics:
+        for step in (1, 2, 3):
+            metrics.step(result(step))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')
+    with open_metrics(tmp_path, 3, tokens=200) as metrics:
+        metrics.step(result(3))
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["tokens"]) for line in lines] == [(1, 100), (2, 200), (3, 300)]

@@ -1,0 +1,200 @@
+"""Building shards: complete or not there, the same whoever does it, and found out when damaged."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from launcher.errors import CorpusError, ShardError, UsageError
+from launcher.prepare import build
+from launcher.prepare.build import BuildRequest, build_shards
+from launcher.prepare.split import is_held_out
+from launcher.prepare.tokenizer import load_tokenizer
+from launcher.shards.manifest import read_manifest
+from launcher.shards.reader import open_split
+from launcher.shards.verify import verify
+
+
+@pytest.fixture
+def request_(corpus: Path, tokenizer_folder: Path, tmp_path: Path) -> BuildRequest:
+    return BuildRequest(
+        corpus=(str(corpus),),
+        tokenizer=tokenizer_folder,
+        out=tmp_path / "shards",
+        workers=1,
+        validation_share=0.2,
+        tokens_per_shard=500,
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_document_is_on_exactly_one_side_in_the_corpus_order(request_: BuildRequest, texts: list[str]) -> None:
+    manifest = build_shards(request_)
+    assert manifest == read_manifest(request_.out)
+    assert manifest.filters == {"read": 120, "kept": 120, "empty": 0, "not_text": 0}
+    assert verify(request_.out) == []
+    tokenizer = load_tokenizer(request_.tokenizer).tokenizer
+    for name, held_out in (("train", False), ("validation", True)):
+        split = open_split(request_.out, name)
+        expected = [text for text in texts if is_held_out(text, 0.2) == held_out]
+        assert 0 < split.num_documents == len(expected)
+        for number, text in enumerate(expected):
+            ids = tokenizer.encode(text, add_special_tokens=False).ids
+            assert split.document(number).tolist() == [*ids, manifest.tokenizer.special.document_end]
+    assert len(manifest.splits["train"].files) > 2  # several shards
+
+
+def test_the_entropy_is_that_of_the_tokens_without_document_ends(request_: BuildRequest) -> None:
+    manifest = build_shards(request_)
+    split = open_split(request_.out, "train")
+    out = np.empty(split.num_tokens, dtype=np.int32)
+    split.read(0, out)
+    _, counts = np.unique(out[out != manifest.tokenizer.special.document_end], return_counts=True)
+    shares = counts / counts.sum()
+    assert manifest.splits["train"].unigram_entropy == pytest.approx(-(shares * np.log(shares)).sum())
+
+
+def test_one_and_two_workers_write_the_same_bytes(request_: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "BATCH_CHARS", 200)  # many batches
+    build_shards(request_)
+    other = replace(request_, out=request_.out.with_name("other"), workers=2)
+    build_shards(other)
+    assert contents(request_.out) == contents(other.out)
+
+
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["disk full", "ctrl-C"])
+def test_a_failure_in_the_middle_leaves_nothing_behind(
+    request_: BuildRequest, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(build, "save_tokenizer", fail)
+    with pytest.raises(type(error)):
+        build_shards(request_)
+    assert list(request_.out.parent.iterdir()) == []
+
+
+def test_a_failed_rebuild_keeps_the_old_shards(request_: BuildRequest, tmp_path: Path) -> None:
+    build_shards(request_)
+    before = contents(request_.out)
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"completion": "法律"}\n{', encoding="utf-8")
+    with pytest.raises(CorpusError):
+        build_shards(replace(request_, corpus=(str(bad),), overwrite=True))
+    assert contents(request_.out) == before
+    assert {path.name for path in tmp_path.iterdir()} == {"shards", "bad.jsonl"}
+
+
+def test_the_remains_of_a_killed_build_are_removed_and_a_living_ones_are_not(request_: BuildRequest) -> None:
+    dead, alive = (request_.out.with_name(f".shards.building-{pid}") for pid in (2**22 + 1, 1))
+    dead.mkdir()
+    alive.mkdir()
+    build_shards(request_)
+    assert not dead.exists()
+    assert alive.exists()
+
+
+def test_the_same_request_again_is_reused_and_another_refused(request_: BuildRequest) -> None:
+    build_shards(request_)
+    stamp = (request_.out / "manifest.json").stat().st_mtime_ns
+    said = io.StringIO()
+    build_shards(replace(request_, workers=2), Console(file=said))
+    assert "re-used" in said.getvalue()
+    assert (request_.out / "manifest.json").stat().st_mtime_ns == stamp
+    other = replace(request_, validation_share=0.3)
+    with pytest.raises(ShardError, match=r"made from other text[\s\S]*fix: +give another --out, or --overwrite"):
+        build_shards(other)
+    assert build_shards(replace(other, overwrite=True)).validation_share == 0.3
+    assert [path.name for path in request_.out.parent.iterdir()] == ["shards"]
+
+
+def test_overwrite_never_replaces_what_are_not_shards(request_: BuildRequest) -> None:
+    request_.out.mkdir()
+    (request_.out / "thesis.txt").write_text("years of work")
+    with pytest.raises(ShardError, match="something else under this name"):
+        build_shards(replace(request_, overwrite=True))
+    assert (request_.out / "thesis.txt").exists()
+
+
+def test_the_name_of_a_special_token_in_a_text_is_text(request_: BuildRequest, tmp_path: Path) -> None:
+    path = tmp_path / "tags.jsonl"
+    path.write_text(json.dumps({"completion": "a [SEP] b [MASK] c"}), encoding="utf-8")
+    manifest = build_shards(replace(request_, corpus=(str(path),), validation_share=0.0))
+    tokens = open_split(request_.out, "train").document(0).tolist()
+    special = manifest.tokenizer.special
+    assert tokens.count(special.sep or -1) == 1  # the document's end
+    assert special.mask not in tokens
+
+
+def test_a_corpus_with_nothing_to_train_on_is_refused(request_: BuildRequest, tmp_path: Path) -> None:
+    path = tmp_path / "blank.jsonl"
+    path.write_text('{"completion": " "}\n{"completion": 3}\n', encoding="utf-8")
+    with pytest.raises(CorpusError, match=r"of 2 records none is left to train on \(1 empty, 1 not text\)"):
+        build_shards(replace(request_, corpus=(str(path),)))
+    assert not request_.out.exists()
+
+
+def test_a_request_checks_itself(request_: BuildRequest) -> None:
+    with pytest.raises(UsageError, match=r"1\.5 is not a share"):
+        replace(request_, validation_share=1.5)
+    with pytest.raises(UsageError, match="workers is 0"):
+        replace(request_, workers=0)
+
+
+@pytest.mark.parametrize("name", ["train-00000.bin", "train-00000.idx", "tokenizer/tokenizer.json"])
+def test_one_changed_byte_is_found_by_verify(request_: BuildRequest, name: str) -> None:
+    build_shards(request_)
+    path = request_.out / name
+    raw = bytearray(path.read_bytes())
+    place = raw.index("法".encode()) if name.endswith("json") else len(raw) // 2
+    raw[place] ^= 1
+    path.write_bytes(bytes(raw))
+    (problem,) = verify(request_.out)
+    assert str(path) in problem
+
+
+def test_a_cut_or_missing_file_is_found_at_open(request_: BuildRequest) -> None:
+    build_shards(request_)
+    path = request_.out / "train-00000.bin"
+    size = path.stat().st_size
+    path.write_bytes(path.read_bytes()[:-2])
+    message = rf"the file has {size - 2} bytes, {size} were written[\s\S]*{path.name}[\s\S]*fix: +restore"
+    with pytest.raises(ShardError, match=message):
+        open_split(request_.out, "train")
+    path.unlink()
+    with pytest.raises(ShardError, match="missing"):
+        open_split(request_.out, "train")
+    with pytest.raises(ShardError, match="the shards here are damaged"):
+        build_shards(request_)
+    with pytest.raises(ShardError, match="did you mean 'train'"):
+        open_split(request_.out, "trian")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        pytest.param("{", "cannot be read", id="not JSON"),
+        pytest.param("[]", "has version None", id="not an object"),
+        pytest.param('{"format_version": 99}', "has version 99, this program reads 1", id="another version"),
+        pytest.param('{"format_version": 1}', "fields are not those of version 1", id="a field is missing"),
+    ],
+)
+def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ShardError, match=message):
+        read_manifest(tmp_path)
+
+
+def test_a_folder_without_shards_names_the_command_that_makes_them(tmp_path: Path) -> None:
+    with pytest.raises(ShardError, match=r"fix: +pretrain prepare CORPUS --tokenizer DIR --out"):
+        read_manifest(tmp_path)

@@ -1,0 +1,125 @@
+"""Tokenizers: trained the same twice, saved and loaded the same, and readable by transformers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+
+from launcher.errors import TokenizerError
+from launcher.prepare.tokenizer import load_tokenizer, measure_tokenizer, save_tokenizer
+from launcher.prepare.tokenizer_training import train_tokenizer
+
+KINDS = [("wordpiece", 300), ("bpe", 500), ("unigram", 250)]
+
+
+@pytest.mark.parametrize(("kind", "vocab_size"), KINDS[:2])  # not unigram: see train_tokenizer
+def test_the_same_texts_give_the_same_bytes(tmp_path: Path, texts: list[str], kind: str, vocab_size: int) -> None:
+    for name in ("one", "two"):
+        train_tokenizer(iter(texts), kind, vocab_size, tmp_path / name)
+    one, two = (tmp_path / name / "tokenizer.json" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize(("kind", "vocab_size"), KINDS)
+def test_a_trained_tokenizer_is_loaded_by_transformers(
+    tmp_path: Path, texts: list[str], kind: str, vocab_size: int
+) -> None:
+    from transformers import AutoTokenizer
+
+    handle = train_tokenizer(texts, kind, vocab_size, tmp_path / "trained")
+    special = handle.info.special
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "trained")
+    assert loaded.pad_token_id == special.pad is not None
+    assert loaded.unk_token_id == special.unk is not None
+    assert loaded.mask_token_id == special.mask is not None
+    assert (loaded.cls_token_id, loaded.sep_token_id) == (special.cls, special.sep)
+    assert (loaded.bos_token_id, loaded.eos_token_id) == (special.bos, special.eos)
+    assert len(special.sentinels) == 100
+    text = texts[3] + " <extra_id_7>"
+    assert loaded(text)["input_ids"] == handle.tokenizer.encode(text).ids
+    assert special.sentinels[7] in handle.tokenizer.encode(text).ids
+
+
+@pytest.mark.parametrize(("kind", "vocab_size"), KINDS)
+def test_loading_and_saving_keep_the_identity(tmp_path: Path, texts: list[str], kind: str, vocab_size: int) -> None:
+    trained = train_tokenizer(texts, kind, vocab_size, tmp_path / "trained")
+    first = load_tokenizer(tmp_path / "trained")
+    save_tokenizer(first, tmp_path / "again" / "trained")
+    assert trained.info == first.info == load_tokenizer(tmp_path / "again" / "trained").info
+
+
+def test_berts_vocabulary_is_read(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text(
+        "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n法\n律\nlaw\n\u2028\nend\n", encoding="utf-8"
+    )
+    lowercasing = load_tokenizer(tmp_path)
+    assert lowercasing.tokenizer.encode("法律 LAW end").ids == [2, 5, 6, 7, 9, 3]
+    special = lowercasing.info.special
+    assert (special.pad, special.unk, special.cls, special.sep, special.mask) == (0, 1, 2, 3, 4)
+    assert (special.document_end, special.all_ids, lowercasing.info.vocab_size) == (3, (0, 1, 2, 3, 4), 10)
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert load_tokenizer(tmp_path).tokenizer.encode("LAW").ids == [2, 1, 3]
+
+
+def test_gpt2s_files_are_read(tmp_path: Path) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate([*alphabet, "ab", "<|endoftext|>"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\na b\n")
+    handle = load_tokenizer(tmp_path)
+    assert handle.tokenizer.encode("ab").ids == [256]
+    assert handle.info.special.eos == handle.info.special.document_end == 257
+    save_tokenizer(handle, tmp_path / "saved" / tmp_path.name)
+    assert load_tokenizer(tmp_path / "saved" / tmp_path.name).info == handle.info
+
+
+def test_a_tokenizer_saved_with_truncation_does_not_cut_texts(tmp_path: Path, tokenizer_folder: Path) -> None:
+    folder = tmp_path / "cutting"
+    shutil.copytree(tokenizer_folder, folder)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding(length=4)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert len(load_tokenizer(folder).tokenizer.encode("公民的合法权益受法律保护").ids) > 4
+    assert load_tokenizer(folder).info.sha256 == load_tokenizer(tokenizer_folder).info.sha256
+
+
+def test_the_report_counts_tokens_and_unknowns(tokenizer_folder: Path) -> None:
+    report = measure_tokenizer(load_tokenizer(tokenizer_folder), ["法律龘"])
+    assert report.tokens_per_byte == pytest.approx(3 / 9)
+    assert report.unknown_share == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        pytest.param({}, "there is no tokenizer here", id="nothing"),
+        pytest.param({"tokenizer.json": "{"}, "cannot be read", id="damaged"),
+        pytest.param({"vocab.txt": "a\nb\n"}, r"lacks \[UNK\], \[CLS\], \[SEP\]", id="not BERT's"),
+        pytest.param({"tokenizer_config.json": "["}, "not a JSON object", id="damaged configuration"),
+    ],
+)
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path, files: dict[str, str], message: str) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(TokenizerError, match=rf"{message}[\s\S]*fix:"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_cannot_end_a_document_is_refused(tmp_path: Path) -> None:
+    Tokenizer(WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>")).save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(TokenizerError, match="no token to end a document with"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "message"), [("bqe", 500, "no tokenizer kind 'bqe'"), ("bpe", 200, "use 361")]
+)
+def test_a_tokenizer_that_cannot_be_trained_is_refused(tmp_path: Path, kind: str, size: int, message: str) -> None:
+    with pytest.raises(TokenizerError, match=message):
+        train_tokenizer(["法律"], kind, size, tmp_path / "t")
