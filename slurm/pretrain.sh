@@ -29,12 +29,30 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 # As many tasks as the user asked for; else one an accelerator; else one a node.
 tasks=${SLURM_NTASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
 nodes=${SLURM_JOB_NUM_NODES:-1}
+# Since Slurm 22.05 srun no longer takes sbatch's --cpus-per-task: each task would be bound to one core.
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+
+# The code of the task that failed first. srun itself tells the highest one: it ends the other tasks as soon as one has
+# failed, so a 75 or a 2 becomes their 143 (SIGTERM) whenever they are a tenth of a second behind.
+export PRETRAIN_FIRST_CODE="$root/.pretrain-$SLURM_JOB_ID.code"
+rm -f "$PRETRAIN_FIRST_CODE"
+# set -C: only the first task can make the file. The trap keeps the shell waiting when a signal comes for its python.
+# shellcheck disable=SC2016
+task='trap : TERM USR1 USR2
+python -u -m launcher.train "$@"
+code=$?
+[ "$code" -eq 0 ] || (set -C; echo "$code" >"$PRETRAIN_FIRST_CODE") 2>/dev/null
+exit "$code"'
+
 # How the ranks meet (the first host of the step, a port from the job's number) they work out by themselves:
 # launcher/cluster/rank.py. OMP_NUM_THREADS is left alone: each rank takes its share of the node's cores.
-echo "pretrain.sh: job ${SLURM_JOB_ID:-?}, ${nodes} nodes x ${tasks} tasks: python -m launcher.train $*"
+echo "pretrain.sh: job $SLURM_JOB_ID, $nodes nodes x $tasks tasks: python -m launcher.train $*"
 srun --nodes="$nodes" --ntasks-per-node="$tasks" --ntasks=$((nodes * tasks)) --kill-on-bad-exit=1 \
-    python -u -m launcher.train "$@"
+    bash -c "$task" task "$@"
 code=$?
+# Without the file no task failed by itself: all are done, or a node or the job was lost, and srun's code says it.
+[ ! -s "$PRETRAIN_FIRST_CODE" ] || code=$(cat "$PRETRAIN_FIRST_CODE")
+rm -f "$PRETRAIN_FIRST_CODE"
 
 # 75: stopped on the way, the same command goes on from the last checkpoint. Anything else is the job's own result.
 if [ "$code" -eq 75 ]; then

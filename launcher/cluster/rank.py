@@ -71,7 +71,8 @@ def find_place(env: Mapping[str, str]) -> Place:
         )
     if not 0 <= place.rank < place.world_size or not 0 <= place.local_rank < place.local_world_size:
         raise ClusterError(
-            f"rank {place.rank} of {place.world_size}, local rank {place.local_rank} of {place.local_world_size} cannot be",
+            f"rank {place.rank} of {place.world_size}, local rank {place.local_rank} of {place.local_world_size}: "
+            "this cannot be",
             place.source,
             "unset what an earlier launcher left in the environment",
         )
@@ -173,7 +174,7 @@ def _from_slurm(env: Mapping[str, str]) -> Place:
     node = _number(env, "SLURM_NODEID")
     if node >= len(tasks) or len(tasks) != len(hosts):
         raise ClusterError(
-            f"node {node} of the hosts {env['SLURM_STEP_NODELIST']} with {env['SLURM_STEP_TASKS_PER_NODE']} tasks cannot be",
+            f"node {node} of {env['SLURM_STEP_NODELIST']} with {env['SLURM_STEP_TASKS_PER_NODE']} tasks cannot be",
             "SLURM_STEP_TASKS_PER_NODE",
         )
     return Place(

@@ -48,9 +48,7 @@ def _expand(piece: str, text: str) -> list[str]:
     before, bracket, rest = piece.partition("[")
     if not bracket:
         return [piece]
-    inside, closing, after = rest.partition("]")
-    if not closing:
-        raise ClusterError(f"{text!r} is no Slurm node list: a bracket is not closed", "SLURM_STEP_NODELIST")
+    inside, _, after = rest.partition("]")
     names = []
     for part in inside.split(","):
         first, _, last = part.partition("-")

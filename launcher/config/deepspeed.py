@@ -17,13 +17,29 @@ from launcher.errors import DsConfigError, did_you_mean
 # DeepSpeed 0.19.8 ignores a misspelled top-level key without a word (measured); these are the ones it reads
 # (deepspeed/runtime/config.py and constants.py) and that may stand beside a recipe.
 FILE_KEYS = frozenset(
-    (
-        "zero_optimization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer communication_data_type "
-        "prescale_gradients gradient_predivide_factor data_types activation_checkpointing aio comms_logger "
-        "flops_profiler wall_clock_breakdown memory_breakdown steps_per_print dump_state compile timers "
-        "expert_parallel tensor_parallel use_data_before_expert_parallel_parallelism "
-        "seq_parallel_communication_data_type"
-    ).split()
+    [
+        "zero_optimization",
+        "zero_allow_untested_optimizer",
+        "zero_force_ds_cpu_optimizer",
+        "communication_data_type",
+        "prescale_gradients",
+        "gradient_predivide_factor",
+        "data_types",
+        "activation_checkpointing",
+        "aio",
+        "comms_logger",
+        "flops_profiler",
+        "wall_clock_breakdown",
+        "memory_breakdown",
+        "steps_per_print",
+        "dump_state",
+        "compile",
+        "timers",
+        "expert_parallel",
+        "tensor_parallel",
+        "use_data_before_expert_parallel_parallelism",
+        "seq_parallel_communication_data_type",
+    ]
 )
 # Keys whose value the recipe decides → the recipe field that does.
 RECIPE_KEYS = {

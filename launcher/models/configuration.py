@@ -170,7 +170,9 @@ def _token_ids(tokenizer: TokenizerInfo, defaults: PreTrainedConfig) -> dict[str
         "eos_token_id": eos,
         "cls_token_id": special.cls,
         "sep_token_id": special.sep,
-        "decoder_start_token_id": special.pad if defaults.is_encoder_decoder else None,
     }
     # A family's default ids belong to its own vocabulary (ModernBERT's pad is 50283): every one is replaced.
-    return {"vocab_size": tokenizer.vocab_size} | {key: value for key, value in ids.items() if hasattr(defaults, key)}
+    known = {key: value for key, value in ids.items() if hasattr(defaults, key)}
+    if defaults.is_encoder_decoder:  # what `generate` begins with; T5's class takes it without declaring it
+        known["decoder_start_token_id"] = special.pad
+    return {"vocab_size": tokenizer.vocab_size, **known}

@@ -80,11 +80,6 @@ class Source:
     xxh3: str
     """xxh3-128 of its bytes, hexadecimal."""
 
-    @property
-    def name(self) -> str:
-        """What a model's card calls it: the path."""
-        return self.path
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitStats:

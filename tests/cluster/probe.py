@@ -21,7 +21,7 @@ torch.distributed.init_process_group("gloo")
 total = torch.tensor([place.rank + 1.0])
 torch.distributed.all_reduce(total)
 torch.distributed.destroy_process_group()
-folder = Path(sys.argv[1])
+folder = Path(sys.argv[-1])  # DeepSpeed's launcher puts --local_rank first
 (folder / f"{place.rank}.json").write_text(
     json.dumps({**asdict(place), "sum": total.item(), "host": os.uname().nodename})
 )

@@ -75,14 +75,12 @@ def test_more_steps_go_on_from_the_end(shards: Path, tmp_path: Path) -> None:
     assert [line[0] for line in step_lines(tmp_path / "tiny")] == [1, 2, 3, 4]
 
 
-def test_another_recipe_under_the_same_name_is_refused(
-    shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_another_recipe_under_the_same_name_is_refused(shards: Path, tmp_path: Path) -> None:
     path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("mlm", shards, tmp_path, train__num_steps=2))
     arguments = ["--ds_config", "zero1", "--recipe", str(path)]
     run_ranks(jobs.train, 1, arguments)
-    assert run_ranks(jobs.train, 1, [*arguments, "optim.lr=0.1"]) == [2]
-    told = capfd.readouterr().err
+    ((code, told),) = run_ranks(jobs.train_and_tell, 1, [*arguments, "optim.lr=0.1"])
+    assert code == 2
     assert "CheckpointError: the run was started with another recipe: optim.lr: 0.003 → 0.1" in told
 
 
@@ -94,9 +92,7 @@ def test_another_recipe_under_the_same_name_is_refused(
         ("delete", "a file of the checkpoint is missing"),
     ],
 )
-def test_a_damaged_checkpoint_is_never_loaded(
-    damage: str, told: str, shards: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_damaged_checkpoint_is_never_loaded(damage: str, told: str, shards: Path, tmp_path: Path) -> None:
     path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("mlm", shards, tmp_path, train__num_steps=2))
     arguments = ["--ds_config", "zero1", "--recipe", str(path)]
     run_ranks(jobs.train, 1, arguments)
@@ -109,8 +105,8 @@ def test_a_damaged_checkpoint_is_never_loaded(
         file.write_bytes(content[:-7])
     else:
         file.unlink()
-    assert run_ranks(jobs.train, 1, [*arguments, "train.num_steps=3"]) == [2]
-    error = capfd.readouterr().err
+    ((code, error),) = run_ranks(jobs.train_and_tell, 1, [*arguments, "train.num_steps=3"])
+    assert code == 2
     assert told in error
     assert "rank-00000.safetensors" in error
     assert "fix:" in error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import os
 import runpy
 import sys
@@ -17,6 +19,14 @@ def train(arguments: list[str]) -> int:
     sys.argv = ["launcher.train", *arguments]
     program = runpy.run_module("launcher.train", run_name="launcher_train")
     return int(program["main"](arguments))
+
+
+def train_and_tell(arguments: list[str]) -> tuple[int, str]:
+    """The training program; returns its exit code and what it wrote to stderr."""
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told):
+        code = train(arguments)
+    return code, told.getvalue()
 
 
 def live_logits(arguments: list[str]) -> Any:

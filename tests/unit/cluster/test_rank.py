@@ -1,0 +1,125 @@
+"""Where a process finds itself, launcher by launcher."""
+
+from __future__ import annotations
+
+import pytest
+
+from launcher.cluster.rank import FIRST_PORT, NUM_PORTS, Place, export, find_place, threads_per_rank, with_master
+from launcher.errors import ClusterError
+
+TORCHRUN = {
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "MASTER_ADDR": "node1",
+    "MASTER_PORT": "29500",
+}
+STEP = {
+    "SLURM_JOB_ID": "12345",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "5",
+    "SLURM_NTASKS": "7",
+    "SLURM_STEP_NUM_TASKS": "7",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "2",
+    "SLURM_STEP_NODELIST": "gpu[01-03],login",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x3),1",
+}
+OPENMPI = {
+    "OMPI_COMM_WORLD_RANK": "2",
+    "OMPI_COMM_WORLD_SIZE": "4",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "0",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "PMIX_NAMESPACE": "3816161281",
+}
+HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+JOB_PORT = FIRST_PORT + 12345 % NUM_PORTS
+
+
+@pytest.mark.parametrize(
+    ("env", "found", "reason"),
+    [
+        (TORCHRUN, (3, 4, 1, 2, "node1", 29500, "environment"), "torchrun"),
+        (
+            {**TORCHRUN, "LOCAL_SIZE": "2", "CROSS_RANK": "1", "LOCAL_WORLD_SIZE": "2"},
+            (3, 4, 1, 2, "node1", 29500, "environment"),
+            "DeepSpeed's launcher",
+        ),
+        (
+            {**STEP, **TORCHRUN},
+            (3, 4, 1, 2, "node1", 29500, "environment"),
+            "torchrun started by srun: the inner one counts",
+        ),
+        (STEP, (5, 7, 1, 2, "gpu01", JOB_PORT, "slurm"), "srun over four nodes"),
+        ({**STEP, "MASTER_PORT": "777"}, (5, 7, 1, 2, "gpu01", 777, "slurm"), "the user chose the port"),
+        (
+            {"SLURM_JOB_ID": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"},
+            (0, 1, 0, 1, "127.0.0.1", None, "alone"),
+            "a batch script is no step",
+        ),
+        (OPENMPI, (2, 4, 0, 2, "", None, "mpi"), "two nodes: rank 0's host has to be asked"),
+        ({**OPENMPI, "MASTER_ADDR": "node1"}, (2, 4, 0, 2, "node1", None, "mpi"), "mpirun -x MASTER_ADDR"),
+        (HYDRA, (1, 2, 1, 2, "127.0.0.1", FIRST_PORT, "mpi"), "Intel MPI on one node"),
+        ({}, (0, 1, 0, 1, "127.0.0.1", None, "alone"), "nothing at all"),
+    ],
+)
+def test_every_launcher_is_understood(env: dict[str, str], found: tuple[object, ...], reason: str) -> None:
+    place = find_place(env)
+    told = (place.rank, place.world_size, place.local_rank, place.local_world_size, place.master_addr)
+    assert (*told, place.source) == (*found[:5], found[6]), reason
+    if found[5] is not None:
+        assert place.master_port == found[5], reason
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({"RANK": "0"}, "RANK or WORLD_SIZE is set, but not WORLD_SIZE, MASTER_ADDR, MASTER_PORT"),
+        ({**TORCHRUN, "RANK": "4"}, "rank 4 of 4"),
+        ({**TORCHRUN, "RANK": "x"}, "RANK is 'x', not a number"),
+        ({**TORCHRUN, "LOCAL_RANK": "2"}, "local rank 2 of 2"),
+        ({key: value for key, value in STEP.items() if key != "SLURM_LOCALID"}, "a Slurm step without SLURM_LOCALID"),
+        ({**STEP, "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}, "node 2 of gpu[01-03],login with 2(x2) tasks cannot be"),
+        ({**STEP, "SLURM_STEP_TASKS_PER_NODE": "two"}, "'two' is no list of tasks per node"),
+        ({**STEP, "SLURM_STEP_NODELIST": "gpu[01-"}, "'gpu[01-' is no Slurm node list"),
+        ({"OMPI_COMM_WORLD_RANK": "0"}, "OMPI_COMM_WORLD_RANK is set, but not OMPI_COMM_WORLD_SIZE"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(env: dict[str, str], message: str) -> None:
+    with pytest.raises(ClusterError) as caught:
+        find_place(env)
+    assert message in str(caught.value)
+
+
+def test_a_place_goes_into_the_environment_and_comes_out_again() -> None:
+    env: dict[str, str] = {}
+    place = find_place(STEP)
+    export(place, env)
+    again = find_place(env)
+    assert (again.rank, again.local_rank, again.master_addr) == (place.rank, place.local_rank, place.master_addr)
+    assert with_master(place) is place
+
+
+@pytest.mark.parametrize(
+    ("source", "local_world_size", "env", "num_cores", "threads", "reason"),
+    [
+        ("environment", 2, {}, 16, 8, "two ranks share sixteen cores"),
+        ("environment", 32, {}, 16, 1, "never none"),
+        ("slurm", 4, {"SLURM_CPUS_PER_TASK": "4"}, 4, 4, "Slurm bound this task to its own four"),
+        ("slurm", 4, {"SLURM_CPUS_PER_TASK": "4"}, 16, 4, "asked for, but not bound: sixteen are shared by four"),
+    ],
+)
+def test_ranks_share_the_cores_of_their_node(
+    source: str, local_world_size: int, env: dict[str, str], num_cores: int, threads: int, reason: str
+) -> None:
+    place = Place(
+        rank=0,
+        world_size=local_world_size,
+        local_rank=0,
+        local_world_size=local_world_size,
+        master_addr="x",
+        master_port=1,
+        source=source,
+    )
+    assert threads_per_rank(place, env, num_cores) == threads, reason
