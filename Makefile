@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 
 # The main job: corpus, tokenizer, shards, a small Chinese BERT under ZeRO, its export, and its answers.
 pretrain: setup
-	@PATH="$(abspath $(BIN)):$$PATH" deepspeed $(RANKS) launcher/train.py --ds_config zero3.json
+	@PATH="$(abspath $(BIN)):$$PATH" deepspeed -q $(RANKS) launcher/train.py --ds_config zero3.json
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow and not cluster and not gpu"

@@ -68,11 +68,11 @@ def main(arguments: Sequence[str]) -> int:
     """Train, and turn whatever happens into an exit code."""
     rank = 0
     try:
+        place = find_place(os.environ)
+        rank = place.rank
         options = parse(arguments)
         loaded = load_recipe(options.recipe, options.overrides)
         ds_file = ds.load_ds_config(options.ds_config)
-        place = find_place(os.environ)
-        rank = place.rank
         train(loaded, ds_file, place)
     except LauncherError as error:
         tell(str(error), rank)

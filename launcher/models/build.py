@@ -67,7 +67,10 @@ def build_model(
     except (ImportError, ValueError) as error:
         if "attention" not in str(error).lower() and "attn" not in str(error).lower():
             raise
-        raise ModelError(" ".join(str(error).split()), "model.attention", "use model.attention=sdpa or eager") from None
+        first_sentence = " ".join(str(error).split()).partition(". ")[0]
+        raise ModelError(
+            first_sentence, "model.attention", "use model.attention=eager, or sdpa where it is supported"
+        ) from None
     if model.activation_checkpointing:
         built.activation_checkpointing_enable()
     if objective == "mlm":

@@ -18,7 +18,7 @@ from launcher.errors import ModelError, did_you_mean
 from launcher.shards.manifest import TokenizerInfo
 
 # The recipe's numbers carry the names most families use; these are the exceptions that transformers' own
-# `attribute_map` does not cover.
+# `attribute_map` does not tell.
 FAMILY_NAMES = {
     "gpt2": {"intermediate_size": "n_inner"},
     "t5": {"intermediate_size": "d_ff"},
@@ -150,7 +150,8 @@ def _numbers(model: ModelConfig, defaults: PreTrainedConfig) -> dict[str, Any]:
         value = getattr(model, name)
         if value is None:
             continue
-        own = FAMILY_NAMES.get(family, {}).get(name, name)
+        # By the family's own name: T5 given `num_hidden_layers` keeps its default number of decoder layers.
+        own = FAMILY_NAMES.get(family, {}).get(name) or defaults.attribute_map.get(name, name)
         if not hasattr(defaults, own):
             raise ModelError(f"{family} has no {name}", f"model.{name}", "delete it from the recipe")
         values[own] = value

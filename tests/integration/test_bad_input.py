@@ -91,4 +91,4 @@ def test_missing_mask_token_is_told_before_the_first_step(tmp_path: Path) -> Non
     recipe = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("mlm", tmp_path / "shards", tmp_path))
     ((code, told),) = run_ranks(jobs.train_and_tell, 1, ["--ds_config", "zero1", "--recipe", str(recipe)])
     assert code == 2
-    assert "ObjectiveError: the mlm objective needs a cls token" in told
+    assert "ObjectiveError: the mlm objective needs the cls token" in told

@@ -69,7 +69,7 @@ def make_shards(folder: Path) -> Path:
     return folder / "shards"
 
 
-def recipe_tree(objective: str, shards: Path, runs: Path, **changes: Any) -> dict[str, Any]:
+def recipe_tree(objective: str, shards: Path, runs: Path, /, **changes: Any) -> dict[str, Any]:
     """A recipe of 20 steps in fp32; `changes` are dotted fields with `__` for the dot."""
     tree: dict[str, Any] = {
         "name": "tiny",
