@@ -41,5 +41,10 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# After an upgrade in $(VENV): write down what is installed now.
+constraints: setup
+	{ echo "# The versions everything was tried with; make setup installs exactly these. Made by: make constraints"; \
+	  $(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' | sort -f; } > constraints.txt
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info

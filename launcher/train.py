@@ -134,11 +134,12 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place) -> None:
     """The whole run: shards → order → objective → loader → model → engine → resume → steps → save → summary."""
     recipe, console = loaded.recipe, Console(quiet=place.rank != 0)
     plan = plan_batch(recipe.batch.global_batch, recipe.batch.micro_batch, place.world_size)
-    if is_complete(recipe):
-        console.print(f"{recipe.run_folder} has all its steps: nothing to train", highlight=False)
+    complete = is_complete(recipe)
+    if place.rank == 0 and (loaded.is_quickstart or not complete):  # the other ranks wait for it in join
+        ensure_shards(loaded, console)
+    if complete:
+        console.print(f"run        {recipe.run_folder}: has all its steps, nothing to train", highlight=False)
     else:
-        if place.rank == 0:  # the others wait for it in join
-            ensure_shards(loaded, console)
         device = join(recipe, place)
         data = open_data(recipe)
         check_tokenizer(recipe, data.manifest)

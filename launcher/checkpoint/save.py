@@ -18,11 +18,11 @@ from launcher.checkpoint import folder as layout
 from launcher.checkpoint.loss_scale import loss_scale_state
 from launcher.checkpoint.rng import random_states
 from launcher.checkpoint.slices import held_slices, optimizer_step
-from launcher.errors import LauncherError
+from launcher.errors import RequeueError
 
 
-class SaveError(LauncherError):
-    """A checkpoint could not be written; the ones before it are as they were."""
+class SaveError(RequeueError):
+    """A checkpoint could not be written; the ones before it are as they were, and a restart goes on from them."""
 
 
 def save(engine: Any, folder: Path, state: Mapping[str, Any], texts: Mapping[str, str], keep_last: int) -> Path:

@@ -33,7 +33,10 @@ def join_ranks(place: Place, num_threads: int) -> torch.device:
     torch.set_num_threads(num_threads)
     _skip_shared_memory_op()
     accelerator = get_accelerator()
-    accelerator.set_device(place.local_rank)
+    if accelerator.device_name() != "cpu":
+        # Where each task sees only its own devices (srun --gpus-per-task=1), the local rank counts devices it cannot see.
+        os.environ["LOCAL_RANK"] = str(place.local_rank % accelerator.device_count())
+        accelerator.set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(
         dist_backend=accelerator.communication_backend_name(),
         auto_mpi_discovery=False,

@@ -75,6 +75,21 @@ def test_more_steps_go_on_from_the_end(shards: Path, tmp_path: Path) -> None:
     assert [line[0] for line in step_lines(tmp_path / "tiny")] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(("before", "after"), [((1, 2), (3, 1)), ((3, 2), (0, 1)), ((0, 1), (2, 2))])
+def test_another_stage_and_number_of_ranks_go_on_alike(
+    before: tuple[int, int], after: tuple[int, int], shards: Path, tmp_path: Path
+) -> None:
+    for name, parts in (("whole", [(*after, 6)]), ("moved", [(*before, 3), (*after, 6)])):
+        tree = tiny.recipe_tree("mlm", shards, tmp_path, name=name, schedule__kind="constant")
+        path = tiny.write_recipe(tmp_path / "r.yaml", tree)
+        for stage, ranks, last in parts:
+            words = ["--ds_config", f"zero{stage}", "--recipe", str(path), f"train.num_steps={last}"]
+            assert run_ranks(jobs.train, ranks, words) == [0] * ranks
+    whole, moved = step_lines(tmp_path / "whole"), step_lines(tmp_path / "moved")
+    assert [line[3] for line in whole] == [line[3] for line in moved]
+    assert max(abs(a[1] - b[1]) for a, b in zip(whole, moved, strict=True)) < 1e-5
+
+
 def test_another_recipe_under_the_same_name_is_refused(shards: Path, tmp_path: Path) -> None:
     path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("mlm", shards, tmp_path, train__num_steps=2))
     arguments = ["--ds_config", "zero1", "--recipe", str(path)]

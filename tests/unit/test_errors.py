@@ -29,7 +29,7 @@ def test_every_error_survives_the_way_out_of_a_worker(kind: type[errors.Launcher
 
 @pytest.mark.parametrize("kind", ALL)
 def test_exit_codes_tell_whose_fault_it_was(kind: type[errors.LauncherError]) -> None:
-    expected = 2 if issubclass(kind, errors.UserError) else 75 if kind is errors.RequeueError else 1
+    expected = 2 if issubclass(kind, errors.UserError) else 75 if issubclass(kind, errors.RequeueError) else 1
     assert kind("x").exit_code == expected
 
 
