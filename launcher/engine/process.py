@@ -34,7 +34,7 @@ def join_ranks(place: Place, num_threads: int) -> torch.device:
     _skip_shared_memory_op()
     accelerator = get_accelerator()
     if accelerator.device_name() != "cpu":
-        # Where each task sees only its own devices (srun --gpus-per-task=1), the local rank counts devices it cannot see.
+        # Where each task sees its own devices only (srun --gpus-per-task=1), the local rank counts others as well.
         os.environ["LOCAL_RANK"] = str(place.local_rank % accelerator.device_count())
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
     deepspeed.init_distributed(
