@@ -37,11 +37,12 @@ nodes=${SLURM_JOB_NUM_NODES:-1}
 export PRETRAIN_FIRST_CODE="$root/.pretrain-$SLURM_JOB_ID.code"
 rm -f "$PRETRAIN_FIRST_CODE"
 # set -C: only the first task can make the file. The trap keeps the shell waiting when a signal comes for its python.
+# 143: it was ended (scancel ends this script too, which could then not remove the file).
 # shellcheck disable=SC2016
 task='trap : TERM USR1 USR2
 python -u -m launcher.train "$@"
 code=$?
-[ "$code" -eq 0 ] || (set -C; echo "$code" >"$PRETRAIN_FIRST_CODE") 2>/dev/null
+[ "$code" -eq 0 ] || [ "$code" -eq 143 ] || (set -C; echo "$code" >"$PRETRAIN_FIRST_CODE") 2>/dev/null
 exit "$code"'
 
 # How the ranks meet (the first host of the step, a port from the job's number) they work out by themselves:

@@ -28,10 +28,9 @@ def read_hostfile(path: Path) -> list[Host]:
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ClusterError(
-            f"the hostfile cannot be read: {error.strerror}", str(path), "see hostfiles/ for examples"
-        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise ClusterError(f"the hostfile cannot be read: {reason}", str(path), "see hostfiles/ for examples") from None
     hosts: list[Host] = []
     for number, line in enumerate(lines, start=1):
         text = line.partition("#")[0].strip()
@@ -41,7 +40,7 @@ def read_hostfile(path: Path) -> list[Host]:
         if match is None:
             raise ClusterError(f"{text!r} is not a host", f"{path}:{number}", "write: HOST slots=N")
         name, slots = match.groups()
-        if not slots.isdigit() or int(slots) < 1:
+        if not slots.isdecimal() or int(slots) < 1:
             raise ClusterError(f"slots={slots} is not a number of ranks", f"{path}:{number}", "write slots=1 or more")
         if any(host.name == name for host in hosts):
             raise ClusterError(f"the host {name} stands twice", f"{path}:{number}", "add up its slots on one line")

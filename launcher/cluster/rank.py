@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import socket
+import zlib
 from collections.abc import Mapping, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from launcher.cluster.slurm import expand_nodelist, tasks_per_node
 from launcher.errors import ClusterError, MissingDependencyError
 
 FIRST_PORT, NUM_PORTS = 20_000, 10_000
 """Where a rendezvous port is chosen from: below the ports the kernel hands out by itself (32,768 and up)."""
+FIRST_RESERVED_STEP = 0xFFFF_FFF0
+"""Slurm numbers what is no srun step from here on: batch script, interactive shell, pending step (slurm.h)."""
+
+_WHERE = {
+    "environment": "RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE or LOCAL_SIZE",
+    "slurm": "SLURM_PROCID, SLURM_STEP_NUM_TASKS, SLURM_LOCALID, SLURM_STEP_TASKS_PER_NODE",
+    "mpi": "rank and size variables of OMPI_COMM_WORLD_, or PMI_ and MPI_LOCAL",
+    "alone": "environment",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,19 +46,22 @@ class Place:
 def find_place(env: Mapping[str, str]) -> Place:
     """Work out this process's place.
 
-    torchrun and DeepSpeed set RANK and its companions; a Slurm step and MPI have names of their own; a process that
+    torchrun and DeepSpeed set RANK and its companions; MPI and a Slurm step have names of their own; a process that
     finds none of them is alone.
 
     Args:
         env: The environment.
+
+    Returns:
+        The place. Its `master_addr` is empty for MPI over several nodes: see `with_master`.
 
     Raises:
         ClusterError: The variables are incomplete, no numbers, or contradict each other.
     """
     if "RANK" in env or "WORLD_SIZE" in env:
         place = _from_launcher(env)
-    elif _in_slurm_step(env):
-        place = _from_slurm(env)
+    # MPI before Slurm: in a Slurm job mpirun starts its daemons with srun, and the ranks of all nodes but the first
+    # inherit the daemon's SLURM_PROCID and SLURM_STEP_NUM_TASKS.
     elif "OMPI_COMM_WORLD_RANK" in env:
         place = _from_mpi(
             env,
@@ -59,6 +72,8 @@ def find_place(env: Mapping[str, str]) -> Place:
         )
     elif "PMI_RANK" in env and "MPI_LOCALRANKID" in env:  # MPICH and Intel MPI (Hydra)
         place = _from_mpi(env, "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")
+    elif _in_slurm_step(env):
+        place = _from_slurm(env)
     else:
         place = Place(
             rank=0,
@@ -66,16 +81,10 @@ def find_place(env: Mapping[str, str]) -> Place:
             local_rank=0,
             local_world_size=1,
             master_addr="127.0.0.1",
-            master_port=_number(env, "MASTER_PORT") if "MASTER_PORT" in env else _free_port(),
+            master_port=_master_port(env) if "MASTER_PORT" in env else _free_port(),
             source="alone",
         )
-    if not 0 <= place.rank < place.world_size or not 0 <= place.local_rank < place.local_world_size:
-        raise ClusterError(
-            f"rank {place.rank} of {place.world_size}, local rank {place.local_rank} of {place.local_world_size}: "
-            "this cannot be",
-            place.source,
-            "unset what an earlier launcher left in the environment",
-        )
+    _check(place)
     return place
 
 
@@ -96,15 +105,7 @@ def with_master(place: Place) -> Place:
             "pip install mpi4py, or pass -x MASTER_ADDR=HOST to mpirun",
         ) from None
     host = MPI.COMM_WORLD.bcast(socket.gethostname() if place.rank == 0 else "", root=0)
-    return Place(
-        rank=place.rank,
-        world_size=place.world_size,
-        local_rank=place.local_rank,
-        local_world_size=place.local_world_size,
-        master_addr=host,
-        master_port=place.master_port,
-        source=place.source,
-    )
+    return replace(place, master_addr=host)
 
 
 def export(place: Place, env: MutableMapping[str, str]) -> None:
@@ -134,23 +135,45 @@ def threads_per_rank(place: Place, env: Mapping[str, str], num_cores: int) -> in
     return max(num_cores if bound else num_cores // place.local_world_size, 1)
 
 
+def _check(place: Place) -> None:
+    """Refuse numbers that cannot all be true.
+
+    Raises:
+        ClusterError: They contradict each other.
+    """
+    possible = (
+        0 <= place.local_rank <= place.rank < place.world_size
+        and place.local_rank < place.local_world_size <= place.world_size
+    )
+    if not possible:
+        raise ClusterError(
+            f"rank {place.rank} of {place.world_size}, local rank {place.local_rank} of {place.local_world_size}: "
+            "this cannot be",
+            _WHERE[place.source],
+            "unset what an earlier launcher left in the environment",
+        )
+
+
 def _from_launcher(env: Mapping[str, str]) -> Place:
-    missing = [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in env]
+    needed = ["RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"]
+    local_size = "LOCAL_WORLD_SIZE" if "LOCAL_WORLD_SIZE" in env else "LOCAL_SIZE"  # torchrun's, DeepSpeed's
+    is_alone = env.get("WORLD_SIZE") == "1"
+    if not is_alone:  # a local rank that is guessed puts two ranks on one accelerator
+        needed += ["LOCAL_RANK", local_size]
+    missing = [name for name in needed if not env.get(name)]
     if missing:
         raise ClusterError(
             f"RANK or WORLD_SIZE is set, but not {', '.join(missing)}",
             "environment",
             "start with deepspeed, torchrun, srun or mpirun, or unset RANK and WORLD_SIZE to run alone",
         )
-    world_size = _number(env, "WORLD_SIZE")
-    local_size = next((name for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE") if name in env), "")
     return Place(
         rank=_number(env, "RANK"),
-        world_size=world_size,
+        world_size=_number(env, "WORLD_SIZE"),
         local_rank=_number(env, "LOCAL_RANK") if "LOCAL_RANK" in env else 0,
-        local_world_size=_number(env, local_size) if local_size else 1,
+        local_world_size=_number(env, local_size) if local_size in env else 1,
         master_addr=env["MASTER_ADDR"],
-        master_port=_number(env, "MASTER_PORT"),
+        master_port=_master_port(env),
         source="environment",
     )
 
@@ -159,31 +182,42 @@ def _in_slurm_step(env: Mapping[str, str]) -> bool:
     """Whether srun started this process.
 
     A batch script has SLURM_PROCID=0 too, and SLURM_NTASKS of the whole job; a plain python in it is alone. Only a
-    step that srun made has a number, and tells how many tasks it has.
+    step that srun made has a number of its own.
     """
-    return env.get("SLURM_STEP_ID", "").isdigit() and "SLURM_PROCID" in env and "SLURM_STEP_NUM_TASKS" in env
+    step = env.get("SLURM_STEP_ID", "")
+    return step.isdecimal() and int(step) < FIRST_RESERVED_STEP
 
 
 def _from_slurm(env: Mapping[str, str]) -> Place:
-    needed = ("SLURM_LOCALID", "SLURM_NODEID", "SLURM_STEP_NODELIST", "SLURM_STEP_TASKS_PER_NODE", "SLURM_JOB_ID")
-    missing = [name for name in needed if name not in env]
+    needed = (
+        "SLURM_PROCID",
+        "SLURM_LOCALID",
+        "SLURM_NODEID",
+        "SLURM_STEP_NUM_TASKS",
+        "SLURM_STEP_NODELIST",
+        "SLURM_STEP_TASKS_PER_NODE",
+        "SLURM_JOB_ID",
+    )
+    missing = [name for name in needed if not env.get(name)]
     if missing:
         raise ClusterError(f"this is a Slurm step without {', '.join(missing)}", "environment", "start it with srun")
     hosts = expand_nodelist(env["SLURM_STEP_NODELIST"])
     tasks = tasks_per_node(env["SLURM_STEP_TASKS_PER_NODE"])
-    node = _number(env, "SLURM_NODEID")
-    if node >= len(tasks) or len(tasks) != len(hosts):
+    node, world_size = _number(env, "SLURM_NODEID"), _number(env, "SLURM_STEP_NUM_TASKS")
+    if not 0 <= node < len(tasks) or len(tasks) != len(hosts) or sum(tasks) != world_size:
         raise ClusterError(
-            f"node {node} of {env['SLURM_STEP_NODELIST']} with {env['SLURM_STEP_TASKS_PER_NODE']} tasks cannot be",
-            "SLURM_STEP_TASKS_PER_NODE",
+            f"node {node} of {env['SLURM_STEP_NODELIST']}, {env['SLURM_STEP_TASKS_PER_NODE']} tasks on each and "
+            f"{world_size} in all cannot all be",
+            "SLURM_NODEID, SLURM_STEP_NODELIST, SLURM_STEP_TASKS_PER_NODE, SLURM_STEP_NUM_TASKS",
+            "start it with srun, and set no SLURM_ variables by hand",
         )
     return Place(
         rank=_number(env, "SLURM_PROCID"),
-        world_size=_number(env, "SLURM_STEP_NUM_TASKS"),
+        world_size=world_size,
         local_rank=_number(env, "SLURM_LOCALID"),
         local_world_size=tasks[node],
-        master_addr=env.get("MASTER_ADDR", hosts[0]),
-        master_port=_port(env, _number(env, "SLURM_JOB_ID")),
+        master_addr=env.get("MASTER_ADDR") or hosts[0],
+        master_port=_master_port(env) if "MASTER_PORT" in env else _job_port(_number(env, "SLURM_JOB_ID")),
         source="slurm",
     )
 
@@ -194,21 +228,30 @@ def _from_mpi(env: Mapping[str, str], rank: str, size: str, local_rank: str, loc
         raise ClusterError(f"{rank} is set, but not {', '.join(missing)}", "environment", "start it with mpirun")
     world_size, local_world_size = _number(env, size), _number(env, local_size)
     here = "127.0.0.1" if world_size == local_world_size else ""
-    # Every rank must choose the same port without a word: the job's own name is all they share.
-    job = sum(map(ord, env.get("PMIX_NAMESPACE", env.get("PMI_JOBID", ""))))
+    # Every rank must choose the same port without a word: the job's name is all they share. Two runs on one node have
+    # names that differ in a digit or two, so the name is hashed.
+    # Hydra outside of Slurm gives no name at all: its runs share one port unless MASTER_PORT is set.
+    job = zlib.crc32((env.get("PMIX_NAMESPACE") or env.get("PMI_JOBID") or env.get("SLURM_JOB_ID", "")).encode())
     return Place(
         rank=_number(env, rank),
         world_size=world_size,
         local_rank=_number(env, local_rank),
         local_world_size=local_world_size,
-        master_addr=env.get("MASTER_ADDR", here),
-        master_port=_port(env, job),
+        master_addr=env.get("MASTER_ADDR") or here,
+        master_port=_master_port(env) if "MASTER_PORT" in env else _job_port(job),
         source="mpi",
     )
 
 
-def _port(env: Mapping[str, str], job: int) -> int:
-    return _number(env, "MASTER_PORT") if "MASTER_PORT" in env else FIRST_PORT + job % NUM_PORTS
+def _job_port(job: int) -> int:
+    return FIRST_PORT + job % NUM_PORTS
+
+
+def _master_port(env: Mapping[str, str]) -> int:
+    port = _number(env, "MASTER_PORT")
+    if not 0 < port < 65_536:
+        raise ClusterError(f"MASTER_PORT is {port}, not a port", "environment", "use 1024 to 65535, or unset it")
+    return port
 
 
 def _free_port() -> int:

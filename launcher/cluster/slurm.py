@@ -6,8 +6,9 @@ import re
 
 from launcher.errors import ClusterError
 
-_PIECE = re.compile(r"[^,\[]+(?:\[[^\]]*\][^,\[]*)*")
-_TASKS = re.compile(r"^(\d+)(?:\(x(\d+)\))?$")
+_PIECE = re.compile(r"[^,\[\]]+(?:\[[^\[\]]*\][^,\[\]]*)*")
+_RANGE = re.compile(r"^([0-9]+)(?:-([0-9]+))?$")
+_TASKS = re.compile(r"^([1-9][0-9]*)(?:\(x([1-9][0-9]*)\))?$")
 
 
 def expand_nodelist(text: str) -> list[str]:
@@ -17,16 +18,15 @@ def expand_nodelist(text: str) -> list[str]:
         ClusterError: It is no node list.
     """
     hosts = []
-    rest = text
-    while rest:
-        match = _PIECE.match(rest)
-        if match is None:
-            raise ClusterError(f"{text!r} is no Slurm node list", "SLURM_STEP_NODELIST")
+    place = 0
+    while True:
+        match = _PIECE.match(text, place)
+        if match is None or text[match.end() : match.end() + 1] not in ("", ","):
+            raise _not_a_list(text)
         hosts += _expand(match.group(), text)
-        rest = rest[match.end() :].removeprefix(",")
-    if not hosts:
-        raise ClusterError("the Slurm node list is empty", "SLURM_STEP_NODELIST")
-    return hosts
+        if match.end() == len(text):
+            return hosts
+        place = match.end() + 1
 
 
 def tasks_per_node(text: str) -> list[int]:
@@ -39,7 +39,11 @@ def tasks_per_node(text: str) -> list[int]:
     for part in text.split(","):
         match = _TASKS.match(part)
         if match is None:
-            raise ClusterError(f"{text!r} is no list of tasks per node", "SLURM_STEP_TASKS_PER_NODE")
+            raise ClusterError(
+                f"{text!r} is no list of tasks per node",
+                "SLURM_STEP_TASKS_PER_NODE",
+                "srun sets it, e.g. 2(x3),1 for three nodes of two tasks and one of one",
+            )
         tasks += [int(match.group(1))] * int(match.group(2) or 1)
     return tasks
 
@@ -51,9 +55,18 @@ def _expand(piece: str, text: str) -> list[str]:
     inside, _, after = rest.partition("]")
     names = []
     for part in inside.split(","):
-        first, _, last = part.partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
-            raise ClusterError(f"{text!r} is no Slurm node list: {part!r} is no range", "SLURM_STEP_NODELIST")
-        for number in range(int(first), int(last or first) + 1):
+        match = _RANGE.match(part)
+        if match is None:
+            raise _not_a_list(text, f": {part!r} is no range")
+        first, last = match.group(1), match.group(2) or match.group(1)
+        if int(last) < int(first):
+            raise _not_a_list(text, f": {part!r} counts down")
+        for number in range(int(first), int(last) + 1):
             names += _expand(f"{before}{number:0{len(first)}d}{after}", text)
     return names
+
+
+def _not_a_list(text: str, why: str = "") -> ClusterError:
+    return ClusterError(
+        f"{text!r} is no Slurm node list{why}", "SLURM_STEP_NODELIST", "srun sets it, e.g. node[1-3,07],gpu"
+    )

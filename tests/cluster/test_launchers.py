@@ -47,6 +47,19 @@ def test_mpirun(cluster: Cluster, tmp_path: Path) -> None:
     check_places(tmp_path, "mpi")
 
 
+def test_mpirun_in_a_slurm_job(cluster: Cluster, tmp_path: Path) -> None:
+    if shutil.which("mpirun") is None or importlib.util.find_spec("mpi4py") is None:
+        unavailable("needs Open MPI (apt: openmpi-bin libopenmpi-dev) and mpi4py")
+    script = tmp_path / "job.sh"
+    words = "mpirun -np 4 --map-by ppr:2:node --mca btl_tcp_if_include eth0"
+    script.write_text(f"#!/bin/bash\n{words} {sys.executable} {PROBE} {tmp_path}\n")
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    options = ("--nodes=2", "--ntasks-per-node=2")
+    code = cluster.submit(script, output=tmp_path / "out", options=options, **GLOO, **root)
+    assert code == 0, (tmp_path / "out").read_text()
+    check_places(tmp_path, "mpi")
+
+
 def test_deepspeed_over_pdsh(cluster: Cluster, tmp_path: Path) -> None:
     deepspeed = str(Path(sys.executable).with_name("deepspeed"))
     words = [deepspeed, "--hostfile", str(cluster.folder / "hostfile"), "--master_addr", "10.77.0.11", PROBE]
@@ -83,10 +96,38 @@ def test_pretrain_sh_trains_on_two_nodes(cluster: Cluster, tmp_path: Path) -> No
     assert (tmp_path / "runs" / "tiny" / "export" / "model.safetensors").is_file()
 
 
+def test_pretrain_sh_makes_and_trains_the_quick_start_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    for name in ("launcher", "recipes", "ds_configs"):  # a project of its own: the quick start writes into data/
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    small = ("model.hidden_size=64", "model.intermediate_size=128", "batch.global_batch=4", "eval.every_steps=0")
+    code = cluster.submit(
+        ROOT / "slurm" / "pretrain.sh",
+        *("--ds_config", "zero1.json", "train.num_steps=4", *small, f"runs={tmp_path / 'runs'}", "name=quick"),
+        output=tmp_path / "out",
+        folder=tmp_path,
+        options=("--nodes=2", "--ntasks-per-node=1"),
+        **GLOO,
+    )
+    assert code == 0, (tmp_path / "out").read_text()
+    steps: list[dict[str, Any]] = [x for x in read_metrics(tmp_path / "runs" / "quick" / "metrics.jsonl") if "lr" in x]
+    assert [x["step"] for x in steps] == [1, 2, 3, 4]
+
+
+def test_pretrain_sh_tells_the_users_mistake_with_its_code(cluster: Cluster, tmp_path: Path) -> None:
+    options = ("--nodes=2", "--ntasks-per-node=2")
+    words = ("--ds_config", "zero1.json", "train.num_stepz=4")
+    code = cluster.submit(ROOT / "slurm" / "pretrain.sh", *words, output=tmp_path / "out", options=options)
+    assert code == 2
+    assert "did you mean" in (tmp_path / "out").read_text()
+
+
+# Rank 1 is a second behind: by then srun has ended it, and would tell its 143 for the job's code.
 STUB = """
-import os, sys
-life = os.environ.get("SLURM_RESTART_COUNT", "0")
-print("life", life, "rank", os.environ["SLURM_PROCID"], *sys.argv[1:], flush=True)
+import os, sys, time
+life, rank = os.environ.get("SLURM_RESTART_COUNT", "0"), os.environ["SLURM_PROCID"]
+if rank == "0":
+    print("life", life, *sys.argv[1:], flush=True)
+time.sleep(int(rank))
 sys.exit({codes}[int(life)])
 """
 
@@ -98,11 +139,17 @@ def test_pretrain_sh_requeues_on_75_and_passes_other_codes_on(
     (tmp_path / "launcher").mkdir()
     (tmp_path / "launcher" / "__init__.py").touch()
     (tmp_path / "launcher" / "train.py").write_text(STUB.format(codes=codes))
-    code = cluster.submit(ROOT / "slurm" / "pretrain.sh", output=tmp_path / "out", folder=tmp_path)
+    code = cluster.submit(
+        ROOT / "slurm" / "pretrain.sh",
+        output=tmp_path / "out",
+        folder=tmp_path,
+        options=("--nodes=2", "--ntasks-per-node=1"),
+    )
     told = (tmp_path / "out").read_text()
     assert code == ends_with, told
     assert told.count("life ") == lives
     assert "--ds_config zero3.json" in told
+    assert not list(tmp_path.glob(".pretrain-*"))
 
 
 def test_pretrain_sh_refuses_a_folder_without_the_project(cluster: Cluster, tmp_path: Path) -> None:

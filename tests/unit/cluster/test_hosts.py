@@ -28,7 +28,9 @@ def test_node_lists_are_expanded_in_order(text: str, hosts: list[str]) -> None:
     assert expand_nodelist(text) == hosts
 
 
-@pytest.mark.parametrize("text", ["", ",", "node[1-", "node[a-b]", "[", "node[1-2-3]"])
+@pytest.mark.parametrize(
+    "text", ["", ",", "a,,b", "a,", "node[1-", "node[a-b]", "[", "node]1", "node[1-2-3]", "node[3-1],a", "node[]"]
+)
 def test_what_is_no_node_list_is_refused(text: str) -> None:
     with pytest.raises(ClusterError, match="node list"):
         expand_nodelist(text)
@@ -37,6 +39,12 @@ def test_what_is_no_node_list_is_refused(text: str) -> None:
 @pytest.mark.parametrize(("text", "tasks"), [("4", [4]), ("2(x3),1", [2, 2, 2, 1]), ("1,2,1", [1, 2, 1])])
 def test_tasks_per_node_are_expanded(text: str, tasks: list[int]) -> None:
     assert tasks_per_node(text) == tasks
+
+
+@pytest.mark.parametrize("text", ["", "x", "0", "2(x0)", "2(3)", "2,", "-1"])
+def test_what_is_no_list_of_tasks_is_refused(text: str) -> None:
+    with pytest.raises(ClusterError, match="is no list of tasks per node"):
+        tasks_per_node(text)
 
 
 @pytest.mark.parametrize("name", ["localhost", "two_nodes"])
@@ -61,6 +69,21 @@ def test_a_wrong_hostfile_is_told_with_its_line(content: str, message: str, tmp_
     with pytest.raises(ClusterError) as caught:
         read_hostfile(path)
     assert message in str(caught.value)
+
+
+def test_a_hostfile_that_is_no_text_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "hosts"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(ClusterError, match="it is no UTF-8 text"):
+        read_hostfile(path)
+
+
+@pytest.mark.slow
+def test_shipped_hostfiles_are_read_the_same_by_deepspeed() -> None:
+    from deepspeed.launcher.runner import fetch_hostfile
+
+    for path in sorted(HOSTFILES.iterdir()):
+        assert list(fetch_hostfile(str(path)).items()) == [(host.name, host.slots) for host in read_hostfile(path)]
 
 
 def test_a_missing_hostfile_is_an_error_here(tmp_path: Path) -> None:

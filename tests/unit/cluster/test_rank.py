@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from launcher.cluster.rank import FIRST_PORT, NUM_PORTS, Place, export, find_place, threads_per_rank, with_master
-from launcher.errors import ClusterError
+from launcher.errors import ClusterError, MissingDependencyError
 
 TORCHRUN = {
     "RANK": "3",
@@ -35,6 +37,21 @@ OPENMPI = {
 }
 HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
 JOB_PORT = FIRST_PORT + 12345 % NUM_PORTS
+# What a rank of mpirun on the second node of a Slurm job inherits from the daemon that srun started there. As seen.
+DAEMON_STEP = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_STEP_NUM_TASKS": "1",
+    "SLURM_STEP_NODELIST": "node2",
+    "SLURM_STEP_TASKS_PER_NODE": "1",
+}
+
+
+def without(env: dict[str, str], *names: str) -> dict[str, str]:
+    return {name: value for name, value in env.items() if name not in names}
 
 
 @pytest.mark.parametrize(
@@ -58,6 +75,31 @@ JOB_PORT = FIRST_PORT + 12345 % NUM_PORTS
             (0, 1, 0, 1, "127.0.0.1", None, "alone"),
             "a batch script is no step",
         ),
+        (
+            {**STEP, "SLURM_STEP_ID": str(0xFFFFFFFA)},
+            (0, 1, 0, 1, "127.0.0.1", None, "alone"),
+            "Slurm's number for the shell of salloc: no srun step",
+        ),
+        (
+            {**without(TORCHRUN, "LOCAL_WORLD_SIZE"), "LOCAL_SIZE": "2"},
+            (3, 4, 1, 2, "node1", 29500, "environment"),
+            "DeepSpeed's name for the ranks of a node",
+        ),
+        (
+            {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "node1", "MASTER_PORT": "29500"},
+            (0, 1, 0, 1, "node1", 29500, "environment"),
+            "one process alone is local rank 0 of 1",
+        ),
+        (
+            {**DAEMON_STEP, **OPENMPI},
+            (2, 4, 0, 2, "", None, "mpi"),
+            "mpirun in a Slurm job: the step is its daemon's, not the rank's",
+        ),
+        (
+            {**DAEMON_STEP, **HYDRA},
+            (1, 2, 1, 2, "127.0.0.1", None, "mpi"),
+            "the same with Intel MPI",
+        ),
         (OPENMPI, (2, 4, 0, 2, "", None, "mpi"), "two nodes: rank 0's host has to be asked"),
         ({**OPENMPI, "MASTER_ADDR": "node1"}, (2, 4, 0, 2, "node1", None, "mpi"), "mpirun -x MASTER_ADDR"),
         (HYDRA, (1, 2, 1, 2, "127.0.0.1", FIRST_PORT, "mpi"), "Intel MPI on one node"),
@@ -80,7 +122,24 @@ def test_every_launcher_is_understood(env: dict[str, str], found: tuple[object, 
         ({**TORCHRUN, "RANK": "x"}, "RANK is 'x', not a number"),
         ({**TORCHRUN, "LOCAL_RANK": "2"}, "local rank 2 of 2"),
         ({key: value for key, value in STEP.items() if key != "SLURM_LOCALID"}, "a Slurm step without SLURM_LOCALID"),
-        ({**STEP, "SLURM_STEP_TASKS_PER_NODE": "2(x2)"}, "node 2 of gpu[01-03],login with 2(x2) tasks cannot be"),
+        (
+            without(TORCHRUN, "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
+            "RANK or WORLD_SIZE is set, but not LOCAL_RANK, LOCAL_SIZE",
+        ),
+        ({**TORCHRUN, "LOCAL_WORLD_SIZE": "5"}, "rank 3 of 4, local rank 1 of 5: this cannot be"),
+        ({**TORCHRUN, "RANK": "0"}, "rank 0 of 4, local rank 1 of 2: this cannot be"),
+        ({**TORCHRUN, "MASTER_PORT": "70000"}, "MASTER_PORT is 70000, not a port"),
+        ({**TORCHRUN, "MASTER_ADDR": ""}, "RANK or WORLD_SIZE is set, but not MASTER_ADDR"),
+        (without(STEP, "SLURM_STEP_NUM_TASKS"), "a Slurm step without SLURM_STEP_NUM_TASKS"),
+        (
+            {**STEP, "SLURM_STEP_NUM_TASKS": "8"},
+            "node 2 of gpu[01-03],login, 2(x3),1 tasks on each and 8 in all cannot all be",
+        ),
+        (
+            {**STEP, "SLURM_STEP_TASKS_PER_NODE": "2(x2)"},
+            "node 2 of gpu[01-03],login, 2(x2) tasks on each and 7 in all cannot all be",
+        ),
+        (without(HYDRA, "MPI_LOCALNRANKS"), "PMI_RANK is set, but not MPI_LOCALNRANKS"),
         ({**STEP, "SLURM_STEP_TASKS_PER_NODE": "two"}, "'two' is no list of tasks per node"),
         ({**STEP, "SLURM_STEP_NODELIST": "gpu[01-"}, "'gpu[01-' is no Slurm node list"),
         ({"OMPI_COMM_WORLD_RANK": "0"}, "OMPI_COMM_WORLD_RANK is set, but not OMPI_COMM_WORLD_SIZE"),
@@ -90,6 +149,18 @@ def test_what_contradicts_itself_is_refused(env: dict[str, str], message: str) -
     with pytest.raises(ClusterError) as caught:
         find_place(env)
     assert message in str(caught.value)
+
+
+def test_two_mpi_runs_on_one_node_meet_at_different_ports() -> None:
+    ports = {find_place({**OPENMPI, "PMIX_NAMESPACE": name}).master_port for name in ("1262682113", "1262682131")}
+    assert len(ports) == 2
+
+
+def test_without_mpi4py_the_user_is_told_to_name_the_master(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(MissingDependencyError) as caught:
+        with_master(find_place(OPENMPI))
+    assert "pip install mpi4py, or pass -x MASTER_ADDR=HOST to mpirun" in str(caught.value)
 
 
 def test_a_place_goes_into_the_environment_and_comes_out_again() -> None:
