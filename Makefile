@@ -26,7 +26,7 @@ test: setup
 	$(BIN)/python -m pytest -m "not slow and not cluster and not gpu"
 
 test-all: setup
-	$(BIN)/python -m pytest -m "not cluster"
+	WRITE_RECORD=1 $(BIN)/python -m pytest -m "not cluster"
 
 test-cluster: setup
 	$(BIN)/python -m pytest -m cluster tests/cluster

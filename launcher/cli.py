@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher import __version__
-from launcher.errors import EXIT_DONE, LauncherError, ShardError
+from launcher.errors import EXIT_DONE, EXIT_INTERRUPTED, LauncherError, ShardError
 
 if TYPE_CHECKING:
     from launcher import ask
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
     except BrokenPipeError:  # `pretrain … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return EXIT_DONE
@@ -90,6 +90,9 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("verify", verify, "check every byte of a folder of shards")
     command.add_argument("folder", type=Path, metavar="DIR")
     command.add_argument("--json", action="store_true", help="print JSON")
+
+    command = add("hostfile", hostfile, "check a hostfile before DeepSpeed takes a mistake in it for one machine")
+    command.add_argument("file", type=Path, metavar="FILE")
 
     command = add("export", export, "write a run's checkpoint as a transformers folder")
     command.add_argument("run", type=Path, metavar="RUN", help="a run's folder, e.g. runs/law-bert-zh")
@@ -205,6 +208,16 @@ def verify(options: argparse.Namespace) -> None:
         print(f"{options.folder}: every byte is as it was written")
     if problems:
         raise ShardError("; ".join(problems), str(options.folder), "restore the files, or prepare the shards again")
+
+
+def hostfile(options: argparse.Namespace) -> None:
+    """`pretrain hostfile`."""
+    from launcher.cluster.hostfile import read_hostfile
+
+    hosts = read_hostfile(options.file)
+    for host in hosts:
+        print(f"{host.name}: {host.slots} ranks")
+    print(f"in all: {sum(host.slots for host in hosts)} ranks on {len(hosts)} hosts")
 
 
 def export(options: argparse.Namespace) -> None:

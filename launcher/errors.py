@@ -29,6 +29,7 @@ EXIT_DONE = 0
 EXIT_OURS = 1
 EXIT_USER = 2
 EXIT_REQUEUE = 75
+EXIT_INTERRUPTED = 130
 
 
 class LauncherError(Exception):

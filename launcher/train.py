@@ -46,7 +46,16 @@ from launcher.config.loading import (
 )
 from launcher.config.recipe import Recipe
 from launcher.engine.records import Progress
-from launcher.errors import EXIT_DONE, EXIT_OURS, CheckpointError, LauncherError, ShardError, TokenizerError, UsageError
+from launcher.errors import (
+    EXIT_DONE,
+    EXIT_INTERRUPTED,
+    EXIT_OURS,
+    CheckpointError,
+    LauncherError,
+    ShardError,
+    TokenizerError,
+    UsageError,
+)
 from launcher.feed import Data, open_data, step_batches, validation_batches
 from launcher.plan.flops import flops_per_token, peak_flops
 from launcher.prepare.quickstart import QUICKSTART_FOLDER, prepare_quickstart
@@ -77,6 +86,9 @@ def main(arguments: Sequence[str]) -> int:
     except LauncherError as error:
         tell(str(error), rank)
         return error.exit_code
+    except KeyboardInterrupt:
+        tell("interrupted; the same command goes on from the last checkpoint", rank)
+        return EXIT_INTERRUPTED
     except Exception:
         tell(traceback.format_exc(), rank)
         return EXIT_OURS

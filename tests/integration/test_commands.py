@@ -107,5 +107,13 @@ def test_a_recipe_without_shards_prints_the_command_that_prepares_them(tmp_path:
     )
 
 
+def test_a_hostfile_is_checked_before_deepspeed_ignores_it(tmp_path: Path) -> None:
+    done = run("pretrain", "hostfile", "hostfiles/two_nodes")
+    assert done.stdout.splitlines()[-1] == "in all: 16 ranks on 2 hosts"
+    done = run("pretrain", "hostfile", str(tmp_path / "none"))
+    assert done.returncode == 2
+    assert "ClusterError: the hostfile cannot be read" in done.stderr
+
+
 def test_the_console_command_and_the_module_are_the_same() -> None:
     assert run("pretrain", "--help").stdout == run(sys.executable, "-m", "launcher.cli", "--help").stdout
