@@ -10,6 +10,8 @@ from rich.table import Table
 
 from launcher.config.recipe import Recipe
 
+ASK = {"mlm": ("fill", "人民[MASK]院"), "clm": ("generate", "第一条"), "span": ("generate", "人民<extra_id_0>院")}
+
 
 def show_answers(console: Console, answers: list[Any]) -> None:
     """A table of prompts and what the model made of them.
@@ -18,13 +20,13 @@ def show_answers(console: Console, answers: list[Any]) -> None:
         console: Where it goes.
         answers: `launcher.ask.Answer` records.
     """
+    with_choices = any(answer.blanks for answer in answers)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("asked")
-    table.add_column("answered")
-    table.add_column("first choices")
+    for title in ("asked", "answered", "first choices")[: 3 if with_choices else 2]:
+        table.add_column(title, overflow="fold")
     for answer in answers:
         blanks = ["  ".join(f"{w} {p:.0%}" for w, p in zip(b.words[:3], b.shares, strict=False)) for b in answer.blanks]
-        table.add_row(answer.prompt, answer.text, " | ".join(blanks))
+        table.add_row(answer.prompt, answer.text, *([" | ".join(blanks)] if with_choices else []))
     console.print(table, markup=False)
 
 
@@ -44,7 +46,7 @@ def show_summary(console: Console, recipe: Recipe, state: dict[str, Any], checkp
     if answers:
         console.print()
         show_answers(console, answers)
-    verb, text = ("fill", "人民[MASK]院") if recipe.objective.kind == "mlm" else ("generate", "第一条")
+    verb, text = ASK[recipe.objective.kind]
     rows = [
         ("model", f"{run / 'export'}/", "a transformers folder"),
         ("checkpoint", f"{checkpoint}/", "the same command goes on from here"),
