@@ -73,6 +73,18 @@ def test_accumulation_changes_neither_losses_nor_samples(micro_batch: int, shard
     assert max(abs(a - b) for a, b in pairs) < 1e-5
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_recomputed_activations_change_no_loss(stage: int, shards: Path, tmp_path: Path) -> None:
+    for name, recompute in (("kept", False), ("recomputed", True)):
+        tree = tiny.recipe_tree("clm", shards, tmp_path, name=name, train__num_steps=4)
+        tree["model"]["activation_checkpointing"] = recompute
+        recipe = tiny.write_recipe(tmp_path / "r.yaml", tree)
+        assert run_ranks(jobs.train, 2, ["--ds_config", f"zero{stage}", "--recipe", str(recipe)]) == [0, 0]
+    pairs = list(zip(losses_of(tmp_path / "kept"), losses_of(tmp_path / "recomputed"), strict=True))
+    assert len(pairs) == 4
+    assert max(abs(a - b) for a, b in pairs) < 1e-6
+
+
 @pytest.mark.parametrize(("stage", "ranks"), [(0, 2), (1, 2), (2, 1), (3, 2)])
 @pytest.mark.parametrize("precision", ["bf16", "bf16_autocast"])
 def test_bf16_stays_close_to_fp32(precision: str, stage: int, ranks: int, shards: Path, tmp_path: Path) -> None:
