@@ -123,6 +123,12 @@ def test_what_a_resumed_run_may_change_does_not_change_its_fingerprint() -> None
     assert differences(base, other) == ["optim.lr: 0.001 → 0.1", "train.seed: 0 → 3"]
 
 
+def test_words_that_yaml_1_1_takes_for_booleans_are_words() -> None:
+    loaded = load_recipe("law-bert-zh", ["name=off", "model.activation_checkpointing=true"])
+    assert loaded.recipe.name == "off"
+    assert loaded.recipe.model.activation_checkpointing is True
+
+
 def test_numbers_without_a_dot_are_numbers_in_files_too(tmp_path: Path) -> None:
     path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("clm", tmp_path, tmp_path))
     path.write_text(path.read_text().replace("lr: 0.003", "lr: 3e-3"))
