@@ -18,19 +18,16 @@ if __name__ in ("__main__", "__mp_main__"):
     sys.path[:] = [str(_HERE.parent), *(entry for entry in sys.path if Path(entry or ".").resolve() != _HERE)]
 
 import argparse
-import importlib.metadata
 import json
 import logging
 import shlex
 import shutil
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from launcher import __version__
 from launcher.cluster.rank import Place, find_place, threads_per_rank, with_master
 from launcher.config import deepspeed as ds
 from launcher.config.batch import BatchPlan, plan_batch
@@ -39,7 +36,6 @@ from launcher.config.loading import (
     LoadedRecipe,
     check_recipe,
     differences,
-    fingerprint,
     load_recipe,
     read_yaml,
     resolved_yaml,
@@ -374,35 +370,12 @@ def validate(recipe: Recipe, engine: Any, data: Data, progress: Progress, metric
 def save_run(recipe: Recipe, engine: Any, data: Data, progress: Progress) -> None:
     """Write a checkpoint that holds all of the run."""
     from launcher.checkpoint.save import save
+    from launcher.checkpoint.state import run_state
 
     cursor = Cursor(progress.step * recipe.batch.global_batch, data.train.fingerprint)
-    state = {
-        **asdict(progress),
-        "cursor": cursor.to_dict(),
-        "fingerprint": fingerprint(recipe),
-        "data": describe_data(data.manifest),
-        "versions": versions(),
-    }
+    state = run_state(recipe, progress, cursor, data.manifest)
     texts = {"recipe.yaml": resolved_yaml(recipe), "config.json": engine.module.config.to_json_string(use_diff=False)}
     save(engine, recipe.run_folder / "checkpoints", state, texts, recipe.checkpoint.keep_last)
-
-
-def describe_data(manifest: Manifest) -> dict[str, Any]:
-    """What an exported model's card says of its data."""
-    training, validation = manifest.splits["train"], manifest.splits["validation"]
-    return {
-        "sources": [source.path for source in manifest.sources],
-        "num_documents": training.num_documents,
-        "num_tokens": training.num_tokens,
-        "num_validation_documents": validation.num_documents,
-        "unigram_entropy": validation.unigram_entropy,
-    }
-
-
-def versions() -> dict[str, str]:
-    """Of everything that has a say in the numbers."""
-    packages = ("torch", "deepspeed", "transformers", "numpy")
-    return {"launcher": __version__, **{name: importlib.metadata.version(name) for name in packages}}
 
 
 def summarise(recipe: Recipe, console: Console) -> None:

@@ -1,16 +1,15 @@
-"""Where recipes and DeepSpeed configurations lie, in a checkout and in an installed package alike."""
+"""Where recipes and DeepSpeed configurations lie: beside the package, in the checkout it is used from."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def shipped(kind: str) -> Path:
-    """The folder of shipped `recipes` or `ds_configs`: beside the package in a checkout, inside it in a wheel."""
-    beside = PACKAGE.parent / kind
-    return beside if beside.is_dir() else PACKAGE / kind
+    """The folder of shipped `recipes` or `ds_configs`."""
+    return ROOT / kind
 
 
 def find(kind: str, name_or_path: str, suffix: str) -> Path | None:
