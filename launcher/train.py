@@ -101,7 +101,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         prog="launcher/train.py", description="Pretrain a model.", allow_abbrev=False, exit_on_error=False
     )
     parser.add_argument(
-        "--ds_config", required=True, metavar="NAME_OR_PATH", help="DeepSpeed JSON: a path or a file of ds_configs/"
+        "--ds_config", metavar="NAME_OR_PATH", help="DeepSpeed JSON: a path or a file of ds_configs/ (needed)"
     )
     parser.add_argument(
         "--recipe",
@@ -117,12 +117,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         options, unknown = parser.parse_known_intermixed_args(arguments)
     except (argparse.ArgumentError, argparse.ArgumentTypeError) as error:
         raise UsageError(str(error), "command line", parser.format_usage().strip()) from None
-    except SystemExit as stop:  # python 3.10 and 3.11 exit on a missing option in spite of exit_on_error=False
-        if stop.code == 0:
-            raise
-        raise UsageError("the command line is not complete", "command line", parser.format_usage().strip()) from None
     if unknown:
         raise UsageError(f"unknown option {unknown[0]}", "command line", parser.format_usage().strip())
+    if options.ds_config is None:  # checked here: argparse would print and exit by itself
+        raise UsageError("--ds_config is missing", "command line", "e.g. --ds_config zero3.json")
     return options
 
 

@@ -62,6 +62,20 @@ def test_the_training_program_reads_its_arguments_before_it_imports_torch() -> N
     assert "RecipeError: unknown key trian" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--ds_config is missing"),
+        (["--ds_config", "zero3", "--recipe"], "argument --recipe: expected one argument"),
+    ],
+)
+def test_an_incomplete_command_line_is_told_once(words: list[str], message: str) -> None:
+    done = run(sys.executable, "launcher/train.py", *words)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"UsageError: {message}")
+    assert done.stderr.count("UsageError") == 1
+
+
 def test_recipe_prints_yaml_that_is_the_recipe(tmp_path: Path) -> None:
     done = run("pretrain", "recipe", "law-gpt-zh", "train.num_steps=50")
     assert done.returncode == 0
