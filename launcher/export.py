@@ -16,7 +16,7 @@ from launcher.checkpoint import folder as layout
 from launcher.checkpoint.load import CheckpointReader
 from launcher.config.loading import check_recipe, read_yaml
 from launcher.config.recipe import Recipe
-from launcher.errors import CheckpointError
+from launcher.errors import CheckpointError, UsageError
 from launcher.models.build import AUTO_CLASSES
 from launcher.units import count
 
@@ -26,7 +26,7 @@ def export_run(run: Path, out: Path, step: int | None = None) -> Path:
 
     Args:
         run: The run's folder.
-        out: Folder to write; replaced when it is there, and only once the new one is complete.
+        out: Folder to write. An earlier export there is replaced once the new one is complete; anything else is kept.
         step: Checkpoint to take; the newest complete one without it.
 
     Returns:
@@ -34,7 +34,10 @@ def export_run(run: Path, out: Path, step: int | None = None) -> Path:
 
     Raises:
         CheckpointError: There is no such checkpoint, or its files are damaged.
+        UsageError: `out` holds something that is no exported model.
     """
+    out = out.resolve()  # a link is kept, and what it leads to replaced
+    _refuse_other_content(out)
     checkpoints = run / "checkpoints"
     steps = layout.complete_steps(checkpoints)
     if not steps or (step is not None and step not in steps):
@@ -53,6 +56,20 @@ def export_run(run: Path, out: Path, step: int | None = None) -> Path:
     finally:
         shutil.rmtree(saving, ignore_errors=True)
     return out
+
+
+def _refuse_other_content(out: Path) -> None:
+    """Never delete what an export did not write.
+
+    Raises:
+        UsageError: The place is taken by a file, or by a folder with other content than a model.
+    """
+    if out.is_dir() and (
+        not any(out.iterdir()) or {"config.json", "README.md"} <= {path.name for path in out.iterdir()}
+    ):
+        return
+    if out.exists():
+        raise UsageError("there is something here that is no exported model", str(out), "give a new folder as --out")
 
 
 def _write(path: Path, recipe: Recipe, run: Path, folder: Path) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from launcher import __version__, units
 from launcher.errors import CorpusError, ShardError, UsageError
@@ -66,6 +67,8 @@ class BuildRequest:
     def __post_init__(self) -> None:
         if not 0.0 <= self.validation_share < 1.0:
             raise UsageError(f"{self.validation_share} is not a share to hold out", "validation_share", "use 0.02")
+        if self.out.name in ("", ".."):  # it is built beside its place and renamed
+            raise UsageError(f"{str(self.out)!r} names no folder to make", "out", "give the folder's name")
         for name in ("workers", "tokens_per_shard"):
             number = getattr(self, name)
             if number is not None and number < 1:
@@ -88,7 +91,9 @@ def build_shards(request: BuildRequest, console: Console | None = None) -> Manif
         ShardError: The folder holds something else.
     """
     console = console or Console(stderr=True)
-    files = find_files(request.corpus)
+    # A corpus folder may hold the shards made from it.
+    inside = request.out.resolve()
+    files = [file for file in find_files(request.corpus) if inside not in file.resolve().parents]
     handle = load_tokenizer(request.tokenizer)
     sources = tuple(Source(path=str(file), num_bytes=file.stat().st_size, xxh3=checksum(file)) for file in files)
     fingerprint = _fingerprint(request, sources, handle)
@@ -172,15 +177,23 @@ def _existing(request: BuildRequest, fingerprint: str) -> Manifest | None:
 @contextmanager
 def _under_construction(out: Path) -> Iterator[Path]:
     """A folder beside `out` that takes its name when the block ends well, and is gone when it does not."""
-    out.parent.mkdir(parents=True, exist_ok=True)
+    out = out.resolve()  # not beside a link, but beside what it points to
+    # Another machine's processes cannot be seen from here: its folders on a shared disk are left alone.
+    host = socket.gethostname()
+    folder = out.with_name(f".{out.name}.building-{host}-{os.getpid()}")
+    replaced = out.with_name(f".{out.name}.replaced-{host}-{os.getpid()}")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+    except OSError as error:
+        raise ShardError(f"the folder cannot be made: {error.strerror}", str(out), "give another --out") from None
     for left in out.parent.glob(f".{glob.escape(out.name)}.*-*"):
         kind, _, pid = left.name.removeprefix(f".{out.name}.").rpartition("-")
-        if kind in ("building", "replaced") and pid.isdigit() and not _is_alive(int(pid)):  # of a build that was killed
+        if (
+            kind in (f"building-{host}", f"replaced-{host}") and pid.isdigit() and not _is_alive(int(pid))
+        ):  # of a build that was killed
             shutil.rmtree(left, ignore_errors=True)
-    folder = out.with_name(f".{out.name}.building-{os.getpid()}")
-    replaced = out.with_name(f".{out.name}.replaced-{os.getpid()}")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
     try:
         yield folder
         if out.exists():  # a folder cannot be renamed onto a full one; this way OUT is missing for an instant only
@@ -215,6 +228,8 @@ def _write_splits(
     progress = Progress(
         TextColumn("[bold]tokenizing[/]"),
         BarColumn(bar_width=30),
+        DownloadColumn(),
+        TextColumn("{task.fields[documents]} documents"),
         TransferSpeedColumn(),
         TimeRemainingColumn(),
         console=console,
@@ -228,11 +243,11 @@ def _write_splits(
         progress,
     ):
         # Text as UTF-8 against the files' bytes: a little less than all of them, JSON being what it is.
-        task = progress.add_task("tokenizing", total=total_bytes)
+        task = progress.add_task("tokenizing", total=total_bytes, documents=0)
         for texts, encoded in encoding:
             for text, tokens in zip(texts, encoded, strict=True):
                 (validation if is_held_out(text, request.validation_share) else train).append(tokens, len(text))
-            progress.advance(task, sum(len(text.encode()) for text in texts))
+            progress.update(task, advance=sum(len(text.encode()) for text in texts), documents=counts["kept"])
         progress.update(task, completed=progress.tasks[task].total)
     return {"train": train, "validation": validation}
 

@@ -39,7 +39,14 @@ def find_files(corpus: Sequence[str]) -> list[Path]:
     for word in corpus:
         path = Path(word)
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+            # Hidden ones are somebody's unfinished or own business: .building-…, .ipynb_checkpoints, .cache
+            found = sorted(
+                file
+                for file in path.rglob("*")
+                if file.suffix in SUFFIXES
+                and file.is_file()
+                and not any(part.startswith(".") for part in file.relative_to(path).parts)
+            )
         elif path.is_file():
             found = [path]
         else:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +96,16 @@ def _start_worker(tokenizer_json: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's to handle; here it would print a traceback
     os.environ[_PARALLELISM] = "false"  # one thread a process: the processes are the parallelism
     _tokenizer = _plain_tokenizer(tokenizer_json)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # The executor's queues are pipes that every worker holds both ends of: when the parent is killed nobody hears it,
+    # and the workers would wait for ever.
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _encode(texts: list[str]) -> Encoded:

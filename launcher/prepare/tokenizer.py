@@ -195,5 +195,8 @@ def _gpt2(folder: Path) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
-    tokenizer.add_special_tokens(["<|endoftext|>"])
+    # RoBERTa's files look the same; adding a token they lack would widen the vocabulary.
+    known = {name for names in ROLES.values() for name in names}
+    vocabulary = tokenizer.get_vocab()
+    tokenizer.add_special_tokens(sorted(known & vocabulary.keys(), key=lambda name: vocabulary[name]))
     return tokenizer

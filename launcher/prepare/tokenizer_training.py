@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE, Unigram, WordPiece
 
-from launcher.errors import TokenizerError
+from launcher.errors import LauncherError, TokenizerError
 from launcher.prepare.encode import one_thread
 from launcher.prepare.tokenizer import TokenizerHandle, bert_template, describe_tokenizer, save_tokenizer
 
 # T5's 100: enough for sequences of 1,700 tokens at density 0.15 and mean span 3.
 SENTINELS = tuple(f"<extra_id_{number}>" for number in range(100))
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+OWN_FILES = {"tokenizer.json", "tokenizer_config.json"}
 OTHER_SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
 
 
@@ -24,7 +26,8 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int, out: Path)
     """Train a tokenizer and save it as a `transformers` folder.
 
     The same texts in the same order give the same bytes, but for `unigram`, whose trainer in the Rust library sums in
-    the random order of a hash map.
+    the random order of a hash map. Where a `wordpiece` vocabulary has no room for every character, the rarest are left
+    out and become the unknown token.
 
     Args:
         texts: Documents.
@@ -33,10 +36,15 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int, out: Path)
         out: Folder to write; it appears under its name when it is complete.
 
     Raises:
-        TokenizerError: The kind is unknown, or the vocabulary has no room beyond special tokens and alphabet.
+        TokenizerError: The kind is unknown, `out` has no name of its own or holds something other than a tokenizer, or
+            the vocabulary has no room for words.
     """
     if kind not in TRAINERS:
         raise TokenizerError(f"there is no tokenizer kind {kind!r}", "--kind", f"use one of: {', '.join(TRAINERS)}")
+    if out.name in ("", ".."):  # it is written beside its place and renamed
+        raise TokenizerError(f"{str(out)!r} names no folder to make", "--out", "give the folder's name")
+    if out.is_file() or (out.is_dir() and not {path.name for path in out.iterdir()} <= OWN_FILES):
+        raise TokenizerError("there is something else under this name, not a tokenizer", str(out), "give another --out")
     # The special tokens and, for bpe, the 256 bytes.
     least = len(SENTINELS) + len(BERT_SPECIALS) + (256 if kind == "bpe" else 1)
     if vocab_size < least:
@@ -63,9 +71,15 @@ def _wordpiece(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     texts = list(texts)
     finder = _untrained_wordpiece({})
     finder.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=1, show_progress=False))
-    parts = sorted(token for token in finder.get_vocab() if len(token) == 3 and token.startswith("##"))
+    room = vocab_size - len(BERT_SPECIALS) - len(SENTINELS)
+    alphabet, parts = _alphabet(texts, finder.get_vocab(), room)
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=[*BERT_SPECIALS, *SENTINELS, *parts], show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=[*BERT_SPECIALS, *SENTINELS, *parts],
+        # Without a limit the library takes every character, whatever `vocab_size` says.
+        limit_alphabet=len(alphabet),
+        initial_alphabet=alphabet,
+        show_progress=False,
     )
     trained = _untrained_wordpiece({})
     trained.train_from_iterator(texts, trainer)
@@ -74,6 +88,24 @@ def _wordpiece(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     # The trainer numbers special tokens in the order it is given them.
     tokenizer.post_processor = bert_template(BERT_SPECIALS.index("[CLS]"), BERT_SPECIALS.index("[SEP]"))
     return tokenizer
+
+
+def _alphabet(texts: list[str], found: Iterable[str], room: int) -> tuple[list[str], list[str]]:
+    """The characters, and their `##x`, that go into a vocabulary with `room` ids: the most frequent ones, sorted."""
+    tokens = set(found)
+    frequencies: Counter[str] = Counter()
+    for text in texts:
+        frequencies.update(text)
+    alphabet, parts = [], []
+    for character in sorted((token for token in tokens if len(token) == 1), key=lambda c: (-frequencies[c], c)):
+        part = f"##{character}"
+        room -= 1 + (part in tokens)
+        if room < 0:
+            break
+        alphabet.append(character)
+        if part in tokens:
+            parts.append(part)
+    return sorted(alphabet), sorted(parts)
 
 
 def _untrained_wordpiece(vocabulary: dict[str, int]) -> Tokenizer:
@@ -106,8 +138,25 @@ def _unigram(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     trainer = trainers.UnigramTrainer(
         vocab_size=vocab_size, special_tokens=_special(OTHER_SPECIALS), unk_token="<unk>", show_progress=False
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    try:
+        tokenizer.train_from_iterator(texts, trainer)
+    except LauncherError:  # of reading the texts
+        raise
+    except Exception as error:  # the Rust library raises bare Exceptions
+        if "contain all chars" not in str(error):
+            raise
+        raise _too_few_for_characters(vocab_size) from None
+    if tokenizer.get_vocab_size() > vocab_size:  # the library forgets to count the special tokens
+        raise _too_few_for_characters(vocab_size)
     return tokenizer
+
+
+def _too_few_for_characters(vocab_size: int) -> TokenizerError:
+    return TokenizerError(
+        f"a vocabulary of {vocab_size} has no room for every character of the text",
+        "--vocab-size",
+        "use a larger one, or --kind bpe, which needs the 256 bytes only",
+    )
 
 
 def _special(names: tuple[str, ...]) -> list[AddedToken]:

@@ -76,3 +76,23 @@ def test_export_without_a_checkpoint_says_so(tmp_path: Path, capsys: pytest.Capt
     assert cli.main(["export", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
     assert "there is no complete checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_export_never_deletes_what_it_did_not_write(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("mlm", shards, tmp_path, train__num_steps=1))
+    run_ranks(jobs.train, 1, ["--ds_config", "zero1", "--recipe", str(path)])
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.txt").write_text("years of work")
+    monkeypatch.chdir(mine)
+    for out in (str(mine), ".", "thesis.txt"):
+        assert cli.main(["export", str(tmp_path / "tiny"), "--out", out]) == 2
+        assert "there is something here that is no exported model" in capsys.readouterr().err
+    assert (mine / "thesis.txt").read_text() == "years of work"
+    for _ in range(2):  # new, and over an export
+        assert cli.main(["export", str(tmp_path / "tiny"), "--out", str(tmp_path / "out")]) == 0
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    assert cli.main(["export", str(tmp_path / "tiny"), "--out", str(tmp_path / "link")]) == 0
+    assert (tmp_path / "link").is_symlink()

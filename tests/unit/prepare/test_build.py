@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,12 +97,43 @@ def test_a_failed_rebuild_keeps_the_old_shards(request_: BuildRequest, tmp_path:
 
 
 def test_the_remains_of_a_killed_build_are_removed_and_a_living_ones_are_not(request_: BuildRequest) -> None:
-    dead, alive = (request_.out.with_name(f".shards.building-{pid}") for pid in (2**22 + 1, 1))
-    dead.mkdir()
-    alive.mkdir()
+    host = socket.gethostname()
+    dead, alive, elsewhere = (
+        request_.out.with_name(f".shards.building-{name}")
+        for name in (f"{host}-{2**22 + 1}", f"{host}-1", f"another-host-{2**22 + 1}")
+    )
+    for folder in (dead, alive, elsewhere):
+        folder.mkdir()
     build_shards(request_)
     assert not dead.exists()
     assert alive.exists()
+    assert elsewhere.exists()  # on a shared disk it may be alive
+
+
+def test_shards_inside_the_corpus_folder_are_reused_and_not_read_as_text(
+    request_: BuildRequest, corpus: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+    (folder / ".cache").mkdir(parents=True)
+    (folder / ".cache" / "hidden.json").write_text("{")
+    (folder / "corpus.jsonl").write_bytes(corpus.read_bytes())
+    inside = replace(request_, corpus=(str(folder),), out=folder / "shards")
+    assert build_shards(inside) == build_shards(inside)
+
+
+def test_a_link_is_built_where_it_points_to(request_: BuildRequest, tmp_path: Path) -> None:
+    (tmp_path / "disk" / "real").mkdir(parents=True)
+    request_.out.symlink_to(tmp_path / "disk" / "real")
+    build_shards(request_)
+    assert request_.out.is_symlink()
+    assert verify(tmp_path / "disk" / "real") == []
+    assert {path.name for path in tmp_path.iterdir()} == {"disk", "shards"}
+
+
+def test_a_place_that_cannot_be_written_is_the_users_to_change(request_: BuildRequest, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ShardError, match=r"the folder cannot be made[\s\S]*fix: +give another --out"):
+        build_shards(replace(request_, out=tmp_path / "file" / "shards"))
 
 
 def test_the_same_request_again_is_reused_and_another_refused(request_: BuildRequest) -> None:
@@ -149,6 +181,8 @@ def test_a_request_checks_itself(request_: BuildRequest) -> None:
         replace(request_, validation_share=1.5)
     with pytest.raises(UsageError, match="workers is 0"):
         replace(request_, workers=0)
+    with pytest.raises(UsageError, match=r"'\.' names no folder to make"):
+        replace(request_, out=Path())
 
 
 @pytest.mark.parametrize("name", ["train-00000.bin", "train-00000.idx", "tokenizer/tokenizer.json"])

@@ -78,6 +78,44 @@ def test_gpt2s_files_are_read(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path / "saved" / tmp_path.name).info == handle.info
 
 
+def test_robertas_files_keep_their_vocabulary(tmp_path: Path) -> None:
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(["<s>", "<pad>", "</s>", "<unk>", *alphabet, "<mask>"])}
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    handle = load_tokenizer(tmp_path)
+    assert handle.info.vocab_size == len(vocabulary)
+    assert handle.info.special.all_ids == (0, 1, 2, 3, len(vocabulary) - 1)
+    assert handle.tokenizer.encode("<mask>").ids == [len(vocabulary) - 1]
+
+
+@pytest.mark.parametrize("vocab_size", [106, 120, 160, 300])
+def test_a_wordpiece_vocabulary_is_never_larger_than_asked_for(
+    tmp_path: Path, texts: list[str], vocab_size: int
+) -> None:
+    for name in ("one", "two"):
+        handle = train_tokenizer(texts, "wordpiece", vocab_size, tmp_path / name)
+        assert handle.info.vocab_size <= vocab_size
+    assert (tmp_path / "one" / "tokenizer.json").read_bytes() == (tmp_path / "two" / "tokenizer.json").read_bytes()
+    assert handle.tokenizer.token_to_id("律") is not None or vocab_size < 160  # frequent characters stay
+
+
+def test_training_replaces_a_tokenizer_but_never_something_else(tmp_path: Path, texts: list[str]) -> None:
+    out = tmp_path / "t"
+    for _ in range(2):
+        train_tokenizer(texts, "wordpiece", 200, out)
+    (out / "model.safetensors").write_text("weeks of training")
+    with pytest.raises(TokenizerError, match=r"something else under this name[\s\S]*fix: +give another --out"):
+        train_tokenizer(texts, "wordpiece", 200, out)
+    assert (out / "model.safetensors").exists()
+
+
+def test_a_unigram_vocabulary_without_room_for_every_character_is_refused(tmp_path: Path, texts: list[str]) -> None:
+    with pytest.raises(TokenizerError, match=r"no room for every character[\s\S]*--kind bpe"):
+        train_tokenizer(texts, "unigram", 110, tmp_path / "t")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_tokenizer_saved_with_truncation_does_not_cut_texts(tmp_path: Path, tokenizer_folder: Path) -> None:
     folder = tmp_path / "cutting"
     shutil.copytree(tokenizer_folder, folder)
