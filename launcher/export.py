@@ -86,6 +86,11 @@ def _write(path: Path, recipe: Recipe, run: Path, folder: Path) -> None:
     disable_progress_bar()
     model.save_pretrained(folder)
     shutil.copytree(run / "tokenizer", folder, dirs_exist_ok=True)
+    # The shards' tokenizer knows no length; the model's is what users' truncation=True should cut to.
+    tokenizer_config = folder / "tokenizer_config.json"
+    fields = json.loads(tokenizer_config.read_text(encoding="utf-8"))
+    fields["model_max_length"] = getattr(config, "max_position_embeddings", None) or recipe.data.seq_len
+    tokenizer_config.write_text(json.dumps(fields, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     (folder / "README.md").write_text(model_card(recipe, state, num_parameters), encoding="utf-8")
 

@@ -37,6 +37,7 @@ def test_a_masked_model_is_exported_with_card_and_tokenizer_and_answers(
     folder = tmp_path / "tiny" / "export"
     assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= {p.name for p in folder.iterdir()}
     card = (folder / "README.md").read_text(encoding="utf-8")
+    assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == 64
     assert "Unigram entropy" in card
     assert "corpus.jsonl" in card
     assert cli.main(["fill", str(tmp_path / "tiny"), "人民[MASK]院", "--json"]) == 0
