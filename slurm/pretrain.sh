@@ -2,8 +2,11 @@
 # Pretraining on Slurm: one task per accelerator, on as many nodes as asked for.
 #
 #   sbatch slurm/pretrain.sh                                              # the quick start, on one node
-#   sbatch --nodes=4 --gpus-per-node=8 slurm/pretrain.sh --ds_config zero3.json --recipe recipes/llama-8b.yaml
-#   sbatch --nodes=2 --ntasks-per-node=4 slurm/pretrain.sh …              # without GPUs: say how many tasks
+#   sbatch --nodes=4 --ntasks-per-node=8 --gpus-per-node=8 slurm/pretrain.sh --ds_config zero3.json --recipe llama-8b
+#   sbatch --nodes=2 --ntasks-per-node=4 slurm/pretrain.sh …              # without GPUs
+#
+# The tasks are named beside the GPUs because a job without them is given one core a node: too few to start a rank for
+# each GPU. Where the cluster gives cores with GPUs (DefCpuPerGPU), or with --exclusive, --gpus-per-node=8 is enough.
 #
 # Submit from the project's folder. Everything behind the script goes to launcher/train.py.
 #SBATCH --job-name=pretrain
@@ -26,9 +29,23 @@ fi
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 [ $# -gt 0 ] || set -- --ds_config zero3.json
 
-# As many tasks as the user asked for; else one an accelerator; else one a node.
-tasks=${SLURM_NTASKS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
 nodes=${SLURM_JOB_NUM_NODES:-1}
+if [ -n "${SLURM_NTASKS:-}" ]; then
+    # --ntasks or --ntasks-per-node was given: srun inherits it and how Slurm laid the tasks out.
+    layout=(--ntasks="$SLURM_NTASKS")
+else
+    # One task an accelerator, else one a node. What was asked for (8, a100:8) comes first: with --exclusive the node has
+    # more, but srun shows the tasks only these.
+    gpus=${SLURM_GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
+    tasks=${gpus##*:}
+    cores=$((tasks * ${SLURM_CPUS_PER_TASK:-1}))
+    if [ "$cores" -gt "${SLURM_CPUS_ON_NODE:-$cores}" ]; then
+        echo "pretrain.sh: $tasks ranks a node need $cores cores, and the job was given $SLURM_CPUS_ON_NODE:" \
+            "add --ntasks-per-node=$tasks to sbatch" >&2
+        exit 2
+    fi
+    layout=(--nodes="$nodes" --ntasks-per-node="$tasks" --ntasks=$((nodes * tasks)))
+fi
 # Since Slurm 22.05 srun no longer takes sbatch's --cpus-per-task: each task would be bound to one core.
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 
@@ -47,8 +64,8 @@ exit "$code"'
 
 # How the ranks meet (the first host of the step, a port from the job's number) they work out by themselves:
 # launcher/cluster/rank.py. OMP_NUM_THREADS is left alone: each rank takes its share of the node's cores.
-echo "pretrain.sh: job $SLURM_JOB_ID, $nodes nodes x $tasks tasks: python -m launcher.train $*"
-srun --nodes="$nodes" --ntasks-per-node="$tasks" --ntasks=$((nodes * tasks)) --kill-on-bad-exit=1 \
+echo "pretrain.sh: job $SLURM_JOB_ID, $nodes nodes, srun ${layout[*]}: python -m launcher.train $*"
+srun "${layout[@]}" --kill-on-bad-exit=1 \
     bash -c "$task" task "$@"
 code=$?
 # Without the file no task failed by itself: all are done, or a node or the job was lost, and srun's code says it.

@@ -14,6 +14,11 @@ FIRST_PORT, NUM_PORTS = 20_000, 10_000
 """Where a rendezvous port is chosen from: below the ports the kernel hands out by itself (32,768 and up)."""
 FIRST_RESERVED_STEP = 0xFFFF_FFF0
 """Slurm numbers what is no srun step from here on: batch script, interactive shell, pending step (slurm.h)."""
+SIGNS_OF_MPI = (
+    *("OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "PMIX_RANK"),
+    *("MPI_LOCALRANKID", "MV2_COMM_WORLD_RANK", "PALS_RANKID"),  # Hydra's, MVAPICH's, Cray's
+)
+"""Variables of an MPI launcher that alone do not tell a process's place."""
 
 _WHERE = {
     "environment": "RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE or LOCAL_SIZE",
@@ -47,7 +52,7 @@ def find_place(env: Mapping[str, str]) -> Place:
     """Work out this process's place.
 
     torchrun and DeepSpeed set RANK and its companions; MPI and a Slurm step have names of their own; a process that
-    finds none of them is alone.
+    finds nothing of either is alone.
 
     Args:
         env: The environment.
@@ -75,6 +80,7 @@ def find_place(env: Mapping[str, str]) -> Place:
     elif _in_slurm_step(env):
         place = _from_slurm(env)
     else:
+        _refuse_half_an_mpi(env)
         place = Place(
             rank=0,
             world_size=1,
@@ -92,7 +98,8 @@ def with_master(place: Place) -> Place:
     """Fill in the host of rank 0 where the environment did not tell it: asked for over MPI.
 
     Raises:
-        MissingDependencyError: mpi4py is not installed.
+        MissingDependencyError: mpi4py is not installed, or finds no MPI library.
+        ClusterError: mpi4py was built for another MPI than the one that started the ranks.
     """
     if place.master_addr:
         return place
@@ -100,10 +107,19 @@ def with_master(place: Place) -> Place:
         from mpi4py import MPI
     except (ImportError, RuntimeError):
         raise MissingDependencyError(
-            "the host of rank 0 is not known, and mpi4py, which could ask for it, is not installed",
+            "the host of rank 0 is not known, and mpi4py, which could ask for it, is missing or finds no MPI library",
             "MASTER_ADDR",
             "pip install mpi4py, or pass -x MASTER_ADDR=HOST to mpirun",
         ) from None
+    # Under another MPI's mpirun every process is a world of its own: each would wait at an address of its own.
+    if MPI.COMM_WORLD.Get_size() != place.world_size:
+        raise ClusterError(
+            f"mpirun started {place.world_size} ranks, and mpi4py sees {MPI.COMM_WORLD.Get_size()}: "
+            "it uses another MPI than mpirun",
+            "mpi4py",
+            "pip install --force-reinstall --no-cache-dir --no-binary mpi4py mpi4py with this MPI's mpicc on the PATH, "
+            "or pass -x MASTER_ADDR=HOST to mpirun",
+        )
     host = MPI.COMM_WORLD.bcast(socket.gethostname() if place.rank == 0 else "", root=0)
     return replace(place, master_addr=host)
 
@@ -240,6 +256,22 @@ def _from_mpi(env: Mapping[str, str], rank: str, size: str, local_rank: str, loc
         master_addr=env.get("MASTER_ADDR") or here,
         master_port=_master_port(env) if "MASTER_PORT" in env else _job_port(job),
         source="mpi",
+    )
+
+
+def _refuse_half_an_mpi(env: Mapping[str, str]) -> None:
+    """Refuse to be alone where an MPI launcher left only part of what tells a place.
+
+    Taken for alone, each of its processes would train a model of its own, all into one folder.
+    """
+    signs = [name for name in SIGNS_OF_MPI if name in env]
+    if not signs or "1" in (env.get("OMPI_COMM_WORLD_SIZE"), env.get("PMI_SIZE")):
+        return
+    raise ClusterError(
+        f"an MPI launcher set {', '.join(signs)}, which does not tell this process's rank on its node",
+        "environment",
+        "start with srun, or with mpirun of Open MPI, MPICH or Intel MPI; or set RANK, WORLD_SIZE, LOCAL_RANK, "
+        "LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER_PORT; or unset what was left over, to run alone",
     )
 
 

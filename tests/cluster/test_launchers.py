@@ -13,6 +13,7 @@ import pytest
 import tiny
 from slurm_cluster import ROOT, Cluster, unavailable
 
+from launcher.cluster.slurm import expand_nodelist
 from launcher.engine.metrics import read_metrics
 
 pytestmark = pytest.mark.cluster
@@ -150,6 +151,56 @@ def test_pretrain_sh_requeues_on_75_and_passes_other_codes_on(
     assert told.count("life ") == lives
     assert "--ds_config zero3.json" in told
     assert not list(tmp_path.glob(".pretrain-*"))
+
+
+# One line a rank: every rank's print is one write, so that lines of different ranks do not mix.
+LAYOUT = """
+import os, sys
+sys.stdout.write("rank {SLURM_PROCID} of {SLURM_STEP_NUM_TASKS}, {SLURM_STEP_TASKS_PER_NODE}\\n".format(**os.environ))
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "ranks", "layout", "reason"),
+    [
+        ("--nodes=2", 2, "1(x2)", "nothing said: one a node"),
+        ("--nodes=2 --ntasks=4", 4, "3,1", "a number of tasks, laid out by Slurm"),
+        ("--nodes=2 --ntasks-per-node=2 --gpus-per-node=2", 4, "2(x2)", "both said"),
+        ("--nodes=2 --ntasks-per-node=2 --cpus-per-task=2", 4, "2(x2)", "cores of their own"),
+        ("--nodes=2 --ntasks-per-gpu=1 --gpus-per-node=2", 4, "2(x2)", "Slurm works the tasks out"),
+        ("--nodes=2 --cpus-per-gpu=2 --gpus-per-node=2", 4, "2(x2)", "GPUs that come with cores: one a GPU"),
+        ("--nodes=2 --exclusive --gpus-per-node=test:2", 4, "2(x2)", "as many as asked for, though the node has eight"),
+    ],
+)
+def test_pretrain_sh_starts_as_many_ranks_as_asked_for(
+    options: str, ranks: int, layout: str, reason: str, cluster: Cluster, tmp_path: Path
+) -> None:
+    (tmp_path / "launcher").mkdir()
+    (tmp_path / "launcher" / "__init__.py").touch()
+    (tmp_path / "launcher" / "train.py").write_text(LAYOUT)
+    output = tmp_path / "out"
+    words = tuple(options.split())
+    assert cluster.submit(ROOT / "slurm" / "pretrain.sh", output=output, folder=tmp_path, options=words) == 0, reason
+    told = sorted(line for line in output.read_text().splitlines() if line.startswith("rank "))
+    assert told == [f"rank {rank} of {ranks}, {layout}" for rank in range(ranks)], reason
+
+
+@pytest.mark.parametrize(("options", "cores"), [("--gpus-per-node=2", 2), ("--gpus-per-node=2 --cpus-per-task=3", 6)])
+def test_pretrain_sh_tells_that_gpus_came_without_cores(
+    options: str, cores: int, cluster: Cluster, tmp_path: Path
+) -> None:
+    words = tuple(options.split())
+    assert cluster.submit(ROOT / "slurm" / "pretrain.sh", output=tmp_path / "out", options=words) == 2
+    told = (tmp_path / "out").read_text()
+    assert f"2 ranks a node need {cores} cores" in told
+    assert "add --ntasks-per-node=2 to sbatch" in told
+
+
+@pytest.mark.parametrize("text", ["node[1-3,07-09],gpu-a[01-02]", "r[1-2]n[1-2]", "a,b[09-11,3],c"])
+def test_node_lists_are_read_as_scontrol_reads_them(text: str, cluster: Cluster) -> None:
+    shown = cluster.run("ctl", "scontrol", "show", "hostnames", text)
+    assert shown.returncode == 0, shown.stderr
+    assert expand_nodelist(text) == shown.stdout.split()
 
 
 def test_pretrain_sh_refuses_a_folder_without_the_project(cluster: Cluster, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from launcher.cluster.hostfile import Host, read_hostfile
 from launcher.cluster.slurm import expand_nodelist, tasks_per_node
@@ -26,6 +28,21 @@ HOSTFILES = Path(__file__).resolve().parents[3] / "hostfiles"
 )
 def test_node_lists_are_expanded_in_order(text: str, hosts: list[str]) -> None:
     assert expand_nodelist(text) == hosts
+
+
+NAMES = st.text("abc-", min_size=1, max_size=4)
+RANGES = st.tuples(st.integers(0, 120), st.integers(0, 30), st.integers(1, 4))
+
+
+@given(st.lists(st.tuples(NAMES, st.lists(RANGES, max_size=3), st.sampled_from(["", "b"])), min_size=1, max_size=4))
+def test_what_was_shortened_comes_out_again(pieces: list[tuple[str, list[tuple[int, int, int]], str]]) -> None:
+    short, hosts = [], []
+    for before, ranges, after in pieces:
+        inside = ",".join(f"{first:0{width}d}-{first + more:0{width}d}" for first, more, width in ranges)
+        short.append(f"{before}[{inside}]{after}" if ranges else before + after)
+        numbers = [f"{n:0{width}d}" for first, more, width in ranges for n in range(first, first + more + 1)]
+        hosts += [before + number + after for number in (numbers if ranges else [""])]
+    assert expand_nodelist(",".join(short)) == hosts
 
 
 @pytest.mark.parametrize(

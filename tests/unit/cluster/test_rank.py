@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -104,6 +105,16 @@ def without(env: dict[str, str], *names: str) -> dict[str, str]:
         ({**OPENMPI, "MASTER_ADDR": "node1"}, (2, 4, 0, 2, "node1", None, "mpi"), "mpirun -x MASTER_ADDR"),
         (HYDRA, (1, 2, 1, 2, "127.0.0.1", FIRST_PORT, "mpi"), "Intel MPI on one node"),
         ({}, (0, 1, 0, 1, "127.0.0.1", None, "alone"), "nothing at all"),
+        (
+            {"PMI_RANK": "0", "PMI_SIZE": "1"},
+            (0, 1, 0, 1, "127.0.0.1", None, "alone"),
+            "one process of an MPI that does not tell the rank on the node",
+        ),
+        (
+            {**STEP, "PMI_RANK": "5", "PMI_SIZE": "7"},
+            (5, 7, 1, 2, "gpu01", JOB_PORT, "slurm"),
+            "srun --mpi=pmi2: Slurm tells what PMI does not",
+        ),
     ],
 )
 def test_every_launcher_is_understood(env: dict[str, str], found: tuple[object, ...], reason: str) -> None:
@@ -143,6 +154,10 @@ def test_every_launcher_is_understood(env: dict[str, str], found: tuple[object, 
         ({**STEP, "SLURM_STEP_TASKS_PER_NODE": "two"}, "'two' is no list of tasks per node"),
         ({**STEP, "SLURM_STEP_NODELIST": "gpu[01-"}, "'gpu[01-' is no Slurm node list"),
         ({"OMPI_COMM_WORLD_RANK": "0"}, "OMPI_COMM_WORLD_RANK is set, but not OMPI_COMM_WORLD_SIZE"),
+        (without(OPENMPI, "OMPI_COMM_WORLD_RANK"), "an MPI launcher set OMPI_COMM_WORLD_SIZE, which does not tell"),
+        (without(HYDRA, "MPI_LOCALRANKID"), "an MPI launcher set PMI_RANK, PMI_SIZE, which does not tell"),
+        ({"MPI_LOCALRANKID": "1"}, "an MPI launcher set MPI_LOCALRANKID, which does not tell"),
+        ({"MV2_COMM_WORLD_RANK": "1"}, "or set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR and MASTER"),
     ],
 )
 def test_what_contradicts_itself_is_refused(env: dict[str, str], message: str) -> None:
@@ -161,6 +176,20 @@ def test_without_mpi4py_the_user_is_told_to_name_the_master(monkeypatch: pytest.
     with pytest.raises(MissingDependencyError) as caught:
         with_master(find_place(OPENMPI))
     assert "pip install mpi4py, or pass -x MASTER_ADDR=HOST to mpirun" in str(caught.value)
+
+
+@pytest.mark.parametrize("seen", [1, 4])
+def test_an_mpi4py_of_another_mpi_than_mpirun_is_told(seen: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = SimpleNamespace(Get_size=lambda: seen, bcast=lambda host, root: "node1")
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=SimpleNamespace(COMM_WORLD=world)))
+    place = find_place(OPENMPI)
+    if seen == place.world_size:
+        assert with_master(place).master_addr == "node1"
+        return
+    with pytest.raises(ClusterError) as caught:
+        with_master(place)
+    assert "mpirun started 4 ranks, and mpi4py sees 1: it uses another MPI than mpirun" in str(caught.value)
+    assert "--no-binary mpi4py" in str(caught.value)
 
 
 def test_a_place_goes_into_the_environment_and_comes_out_again() -> None:
