@@ -11,6 +11,7 @@ from typing import Any
 
 from launcher.config import places
 from launcher.config.batch import BatchPlan
+from launcher.config.deepspeed_zero import check_zero
 from launcher.config.recipe import Recipe
 from launcher.errors import DsConfigError, did_you_mean
 
@@ -35,8 +36,17 @@ FILE_KEYS = frozenset(
         "dump_state",
         "compile",
         "timers",
+    ]
+)
+# Keys that put ranks to other work than their own samples: batch, loss and checkpoints here count every rank as one
+# data-parallel rank.
+PARALLEL_KEYS = frozenset(
+    [
         "expert_parallel",
         "tensor_parallel",
+        "autotp_size",
+        "sequence_parallel_size",
+        "pipeline",
         "use_data_before_expert_parallel_parallelism",
         "seq_parallel_communication_data_type",
     ]
@@ -91,9 +101,13 @@ def load_ds_config(name_or_path: str) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise DsConfigError("a DeepSpeed configuration is a JSON object", str(path))
     for key in config:
+        if key in PARALLEL_KEYS:
+            raise DsConfigError(
+                f"{key!r} is not supported: every rank here trains on samples of its own", str(path), f"delete {key!r}"
+            )
         if key not in FILE_KEYS and key not in RECIPE_KEYS:
             raise DsConfigError(f"unknown key {key!r}", str(path), did_you_mean(key, FILE_KEYS | RECIPE_KEYS.keys()))
-    _check_zero(config.get("zero_optimization", {}), str(path))
+    check_zero(config.get("zero_optimization", {}), str(path))
     return config
 
 
@@ -156,34 +170,6 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if twice is not None:
         raise _DuplicateKeyError(repr(twice))
     return dict(pairs)
-
-
-def _check_zero(zero: Any, where: str) -> None:
-    if not isinstance(zero, dict):
-        raise DsConfigError("zero_optimization is an object", where, 'write {"stage": 0 to 3, …}')
-    stage = zero.get("stage", 0)
-    if isinstance(stage, bool) or stage not in (0, 1, 2, 3):
-        raise DsConfigError(f"zero_optimization.stage is {json.dumps(stage)}", where, "use 0, 1, 2 or 3")
-    for block in ("offload_optimizer", "offload_param"):
-        device = (zero.get(block) or {}).get("device", "none")
-        if device == "nvme":
-            raise DsConfigError(
-                f"{block}.device nvme cannot be saved and resumed yet",
-                where,
-                "use cpu: what DeepSpeed restores from NVMe is wrong, without a word (measured)",
-            )
-        if device not in ("none", "cpu"):
-            raise DsConfigError(f"{block}.device is {json.dumps(device)}", where, "use none or cpu")
-    if (zero.get("offload_param") or {}).get("device", "none") != "none" and stage != 3:
-        raise DsConfigError(
-            f"offload_param needs stage 3, this is stage {stage}", where, "set stage 3, or delete offload_param"
-        )
-    if (zero.get("offload_optimizer") or {}).get("device", "none") != "none" and stage == 0:
-        raise DsConfigError(
-            "offload_optimizer needs stage 1 or higher, this is stage 0",
-            where,
-            "set a stage, or delete offload_optimizer",
-        )
 
 
 def _agrees(in_file: Any, in_recipe: Any) -> bool:

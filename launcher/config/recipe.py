@@ -9,9 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Record(BaseModel):
@@ -112,11 +113,11 @@ class BatchConfig(Record):
 class OptimConfig(Record):
     """AdamW. Biases, norms and other one-dimensional parameters are not decayed."""
 
-    lr: PositiveFloat
+    lr: Annotated[float, Field(gt=0.0, allow_inf_nan=False)]
     """Highest learning rate of the schedule."""
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[Decay, Decay] = (0.9, 0.95)
     """Decay of the first and second moment (GPT-3's, Brown et al. 2020, appendix B)."""
-    eps: PositiveFloat = 1e-8
+    eps: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1e-8
     """Added to the root of the second moment."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 0.1
     """Decoupled weight decay (GPT-3's)."""

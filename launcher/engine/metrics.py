@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -173,6 +174,9 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 def _keep_before(file: Path, first_step: int) -> None:
+    if first_step == 1:  # nothing was kept of an earlier start: its step 0 will be measured again as well
+        file.unlink(missing_ok=True)
+        shutil.rmtree(file.parent / "tensorboard", ignore_errors=True)
     if not file.exists():
         return
     kept = [line for line in read_metrics(file) if line.get("step", 0) < first_step]

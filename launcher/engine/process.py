@@ -103,4 +103,6 @@ def multiplies_bf16() -> bool:
     """
     if get_accelerator().device_name() == "cpu":
         return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    if get_accelerator().device_name() == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))  # a V100 emulates it
     return bool(get_accelerator().is_bf16_supported())

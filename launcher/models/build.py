@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -23,6 +24,7 @@ from launcher.errors import ModelError
 from launcher.models.initial import draw_weights
 from launcher.models.places import predict_only_places
 
+ATTENTION_TROUBLE = re.compile(r"attention.implementation|attn_implementation|(flash|flex).?attention", re.IGNORECASE)
 AUTO_CLASSES = {"mlm": AutoModelForMaskedLM, "clm": AutoModelForCausalLM, "span": AutoModelForSeq2SeqLM}
 
 
@@ -47,35 +49,65 @@ def build_model(
         device: Where weights are drawn; the accelerator's own generator where there is one.
 
     Raises:
-        ModelError: The attention implementation is not available for this family or on this machine.
+        ModelError: The attention implementation is not available for this family or on this machine, the numbers do
+            not fit together, or the folder to continue from lacks weights.
     """
     stage = (ds_config or {}).get("zero_optimization", {}).get("stage", 0)
-    auto = AUTO_CLASSES[objective]
     try:
         if model.continue_from is not None:
-            # transformers partitions while it loads, as long as this object lives.
-            keep = HfDeepSpeedConfig(ds_config) if stage == 3 else None
-            built: PreTrainedModel = auto.from_pretrained(
-                model.continue_from, config=config, dtype=torch.float32, attn_implementation=model.attention
-            )
-            del keep
+            built = _load(config, model, objective, seed, ds_config if stage == 3 else None)
         else:
             with _empty_weights(ds_config if stage == 3 else None, device):
-                built = auto.from_config(config, dtype=torch.float32, attn_implementation=model.attention)
+                built = AUTO_CLASSES[objective].from_config(
+                    config, dtype=torch.float32, attn_implementation=model.attention
+                )
             built.tie_weights()
             draw_weights(built, seed)
     except (ImportError, ValueError) as error:
-        if "attention" not in str(error).lower() and "attn" not in str(error).lower():
-            raise
         first_sentence = " ".join(str(error).split()).partition(". ")[0]
-        raise ModelError(
-            first_sentence, "model.attention", "use model.attention=eager, or sdpa where it is supported"
-        ) from None
+        if re.search(
+            r"attention.implementation|attn_implementation|flash.?attention|flex.?attention", str(error), re.I
+        ):
+            fix = "use model.attention=eager, or sdpa where it is supported"
+            raise ModelError(first_sentence, "model.attention", fix) from None
+        raise ModelError(f"transformers cannot build this model: {first_sentence}", "model") from None
     if model.activation_checkpointing:
         built.activation_checkpointing_enable()
     if objective == "mlm":
         predict_only_places(built)
     built.train()
+    return built
+
+
+def _load(
+    config: PreTrainedConfig, model: ModelConfig, objective: str, seed: int, ds_config: dict[str, Any] | None
+) -> PreTrainedModel:
+    """Load the weights of a folder; partitioned while they are read where a configuration is given.
+
+    Raises:
+        ModelError: The folder holds no weights, or not all that the model needs.
+    """
+    keep = HfDeepSpeedConfig(ds_config) if ds_config is not None else None  # transformers looks for it while it lives
+    torch.manual_seed(seed)
+    try:
+        built, told = AUTO_CLASSES[objective].from_pretrained(
+            model.continue_from,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=model.attention,
+            output_loading_info=True,
+        )
+    except OSError as error:
+        first_line = str(error).strip().splitlines()[0]
+        raise ModelError(f"the weights cannot be read: {first_line}", str(model.continue_from)) from None
+    del keep
+    missing = sorted(told["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"the folder lacks {len(missing)} of the model's weights, {missing[0]} among them",
+            str(model.continue_from),
+            f"continue from a model that was saved with its {objective} head",
+        )
     return built
 
 

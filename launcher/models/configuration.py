@@ -35,6 +35,23 @@ DECODER_TWINS = {
 }
 # Read by the modelling code of families whose configuration does not declare it (Qwen3-MoE in transformers 5.23).
 UNDECLARED = frozenset({"head_dim"})
+# Families that number positions from pad_token_id + 1 on (create_position_ids_from_input_ids), so that so many
+# fewer than max_position_embeddings can be used.
+POSITIONS_BEGIN_BEHIND_PAD = frozenset(
+    (
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "camembert",
+        "data2vec-text",
+        "longformer",
+        "mpnet",
+        "ibert",
+        "xmod",
+        "esm",
+    )
+)
 NUMBERS = (
     "hidden_size",
     "num_hidden_layers",
@@ -77,14 +94,37 @@ def build_config(model: ModelConfig, objective: str, tokenizer: TokenizerInfo, s
             "objective.kind",
             f"use mlm, or a decoder such as {EXAMPLES['clm']}",
         )
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions is not None and positions > 0 and seq_len > positions:
+    _check_heads(config, model)
+    positions = _positions(config)
+    if positions is not None and seq_len > positions:
         raise ModelError(
             f"sequences of {seq_len} tokens are longer than the model's {positions} positions",
             "data.seq_len",
             f"use data.seq_len={positions} or less, or a larger model.max_position_embeddings",
         )
     return config
+
+
+def _positions(config: PreTrainedConfig) -> int | None:
+    """Longest sequence of a model; None where its family sets no limit."""
+    positions = getattr(config, "max_position_embeddings", None)
+    if not isinstance(positions, int) or positions <= 0:
+        return None
+    if config.model_type in POSITIONS_BEGIN_BEHIND_PAD:
+        return positions - (config.pad_token_id or 0) - 1
+    return positions
+
+
+def _check_heads(config: PreTrainedConfig, model: ModelConfig) -> None:
+    if model.continue_from or config.model_type in ("t5", "mt5") or "head_dim" in model.config:
+        return  # a head's size is a number of its own there
+    heads = getattr(config, "num_attention_heads", None)
+    if isinstance(heads, int) and config.hidden_size % heads:
+        raise ModelError(
+            f"a width of {config.hidden_size} cannot be cut into {heads} heads",
+            "model.hidden_size",
+            f"use {config.hidden_size // heads * heads or heads} or {(config.hidden_size // heads + 1) * heads}",
+        )
 
 
 def _from_scratch(model: ModelConfig, tokenizer: TokenizerInfo) -> PreTrainedConfig:

@@ -11,6 +11,7 @@ import pytest
 from launcher.config import places
 from launcher.config.batch import plan_batch
 from launcher.config.deepspeed import load_ds_config, offloads_optimizer, resolve_ds_config, zero_stage
+from launcher.config.deepspeed_zero import OFFLOAD_KEYS, ZERO_KEYS
 from launcher.config.loading import load_recipe
 from launcher.errors import DsConfigError
 
@@ -63,6 +64,13 @@ def test_the_recipe_decides_the_precision(precision: str, key: str | None) -> No
         ),
         ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "disk"}}}, "use none or cpu"),
         ([1], "a DeepSpeed configuration is a JSON object"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}}, "offload_optimizer is an object"),
+        ({"zero_optimization": {"stage": 2, "reduce_bucket": 5}}, "did you mean 'reduce_bucket_size'?"),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"devise": "cpu"}}}, "did you mean 'device'?"),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu", "ratio": 0.5}}}, "delete ratio"),
+        ({"zero_optimization": {"stage": True}}, "use 0, 1, 2 or 3"),
+        ({"zero_optimization": {"stage": [2]}}, "use 0, 1, 2 or 3"),
+        ({"tensor_parallel": {"autotp_size": 2}}, "every rank here trains on samples of its own"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_fix(content: Any, message: str, tmp_path: Path) -> None:
@@ -120,3 +128,14 @@ def test_a_file_that_contradicts_the_recipe_is_refused(file: dict[str, Any]) -> 
 )
 def test_a_file_that_agrees_or_leaves_it_open_is_taken(file: dict[str, Any]) -> None:
     assert resolve_ds_config(file, RECIPE, PLAN, "fp32")["train_batch_size"] == 16
+
+
+def test_the_keys_of_zero_are_those_of_the_installed_deepspeed() -> None:
+    from deepspeed.runtime.zero import config, offload_config
+
+    def names(record: Any) -> set[str]:
+        return {name for field, info in record.model_fields.items() for name in (field, info.alias) if name}
+
+    assert names(config.DeepSpeedZeroConfig) >= ZERO_KEYS
+    assert names(offload_config.DeepSpeedZeroOffloadOptimizerConfig) >= OFFLOAD_KEYS["offload_optimizer"]
+    assert names(offload_config.DeepSpeedZeroOffloadParamConfig) >= OFFLOAD_KEYS["offload_param"]

@@ -78,6 +78,8 @@ def test_a_recipe_cannot_be_changed() -> None:
         ("objective.kind=mlmm", "'mlm', 'clm', 'span'"),
         ("train.precision=bf17", "train.precision"),
         ("name=a/b", "name: string should match pattern"),
+        ("optim.betas=[0.9,1.0]", "optim.betas.1: input should be less than 1"),
+        ("optim.lr=.inf", "optim.lr: input should be a finite number"),
         ("num_steps", "'num_steps' is not an override"),
         ("name.x=1", "'name' is a value, not a section"),
     ],

@@ -80,6 +80,9 @@ def test_every_shipped_recipe_has_a_model(name: str) -> None:
         ({"family": "bert"}, "clm", "sees the tokens on its right"),
         ({"family": "gpt2", "max_position_embeddings": 8}, "clm", "longer than the model's 8 positions"),
         ({"family": "bert", "config": {"hiden_act": "relu"}}, "mlm", "did you mean 'hidden_act'?"),
+        ({"family": "roberta", "max_position_embeddings": 16}, "mlm", "longer than the model's 15 positions"),
+        ({"family": "gpt2", "hidden_size": 130, "num_attention_heads": 4}, "clm", "use 128 or 132"),
+        ({"family": "bert", "hidden_size": 130, "num_attention_heads": 4}, "mlm", "cannot be cut into 4 heads"),
         ({"continue_from": "/nowhere"}, "mlm", "holds no config.json"),
     ],
 )
