@@ -13,6 +13,7 @@ from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 from launcher.checkpoint import folder as layout
+from launcher.checkpoint.buffers import restore_buffers
 from launcher.checkpoint.load import CheckpointReader
 from launcher.config.loading import check_recipe, read_yaml
 from launcher.config.recipe import Recipe
@@ -82,6 +83,7 @@ def _write(path: Path, recipe: Recipe, run: Path, folder: Path) -> None:
     with CheckpointReader(path) as reader, torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(reader.read_whole(name))
+        restore_buffers(model, reader.buffers())
         state = reader.state
     disable_progress_bar()
     model.save_pretrained(folder)

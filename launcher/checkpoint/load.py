@@ -13,8 +13,11 @@ import torch.distributed
 from safetensors import SafetensorError, safe_open
 
 from launcher.checkpoint import folder as layout
+from launcher.checkpoint.buffers import PREFIX as BUFFER
+from launcher.checkpoint.buffers import restore_buffers
 from launcher.checkpoint.loss_scale import restore_loss_scale
-from launcher.checkpoint.rng import PREFIX, restore_random_states
+from launcher.checkpoint.rng import PREFIX as RANDOM
+from launcher.checkpoint.rng import restore_random_states
 from launcher.checkpoint.slices import MASTER, held_slices, set_optimizer_step
 from launcher.errors import CheckpointError
 
@@ -91,10 +94,18 @@ class CheckpointReader:
         shape = self.shapes[name]
         return self.read(name, key, 0, torch.Size(shape).numel()).view(shape)
 
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """The model's persistent buffers by name."""
+        return self._tensors(0, BUFFER)
+
     def random_states(self, rank: int) -> dict[str, torch.Tensor]:
         """The random states one rank had."""
+        return self._tensors(rank, RANDOM)
+
+    def _tensors(self, rank: int, prefix: str) -> dict[str, torch.Tensor]:
         file = self._open(f"rank-{rank:05d}.safetensors")
-        return {key: file.get_tensor(key) for key in file.keys() if key.startswith(PREFIX)}  # noqa: SIM118
+        keys = [key for key in file.keys() if key.startswith(prefix)]  # noqa: SIM118 (not iterable)
+        return {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
 
     def _open(self, file: str) -> Any:
         if file not in self._files:
@@ -124,6 +135,7 @@ def restore(engine: Any, reader: CheckpointReader) -> None:
     set_optimizer_step(engine, int(reader.state["optimizer_step"]))
     restore_loss_scale(engine, reader.state["loss_scale"])
     _restore_working_weights(engine, reader)
+    restore_buffers(engine.module, reader.buffers())
     rank = torch.distributed.get_rank()
     if reader.world_size == torch.distributed.get_world_size():
         restore_random_states(reader.random_states(rank))

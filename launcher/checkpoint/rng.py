@@ -30,9 +30,8 @@ def random_states() -> dict[str, torch.Tensor]:
     return {PREFIX + key: value for key, value in states.items()}
 
 
-def restore_random_states(tensors: dict[str, torch.Tensor]) -> None:
-    """Put back what `random_states` returned."""
-    states = {key.removeprefix(PREFIX): value for key, value in tensors.items()}
+def restore_random_states(states: dict[str, torch.Tensor]) -> None:
+    """Put back what `random_states` returned, the names without their prefix."""
     torch.set_rng_state(states["torch"])
     gauss = float(states["python_gauss"])
     random.setstate((3, tuple(states["python"].tolist()), None if gauss != gauss else gauss))

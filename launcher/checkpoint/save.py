@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -15,6 +16,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from launcher.checkpoint import folder as layout
+from launcher.checkpoint.buffers import PREFIX as BUFFER
+from launcher.checkpoint.buffers import persistent_buffers
 from launcher.checkpoint.loss_scale import loss_scale_state
 from launcher.checkpoint.rng import random_states
 from launcher.checkpoint.slices import held_slices, optimizer_step
@@ -73,11 +76,15 @@ def save(engine: Any, folder: Path, state: Mapping[str, Any], texts: Mapping[str
         shutil.rmtree(final, ignore_errors=True)
         os.replace(saving, final)
         layout.sync(folder)
-        layout.prune(folder, keep_last)
 
     _together(make_place if rank == 0 else None, folder)
     _together(lambda: _write_rank(engine, saving, rank), folder)
     _together(finish if rank == 0 else None, folder)
+    if rank == 0:
+        try:
+            layout.prune(folder, keep_last)
+        except OSError as error:  # the new checkpoint stands; the old ones are tried again at the next save
+            logging.getLogger(__name__).warning("old checkpoints could not be deleted: %s", error)
     return final
 
 
@@ -89,6 +96,9 @@ def _write_rank(engine: Any, saving: Path, rank: int) -> None:
             slices.append({"name": held.name, "shape": held.shape, "start": held.start, "numel": held.numel})
             # clone: views of one flat buffer are refused by safetensors, which would write the buffer many times
             tensors |= {f"{held.name}|{key}": tensor.detach().cpu().clone() for key, tensor in held.tensors.items()}
+    if rank == 0:  # every rank holds the same
+        for name, buffer in persistent_buffers(engine.module).items():
+            tensors[BUFFER + name] = buffer.detach().cpu().clone()
     path = saving / f"rank-{rank:05d}.safetensors"
     save_file(tensors | random_states(), path)
     layout.sync(path)

@@ -28,6 +28,29 @@ def test_exported_logits_equal_the_engines_bit_for_bit(
     np.testing.assert_array_equal(again, logits)
 
 
+BART = {
+    "family": "bart",
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (3, 2)])
+def test_what_is_no_parameter_is_exported_too(stage: int, ranks: int, shards: Path, tmp_path: Path) -> None:
+    # BART adds a persistent buffer to its logits
+    tree = tiny.recipe_tree("span", shards, tmp_path, train__num_steps=2, model=BART)
+    path = tiny.write_recipe(tmp_path / "r.yaml", tree)
+    arguments = ["--ds_config", f"zero{stage}", "--recipe", str(path)]
+    inputs, logits = run_ranks(jobs.live_logits, ranks, arguments)[0]
+    assert cli.main(["export", str(tmp_path / "tiny"), "--out", str(tmp_path / "out")]) == 0
+    (again,) = run_ranks(jobs.exported_logits, 1, str(tmp_path / "out"), "span", inputs)
+    np.testing.assert_array_equal(again, logits)
+    assert run_ranks(jobs.train, ranks, [*arguments, "train.num_steps=3"]) == [0] * ranks
+
+
 def test_a_masked_model_is_exported_with_card_and_tokenizer_and_answers(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +94,24 @@ def test_a_model_is_continued_from_an_exported_folder(shards: Path, tmp_path: Pa
         assert run_ranks(jobs.train, ranks, ["--ds_config", f"zero{stage}", "--recipe", str(path)]) == [0] * ranks
         state = json.loads((tmp_path / f"more{stage}" / "checkpoints" / "step-00000001" / "state.json").read_text())
         assert state["evaluations"][0]["loss"] == pytest.approx(first["evaluations"][-1]["loss"], abs=1e-5)
+
+
+def test_a_folder_without_the_head_is_not_continued_from(shards: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 48}
+    BertModel(BertConfig(vocab_size=400, **shape)).save_pretrained(tmp_path / "body")
+    tree = tiny.recipe_tree("mlm", shards, tmp_path, model={"continue_from": str(tmp_path / "body")})
+    path = tiny.write_recipe(tmp_path / "r.yaml", tree)
+    ((code, told),) = run_ranks(jobs.train_and_tell, 1, ["--ds_config", "zero1", "--recipe", str(path)])
+    assert code == 2
+    assert "of the model's weights, cls.predictions" in told
+    (tmp_path / "body" / "model.safetensors").unlink()
+    ((code, told),) = run_ranks(jobs.train_and_tell, 1, ["--ds_config", "zero1", "--recipe", str(path)])
+    assert code == 2
+    assert "the weights cannot be read" in told
 
 
 def test_export_without_a_checkpoint_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

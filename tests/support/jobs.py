@@ -53,11 +53,11 @@ def begin(program: dict[str, Any], arguments: list[str]) -> tuple[Any, Any, Any]
     recipe = program["load_recipe"](options.recipe, options.overrides).recipe
     place = program["find_place"](os.environ)
     plan = program["plan_batch"](recipe.batch.global_batch, recipe.batch.micro_batch, place.world_size)
-    device = program["join"](recipe, place)
+    device = program["join"](place)
     data = program["open_data"](recipe)
     file = program["ds"].load_ds_config(options.ds_config)
     config = program["ds"].resolve_ds_config(file, recipe, plan, recipe.train.precision)
-    return recipe, data, program["start"](recipe, config, data, device)
+    return recipe, data, program["start"](recipe, program["configure"](recipe, data), config, device)
 
 
 def exported_logits(folder: str, kind: str, inputs: dict[str, Any]) -> Any:
