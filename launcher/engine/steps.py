@@ -40,11 +40,11 @@ def train_steps(engine: Any, batches: Iterable[StepBatch], recipe: Recipe, first
         # of the global batch weighs the same, however the batch is cut.
         scale = len(batch.passes) * world_size / max(num_targets, 1)
         loss_sum = 0.0
-        norm = None
+        norm, scale_of_norm = None, 1.0
         for inputs in batch.passes:
             loss = summed_loss(*_forward(engine, inputs))
             engine.backward(loss * scale)
-            norm = _plain_norm(engine)
+            norm, scale_of_norm = _plain_norm(engine), _scale_of_norm(engine)
             engine.step()
             loss_sum += loss.item()
         losses = gather(np.array([loss_sum], dtype=np.float64))
@@ -53,7 +53,7 @@ def train_steps(engine: Any, batches: Iterable[StepBatch], recipe: Recipe, first
             step=step,
             loss=float(losses.sum()) / max(num_targets, 1),
             lr=lr,
-            grad_norm=norm if norm is not None else _engine_norm(engine),
+            grad_norm=norm if norm is not None else _engine_norm(engine, scale_of_norm),
             step_tokens=int(everyone[:, 1].sum()),
             step_s=now - started,
             data_wait_s=waited,
@@ -99,8 +99,14 @@ def _plain_norm(engine: Any) -> float | None:
     return float(torch.nn.utils.get_total_norm(grads))
 
 
-def _engine_norm(engine: Any) -> float | None:
+def _scale_of_norm(engine: Any) -> float:
+    """What the norm is multiplied by: at stage 0 with fp16 DeepSpeed tells that of the scaled loss's gradient."""
+    wrapper = getattr(engine.optimizer, "loss_scale_config", None)
+    return float(wrapper.cur_scale) if wrapper is not None and engine.zero_optimization_stage() == 0 else 1.0
+
+
+def _engine_norm(engine: Any, scale: float) -> float | None:
     norm = engine.get_global_grad_norm()
     if norm is None or not math.isfinite(float(norm)):
         return None
-    return float(norm)
+    return float(norm) / scale

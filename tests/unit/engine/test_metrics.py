@@ -55,6 +55,15 @@ def test_a_step_has_every_promised_field(tmp_path: Path) -> None:
     assert any((tmp_path / "tensorboard").iterdir())
 
 
+def test_a_start_from_nothing_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:
+    for _ in range(2):
+        with open_metrics(tmp_path, 1) as metrics:
+            metrics.evaluation(0, EvalResult(loss=9.0, accuracy=0.0, num_targets=10))
+            metrics.step(result(1))
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+
+
 def test_steps_that_will_be_taken_again_are_removed_with_a_torn_last_line(tmp_path: Path) -> None:
     with open_metrics(tmp_path, 1) as metrics:
         for step in (1, 2, 3):
