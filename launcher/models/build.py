@@ -113,7 +113,7 @@ def _load(
 
 def count_parameters(model: PreTrainedModel) -> int:
     """Number of weights, tied ones once, whole ones even where partitioned."""
-    return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in model.parameters())
+    return sum(_numel(parameter) for parameter in model.parameters())
 
 
 @contextmanager
@@ -129,21 +129,30 @@ def _empty_weights(ds_config: dict[str, Any] | None, device: str) -> Iterator[No
         yield
 
 
-def parameters_per_token(model: PreTrainedModel) -> int:
-    """Number of weights that compute on each token: what `flops_per_token` wants.
+def parameters_per_token(model: PreTrainedModel, predicted_share: float = 1.0) -> float:
+    """Number of weights that compute on a token on average: what `flops_per_token` wants.
 
     Embeddings that are only looked up do not count; tied ones do, as the output layer. Of a mixture of experts only
     the chosen ones count.
+
+    Args:
+        model: The model, whole or partitioned.
+        predicted_share: Share of the tokens that the output layer computes on.
     """
-    total = count_parameters(model)
+    total = float(count_parameters(model))
     config = model.config
     output, inputs = model.get_output_embeddings(), model.get_input_embeddings()
     if output is None or output.weight is not inputs.weight:
-        total -= int(getattr(inputs.weight, "ds_numel", inputs.weight.numel()))
+        total -= _numel(inputs.weight)
+    if output is not None:
+        total -= (1 - predicted_share) * _numel(output.weight)
     experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
     chosen = getattr(config, "num_experts_per_tok", None)
     if experts and chosen:
-        of_experts = [p for name, p in model.named_parameters() if ".experts." in name]
-        in_experts = sum(int(getattr(p, "ds_numel", p.numel())) for p in of_experts)
-        total -= in_experts * (experts - chosen) // experts
+        in_experts = sum(_numel(p) for name, p in model.named_parameters() if ".experts." in name)
+        total -= in_experts * (experts - chosen) / experts
     return total
+
+
+def _numel(parameter: Any) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -6,6 +6,7 @@ from __future__ import annotations
 PEAK_FLOPS = {
     "H200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "B200": 2250e12,
     "A100": 312e12,
@@ -13,12 +14,13 @@ PEAK_FLOPS = {
     "H800": 989e12,
     "L40S": 362e12,
     "A10": 125e12,
+    "T4": 65e12,  # fp16: it has no bf16
     "V100": 125e12,  # fp16: it has no bf16
     "RTX 4090": 165e12,
 }
 
 
-def flops_per_token(num_parameters: int, num_layers: int, hidden_size: int, seq_len: int) -> float:
+def flops_per_token(num_parameters: float, num_layers: int, hidden_size: int, seq_len: int) -> float:
     """Operations of one forward and backward pass, per token.
 
     Args:
@@ -34,7 +36,8 @@ def flops_per_token(num_parameters: int, num_layers: int, hidden_size: int, seq_
 
 def peak_flops(device_name: str) -> float | None:
     """Peak bf16 FLOP/s of a device by its name, or None where it is not known (every CPU)."""
+    words = set(device_name.replace("-", " ").split())  # whole words: an RTX A1000 is no A100
     for name, peak in PEAK_FLOPS.items():
-        if all(part in device_name for part in name.split()):
+        if words.issuperset(name.split()):
             return peak
     return None

@@ -20,7 +20,10 @@ def test_flops_are_those_of_palms_appendix() -> None:
         ("NVIDIA A100-SXM4-80GB", 312e12),
         ("NVIDIA GeForce RTX 4090", 165e12),
         ("", None),
-        ("Tesla T4", None),
+        ("Tesla T4", 65e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA RTX A1000", None),
+        ("NVIDIA A10G", None),
     ],
 )
 def test_devices_are_known_by_name(name: str, peak: float | None) -> None:
