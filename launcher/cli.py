@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher import __version__
-from launcher.errors import EXIT_DONE, EXIT_INTERRUPTED, LauncherError, ShardError
+from launcher.errors import EXIT_DONE, EXIT_INTERRUPTED, LauncherError, RequeueError, ShardError
 
 if TYPE_CHECKING:
     from launcher import ask
@@ -28,7 +28,12 @@ exit codes: 0 done, 1 a fault of ours, 2 something for you to mend, 75 stopped, 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     parser = build_parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes all overrides of `pretrain recipe` in one piece; those behind an option are left over.
+    if rest and hasattr(options, "overrides") and not any(word.startswith("-") for word in rest):
+        options.overrides += rest
+    elif rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     command: Callable[[argparse.Namespace], None] = options.command
     try:
         command(options)
@@ -40,6 +45,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except BrokenPipeError:  # `pretrain … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        where = str(error.filename or "")
+        told = RequeueError(
+            f"the file system refused: {error.strerror}", where, "mend it, and run the same command again"
+        )
+        print(told, file=sys.stderr)
+        return told.exit_code
     return EXIT_DONE
 
 

@@ -40,7 +40,7 @@ from launcher.config.loading import (
     read_yaml,
     resolved_yaml,
 )
-from launcher.config.recipe import Recipe
+from launcher.config.recipe import MaskedObjective, Recipe
 from launcher.engine.records import Progress
 from launcher.errors import (
     EXIT_DONE,
@@ -140,18 +140,26 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place) -> None:
     """The whole run: shards → order → objective → loader → model → engine → resume → steps → save → summary."""
     recipe, console = loaded.recipe, Console(quiet=place.rank != 0)
     plan = plan_batch(recipe.batch.global_batch, recipe.batch.micro_batch, place.world_size)
+    if recipe.schedule.warmup_steps > recipe.train.num_steps:
+        console.print(
+            f"note: the warm-up of {recipe.schedule.warmup_steps} steps is longer than the run of "
+            f"{recipe.train.num_steps}: the learning rate never gets to {recipe.optim.lr:g}",
+            highlight=False,
+        )
     complete = is_complete(recipe)
     if place.rank == 0 and (loaded.is_quickstart or not complete):  # the other ranks wait for it in join
         ensure_shards(loaded, console)
     if complete:
         console.print(f"run        {recipe.run_folder}: has all its steps, nothing to train", highlight=False)
     else:
-        device = join(recipe, place)
+        device = join(place)
         data = open_data(recipe)
         check_tokenizer(recipe, data.manifest)
         precision = settle_precision(recipe)
         ds_config = ds.resolve_ds_config(ds_file, recipe, plan, precision)
-        engine = start(recipe, ds_config, data, device)
+        config = configure(recipe, data)
+        keep_log(recipe, place.rank)  # the run's folder begins here: whatever the user can mend was told before
+        engine = start(recipe, config, ds_config, device)
         progress = resume(recipe, engine, data, precision, console)
         keep_inputs(recipe, ds_config, place.rank)
         run_steps(recipe, engine, data, plan, progress, console)
@@ -200,8 +208,12 @@ def ensure_shards(loaded: LoadedRecipe, console: Console) -> None:
     elif not (folder / "manifest.json").is_file():
         corpus = " ".join(shlex.quote(path) for path in recipe.data.corpus) or "CORPUS"
         tokenizer = shlex.quote(str(recipe.data.tokenizer)) if recipe.data.tokenizer else "DIR"
-        command = f"pretrain prepare {corpus} --tokenizer {tokenizer} --out {shlex.quote(str(folder))}"
-        raise ShardError("there are no shards here yet", str(folder), command)
+        fix = f"pretrain prepare {corpus} --tokenizer {tokenizer} --out {shlex.quote(str(folder))}"
+        if folder == QUICKSTART_FOLDER / "shards":
+            fix += "\n         or, where corpus and tokenizer are missing too: pretrain quickstart"
+        elif recipe.data.tokenizer is not None and not recipe.data.tokenizer.is_dir():
+            fix += f"\n         after: pretrain tokenizer {corpus} --kind wordpiece --vocab-size N --out {tokenizer}"
+        raise ShardError("there are no shards here yet", str(folder), fix)
 
 
 def check_tokenizer(recipe: Recipe, manifest: Manifest) -> None:
@@ -219,16 +231,8 @@ def check_tokenizer(recipe: Recipe, manifest: Manifest) -> None:
         )
 
 
-def join(recipe: Recipe, place: Place) -> str:
+def join(place: Place) -> str:
     """Join the other ranks; returns the name of this rank's device."""
-    logs = recipe.run_folder / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    logging.basicConfig(
-        filename=logs / f"rank-{place.rank:05d}.log",
-        level=logging.INFO,
-        format="%(asctime)s %(name)s %(levelname)s %(message)s",
-    )
-    logging.captureWarnings(True)
     from launcher.engine.process import join_ranks
 
     return str(join_ranks(with_master(place), threads_per_rank(place, os.environ, len(os.sched_getaffinity(0)))))
@@ -255,15 +259,36 @@ def settle_precision(recipe: Recipe) -> str:
     return str(share("bf16_autocast" if multiplies_bf16() else "fp32"))
 
 
-def start(recipe: Recipe, ds_config: dict[str, Any], data: Data, device: str) -> Any:
+def configure(recipe: Recipe, data: Data) -> Any:
+    """The `transformers` configuration of the run's model.
+
+    Raises:
+        ModelError: The recipe's numbers fit neither the family, nor the objective, nor the shards.
+    """
+    from launcher.models.configuration import build_config
+
+    return build_config(recipe.model, recipe.objective.kind, data.manifest.tokenizer, recipe.data.seq_len)
+
+
+def keep_log(recipe: Recipe, rank: int) -> None:
+    """Send what libraries log on this rank to the run's folder."""
+    logs = recipe.run_folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    logging.basicConfig(
+        filename=logs / f"rank-{rank:05d}.log",
+        level=logging.INFO,
+        format="%(asctime)s %(name)s %(levelname)s %(message)s",
+    )
+    logging.captureWarnings(True)
+
+
+def start(recipe: Recipe, config: Any, ds_config: dict[str, Any], device: str) -> Any:
     """Build the model and hand it to DeepSpeed; returns the engine."""
     from launcher.engine.start import start_engine
     from launcher.models.build import build_model
-    from launcher.models.configuration import build_config
     from launcher.models.initial import seed_dropout
 
     kind, seed = recipe.objective.kind, recipe.train.seed
-    config = build_config(recipe.model, kind, data.manifest.tokenizer, recipe.data.seq_len)
     model = build_model(config, recipe.model, kind, seed=seed, ds_config=ds_config, device=device)
     engine = start_engine(model, recipe.optim, ds_config)
     seed_dropout(seed, engine.global_rank)
@@ -299,6 +324,7 @@ def keep_inputs(recipe: Recipe, ds_config: dict[str, Any], rank: int) -> None:
     """Leave in the run's folder what it was started with."""
     if rank == 0:
         folder = recipe.run_folder
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(resolved_yaml(recipe), encoding="utf-8")
         (folder / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
         shutil.copytree(recipe.data.shards / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
@@ -332,9 +358,11 @@ def open_metrics(recipe: Recipe, engine: Any, progress: Progress, console: Conso
 
     if engine.global_rank != 0:
         return Silence()
-    config = engine.module.config
+    config, objective = engine.module.config, recipe.objective
+    share = objective.mask_share if isinstance(objective, MaskedObjective) else 1.0
+    # An encoder-decoder's tokens pass through one of the two; its targets are a few per cent of its inputs.
     flops = flops_per_token(
-        parameters_per_token(engine.module), config.num_hidden_layers, config.hidden_size, recipe.data.seq_len
+        parameters_per_token(engine.module, share), config.num_hidden_layers, config.hidden_size, recipe.data.seq_len
     )
     peak = peak_flops(device_model())
     return Metrics(

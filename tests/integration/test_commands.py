@@ -88,6 +88,21 @@ def test_recipe_prints_yaml_that_is_the_recipe(tmp_path: Path) -> None:
     assert fields["optim.lr"]["meaning"]
 
 
+def test_overrides_may_stand_behind_an_option() -> None:
+    done = run("pretrain", "recipe", "law-bert-zh", "--json", "train.num_steps=5")
+    assert json.loads(done.stdout)["train.num_steps"]["value"] == 5
+    done = run("pretrain", "verify", "a", "b")
+    assert done.returncode == 2
+    assert "unrecognized arguments: b" in done.stderr
+
+
+def test_a_file_system_that_refuses_is_told(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("a file where a folder belongs")
+    done = run("pretrain", "quickstart", "--out", str(tmp_path / "data" / "law"))
+    assert done.returncode in (2, 75)
+    assert "Traceback" not in done.stderr
+
+
 def test_deepspeed_starts_the_file_on_two_ranks(tmp_path: Path) -> None:
     shards = tiny.make_shards(tmp_path)
     tree = tiny.recipe_tree("mlm", shards, tmp_path / "runs", train__num_steps=3, eval__prompts=["人民[MASK]院"])
