@@ -1,8 +1,8 @@
 """Megatron's `.idx`: where each document of a `.bin` begins and how long it is.
 
 Layout (Megatron-LM's MMapIndexedDataset, little-endian): 9 bytes magic | u64 version 1 | u8 dtype code |
-u64 sequences | u64 documents + 1 | i32 lengths[] | i64 byte pointers[] | i64 document index[]. Shards written here hold
-one sequence a document, so the document index is 0, 1, 2, …
+u64 sequences | u64 documents + 1 | i32 lengths[] | i64 byte pointers[] | i64 document index[]. A document is one
+sequence, or one sequence for each of its sentences.
 
 Shapes: N sequences, D documents.
 """
@@ -10,6 +10,7 @@ Shapes: N sequences, D documents.
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.errors import ShardError
+from launcher.shards.blocks import FIX, GuardedFile
 
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
@@ -28,27 +30,20 @@ SMALL_VOCABULARY = 65_500
 
 
 @dataclass(frozen=True, slots=True)
-class Index:
-    """A read index."""
+class Header:
+    """The first 34 bytes of an index."""
 
     dtype: np.dtype[np.generic]
     """Of the tokens in the `.bin`: uint16 or int32."""
-    lengths_N: NDArray[np.int32]
-    """Tokens of each sequence."""
-    pointers_N: NDArray[np.int64]
-    """Byte at which each sequence begins."""
-    document_index: NDArray[np.int64]
-    """First sequence of each document, and one past the last: int64 [D + 1]."""
+    num_sequences: int
+    """N."""
+    num_documents: int
+    """D."""
 
     @property
-    def num_documents(self) -> int:
-        """D."""
-        return len(self.document_index) - 1
-
-    @property
-    def num_tokens(self) -> int:
-        """Of all sequences."""
-        return int(self.lengths_N.sum(dtype=np.int64))
+    def num_bytes(self) -> int:
+        """Size of the whole index."""
+        return HEADER.size + 12 * self.num_sequences + 8 * (self.num_documents + 1)
 
 
 def token_dtype(vocab_size: int) -> np.dtype[np.generic]:
@@ -56,58 +51,125 @@ def token_dtype(vocab_size: int) -> np.dtype[np.generic]:
     return DTYPES[8] if vocab_size < SMALL_VOCABULARY else DTYPES[4]
 
 
-def write_index(path: Path, dtype: np.dtype[np.generic], lengths_N: NDArray[np.int32]) -> None:
-    """Write the index of a `.bin` whose documents lie one after another.
+def index_bytes(
+    dtype: np.dtype[np.generic], lengths_N: NDArray[np.int32], sequences_D: NDArray[np.int32] | None = None
+) -> bytes:
+    """The index of a `.bin` whose sequences lie one after another.
 
     Args:
-        path: File to write.
         dtype: Of the tokens.
-        lengths_N: Tokens of each document, int32 [N].
+        lengths_N: Tokens of each sequence, int32 [N].
+        sequences_D: Sequences of each document, int32 [D]; without it, one each.
     """
-    ends_N = np.cumsum(lengths_N, dtype=np.int64) * dtype.itemsize
-    pointers_N = np.concatenate([np.zeros(1, dtype=np.int64), ends_N[:-1]]) if len(lengths_N) else ends_N
-    with path.open("wb") as file:
-        file.write(HEADER.pack(MAGIC, VERSION, CODES[dtype], len(lengths_N), len(lengths_N) + 1))
-        file.write(lengths_N.astype("<i4").tobytes())
-        file.write(pointers_N.astype("<i8").tobytes())
-        file.write(np.arange(len(lengths_N) + 1, dtype="<i8").tobytes())
+    starts_N = np.zeros(len(lengths_N), dtype="<i8")
+    np.cumsum(lengths_N[:-1], dtype=np.int64, out=starts_N[1:])
+    counts_D = np.ones(len(lengths_N), dtype=np.int32) if sequences_D is None else sequences_D
+    documents = np.zeros(len(counts_D) + 1, dtype="<i8")
+    np.cumsum(counts_D, dtype=np.int64, out=documents[1:])
+    header = HEADER.pack(MAGIC, VERSION, CODES[dtype], len(lengths_N), len(documents))
+    return b"".join(
+        (header, lengths_N.astype("<i4").tobytes(), (starts_N * dtype.itemsize).tobytes(), documents.tobytes())
+    )
 
 
-def read_index(path: Path, bin_bytes: int) -> Index:
-    """Read an index and hold it against the `.bin` beside it.
-
-    Args:
-        path: The `.idx`.
-        bin_bytes: Size of the `.bin`.
+def read_header(raw: bytes | memoryview, path: Path) -> Header:
+    """Read the head of an index.
 
     Raises:
-        ShardError: It is no such index, is cut off, or points outside the `.bin`.
+        ShardError: It is no such index, or of a version or token type that is not read here.
     """
-    fix = "restore the file, or prepare the shards again"
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise ShardError(f"the index cannot be read: {error.strerror}", str(path), fix) from None
-    if len(raw) < HEADER.size or not raw.startswith(MAGIC):
-        raise ShardError("this is no Megatron index (it does not begin with MMIDIDX)", str(path), fix)
+    if len(raw) < HEADER.size or bytes(raw[: len(MAGIC)]) != MAGIC:
+        raise ShardError("this is no Megatron index (it does not begin with MMIDIDX)", str(path), FIX)
     _, version, code, num_sequences, num_marks = HEADER.unpack_from(raw)
-    if version != VERSION or code not in DTYPES:
+    if version != VERSION or code not in DTYPES or num_marks < 1:
         raise ShardError(
             f"index version {version} with dtype code {code}: "
             f"this program reads version {VERSION} with 4 (int32) or 8 (uint16)",
             str(path),
-            fix,
+            FIX,
         )
-    expected = HEADER.size + 12 * num_sequences + 8 * num_marks
-    if len(raw) != expected:
-        raise ShardError(f"the index has {len(raw)} bytes, its header says {expected}", str(path), fix)
-    lengths_N = np.frombuffer(raw, "<i4", num_sequences, HEADER.size)
-    pointers_N = np.frombuffer(raw, "<i8", num_sequences, HEADER.size + 4 * num_sequences)
-    document_index = np.frombuffer(raw, "<i8", num_marks, HEADER.size + 12 * num_sequences)
-    ends_N = pointers_N + lengths_N.astype(np.int64) * DTYPES[code].itemsize
-    marks_in_order = num_marks > 0 and document_index[0] == 0 and document_index[-1] == num_sequences
-    if not marks_in_order or bool(np.any(np.diff(document_index) < 0)):
-        raise ShardError(f"the document index does not run from 0 to its {num_sequences} sequences", str(path), fix)
-    if num_sequences and (lengths_N.min() < 0 or pointers_N.min() < 0 or ends_N.max() > bin_bytes):
-        raise ShardError(f"the index points outside the {bin_bytes} bytes of its .bin", str(path), fix)
-    return Index(DTYPES[code], lengths_N, pointers_N, document_index)
+    return Header(DTYPES[code], num_sequences, num_marks - 1)
+
+
+class Index:
+    """The documents of a `.bin`; reads no more of the file than it is asked for.
+
+    Args:
+        file: The `.idx`, mapped.
+
+    Raises:
+        ShardError: It is no such index, is cut off, or is not what was written.
+    """
+
+    def __init__(self, file: GuardedFile) -> None:
+        self._file = file
+        file.check(0, HEADER.size)
+        self.header = header = read_header(file.bytes_, file.path)
+        if header.num_bytes != file.num_bytes:
+            what = f"the index has {file.num_bytes} bytes, its header says {header.num_bytes}"
+            raise ShardError(what, str(file.path), FIX)
+        num_sequences = header.num_sequences
+        self._pointers_at = HEADER.size + 4 * num_sequences
+        self._documents_at = self._pointers_at + 8 * num_sequences
+        # Not aligned (34 bytes of header), so numpy would copy them whole to search or add: only elements and slices.
+        self._lengths_N = file.array(np.dtype("<i4"), HEADER.size, num_sequences)
+        self._pointers_N = file.array(np.dtype("<i8"), self._pointers_at, num_sequences)
+        self._documents = file.array(np.dtype("<i8"), self._documents_at, header.num_documents + 1)
+
+    @property
+    def _itemsize(self) -> int:
+        return self.header.dtype.itemsize
+
+    def starts(self, first: int, last: int) -> NDArray[np.int64]:
+        """First token of documents [first, last) and the token behind the last of them, int64 [last - first + 1]."""
+        marks = self._marks(first, last)
+        starts: NDArray[np.int64] = self._sequence_starts(int(marks[0]), int(marks[-1]))[marks - marks[0]]
+        return starts
+
+    def sequences(self, document: int) -> NDArray[np.int64]:
+        """First token of each sequence of a document and the token behind the last, int64 [N + 1]."""
+        marks = self._marks(document, document + 1)
+        return self._sequence_starts(int(marks[0]), int(marks[-1]))
+
+    def document_at(self, token: int) -> int:
+        """The document that holds a token of the `.bin`.
+
+        Raises:
+            ShardError: The index is damaged.
+        """
+        target = token * self._itemsize
+        sequence = bisect_right(self._pointers_N, target) - 1  # probes blocks nobody has checked yet …
+        if sequence >= 0:
+            start, end = self._sequence_starts(sequence, sequence + 1)
+            if start <= token < end:  # … and is held against one that is
+                return self._document_of(sequence)
+        self._file.check_all()
+        raise ShardError(f"the index knows no document for token {token}", str(self._file.path), FIX)
+
+    def _document_of(self, sequence: int) -> int:
+        if self.header.num_documents == self.header.num_sequences:
+            return sequence
+        document = bisect_right(self._documents, sequence) - 1
+        if 0 <= document < self.header.num_documents:
+            first, last = self._marks(document, document + 1)
+            if first <= sequence < last:
+                return document
+        self._file.check_all()
+        raise ShardError(f"the index knows no document for sequence {sequence}", str(self._file.path), FIX)
+
+    def _marks(self, first: int, last: int) -> NDArray[np.int64]:
+        self._file.check(self._documents_at + 8 * first, self._documents_at + 8 * (last + 1))
+        return self._documents[first : last + 1].astype(np.int64)
+
+    def _sequence_starts(self, first: int, last: int) -> NDArray[np.int64]:
+        """First token of sequences [first, last) and the token behind the last of them."""
+        starts = np.zeros(last - first + 1, dtype=np.int64)
+        if last > first:
+            self._file.check(self._pointers_at + 8 * first, self._pointers_at + 8 * last)
+            self._file.check(HEADER.size + 4 * (last - 1), HEADER.size + 4 * last)
+            starts[:-1] = self._pointers_N[first:last]
+            starts[:-1] //= self._itemsize
+            starts[-1] = starts[-2] + int(self._lengths_N[last - 1])
+        elif first:
+            starts[0] = self._sequence_starts(first - 1, first)[-1]
+        return starts

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
+from numpy.typing import NDArray
 
 from launcher.errors import ShardError
-from launcher.shards.identity import tokenizer_sha256
-from launcher.shards.index import read_index
-from launcher.shards.manifest import SPLITS, FileEntry, Manifest, SplitStats, checksum, read_manifest
-from launcher.shards.reader import check_size
+from launcher.shards.blocks import GuardedFile, damage
+from launcher.shards.index import Index
+from launcher.shards.manifest import SPLITS, Manifest, ShardEntry, checksum, read_checksums, read_manifest
 
 CHUNK_TOKENS = 1 << 22
 """Tokens looked at in one go: 16 MiB of memory at most (assumption)."""
@@ -25,53 +24,71 @@ def verify(folder: Path) -> list[str]:
         folder: What `pretrain prepare` made.
 
     Returns:
-        One line for each problem, naming the file; empty when all is well.
+        One line for each problem, naming file and block; empty when all is well.
 
     Raises:
-        ShardError: There is no readable manifest.
+        ShardError: The manifest or the checksums are damaged, so that nothing can be told of the rest.
     """
     manifest = read_manifest(folder)
-    problems = []
+    sums = read_checksums(folder, manifest)
+    problems: list[str] = []
     for name in SPLITS:
-        split = manifest.splits[name]
-        found = [problem for entry in split.files for problem in _file_problems(folder, entry)]
-        # The contents of a file that is not the one written say nothing new.
-        problems += found or list(_content_problems(folder, name, split, manifest))
-    return [*problems, *_tokenizer_problems(folder / "tokenizer" / "tokenizer.json", manifest)]
+        for shard in manifest.splits[name].shards:
+            found = [
+                problem
+                for entry in shard.files
+                for problem in _file_problems(folder / entry.name, entry.num_bytes, sums)
+            ]
+            # The contents of a file that is not the one written say nothing new.
+            problems += found or list(_content_problems(folder, shard, manifest, sums))
+    return [*problems, *tokenizer_problems(folder, manifest)]
 
 
-def _file_problems(folder: Path, entry: FileEntry) -> Iterator[str]:
+def tokenizer_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """What is wrong with the copy of the tokenizer that lies beside the shards."""
+    for name, expected in manifest.tokenizer_files.items():
+        path = folder / "tokenizer" / name
+        if not path.is_file():
+            yield f"{path}: a file of the tokenizer the shards were made with is missing"
+        elif checksum(path) != expected:
+            yield f"{path}: not the tokenizer the shards were made with: its bytes are not those that were written"
+
+
+def _file_problems(path: Path, num_bytes: int, sums: dict[str, NDArray[np.uint64]]) -> Iterator[str]:
     try:
-        check_size(folder, entry)
+        damaged = GuardedFile(path, num_bytes, sums[path.name], guard=True).damaged_blocks()
     except ShardError as error:
         yield f"{error.where}: {error.what}"
         return
-    found = checksum(folder / entry.name)
-    if found != entry.xxh3:
-        yield f"{folder / entry.name}: the bytes are not those that were written (xxh3 {found}, expected {entry.xxh3})"
+    if damaged:
+        yield f"{path}: {damage(damaged)}"
 
 
-def _content_problems(folder: Path, name: str, split: SplitStats, manifest: Manifest) -> Iterator[str]:
-    num_documents = num_tokens = 0
-    for entry in split.files:
-        if not entry.name.endswith(".bin"):
-            continue
-        path = folder / entry.name
-        try:
-            index = read_index(path.with_suffix(".idx"), entry.num_bytes)
-        except ShardError as error:
-            yield f"{error.where}: {error.what}"
-            return
-        if index.dtype.name != manifest.dtype:
-            yield f"{path}: holds {index.dtype.name}, the manifest says {manifest.dtype}"
-        num_documents += index.num_documents
-        num_tokens += index.num_tokens
-        yield from _id_problems(path, index.dtype, manifest.tokenizer.vocab_size)
-    if (num_documents, num_tokens) != (split.num_documents, split.num_tokens):
+def _content_problems(
+    folder: Path, shard: ShardEntry, manifest: Manifest, sums: dict[str, NDArray[np.uint64]]
+) -> Iterator[str]:
+    """What the files say of each other; only a fault of the program that wrote them, or of adopted ones, shows here."""
+    tokens, index = (shard.file(suffix) for suffix in (".bin", ".idx"))
+    if tokens is None or index is None:
+        yield f"{folder}: the manifest knows a shard without tokens or index"
+        return
+    path = folder / tokens.name
+    try:
+        read = Index(GuardedFile(folder / index.name, index.num_bytes, sums[index.name], guard=False))
+    except ShardError as error:
+        yield f"{error.where}: {error.what}"
+        return
+    if read.header.dtype.name != manifest.dtype:
+        yield f"{path}: holds {read.header.dtype.name}, the manifest says {manifest.dtype}"
+        return
+    starts = read.starts(0, read.header.num_documents)
+    num_tokens = tokens.num_bytes // read.header.dtype.itemsize
+    if len(starts) - 1 != shard.num_documents or int(starts[-1]) != shard.num_tokens or num_tokens != shard.num_tokens:
         yield (
-            f"{folder}: {name} has {num_documents} documents with {num_tokens} tokens, "
-            f"the manifest says {split.num_documents} with {split.num_tokens}"
+            f"{path}: {len(starts) - 1} documents with {starts[-1]} tokens in the index, {num_tokens} in the file, "
+            f"{shard.num_documents} with {shard.num_tokens} in the manifest"
         )
+    yield from _id_problems(path, read.header.dtype, manifest.tokenizer.vocab_size)
 
 
 def _id_problems(path: Path, dtype: np.dtype[np.generic], vocab_size: int) -> Iterator[str]:
@@ -85,16 +102,3 @@ def _id_problems(path: Path, dtype: np.dtype[np.generic], vocab_size: int) -> It
             wrong = lowest if lowest < 0 else highest
             yield f"{path}: id {wrong} is not in the vocabulary of {vocab_size}"
             return
-
-
-def _tokenizer_problems(path: Path, manifest: Manifest) -> Iterator[str]:
-    if not path.is_file():
-        yield f"{path}: the tokenizer the shards were made with is missing"
-        return
-    try:
-        found = tokenizer_sha256(Tokenizer.from_file(str(path)))
-    except Exception as error:  # the Rust library raises bare Exceptions
-        yield f"{path}: the tokenizer cannot be read: {error}"
-        return
-    if found != manifest.tokenizer.sha256:
-        yield f"{path}: not the tokenizer the shards were made with (sha256 {found})"

@@ -1,0 +1,117 @@
+"""Finding documents by where they came from or by their text: for takedowns, and for tracing.
+
+Shapes: D documents.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from launcher.errors import ShardError
+from launcher.shards.reader import Split
+
+HASH = re.compile(r"[0-9a-f]{32}")
+PLACE = re.compile(r"(.+):(\d+)")
+_NAMES = "write FILE:LINE as `pretrain trace` prints it, or the xxh3-128 of the text in 32 hexadecimal digits"
+
+
+def read_names(path: Path) -> list[str]:
+    """Names of documents, a line each; blank lines and what follows a # are remarks.
+
+    Raises:
+        ShardError: The file cannot be read, or a line is no name.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ShardError(f"the list of documents cannot be read: {error}", str(path), "give a text file") from None
+    names = []
+    for number, line in enumerate(lines, start=1):
+        name = line.partition(" #")[0].strip()
+        if name and not name.startswith("#"):
+            if not (HASH.fullmatch(name) or PLACE.fullmatch(name)):
+                raise ShardError(f"{name!r} names no document", f"{path}:{number}", _NAMES)
+            names.append(name)
+    return names
+
+
+def find_documents(split: Split, names: Sequence[str]) -> dict[str, list[int]]:
+    """The documents of a split that bear these names; a text that occurs several times has several.
+
+    Args:
+        split: Where to look.
+        names: FILE:LINE, or a text's xxh3-128.
+
+    Returns:
+        Numbers of documents by name; a name that none bears has an empty list.
+    """
+    found: dict[str, list[int]] = {name: [] for name in names}
+    by_hash = {bytes.fromhex(name): name for name in names if HASH.fullmatch(name)}
+    by_place: dict[str, dict[int, str]] = defaultdict(dict)
+    for name in names:
+        match = PLACE.fullmatch(name)
+        if match and not HASH.fullmatch(name):
+            by_place[match[1]][int(match[2])] = name
+    heads = np.array([int.from_bytes(wanted[:8], "little") for wanted in by_hash], dtype=np.uint64)
+    for first, part, origins_D in split.origin_blocks():
+        for place in _hash_hits(origins_D, heads) if by_hash else ():
+            bearer = by_hash.get(bytes(origins_D[place]["text_hash"]))
+            if bearer is not None:
+                found[bearer].append(first + place)
+        for number, segment in enumerate(split.manifest.parts[part]):
+            wanted = by_place.get(split.manifest.sources[segment.source].path)
+            if wanted:
+                base = split.rows_before(part, number)
+                _place_hits(origins_D, number, base, wanted, first, found)
+    return found
+
+
+def excluded_documents(path: Path, splits: dict[str, Split]) -> dict[str, NDArray[np.int64]]:
+    """The documents of each split that a file names.
+
+    Args:
+        path: The file.
+        splits: By name.
+
+    Returns:
+        Numbers of documents, ascending, int64 [D] by split.
+
+    Raises:
+        ShardError: A name is borne by no document of any split, or the file cannot be read.
+    """
+    names = read_names(path)
+    found = {split_name: find_documents(split, names) for split_name, split in splits.items()}
+    lost = [name for name in names if not any(hits[name] for hits in found.values())]
+    if lost:
+        more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+        raise ShardError(f"no document is called {', '.join(lost[:3])}{more}", str(path), _NAMES)
+    return {
+        split_name: np.unique(np.array([d for each in hits.values() for d in each], dtype=np.int64))
+        for split_name, hits in found.items()
+    }
+
+
+def _hash_hits(origins_D: NDArray[np.void], heads: NDArray[np.uint64]) -> list[int]:
+    """Documents whose hash may be wanted: its first eight bytes are."""
+    heads_D = np.ascontiguousarray(origins_D["text_hash"]).view("<u8").reshape(-1, 2)[:, 0]
+    return [int(place) for place in np.flatnonzero(np.isin(heads_D, heads))]
+
+
+def _place_hits(
+    origins_D: NDArray[np.void],
+    segment: int,
+    base: int,
+    wanted: dict[int, str],
+    first: int,
+    found: dict[str, list[int]],
+) -> None:
+    numbers = np.array([number - base for number in wanted], dtype=np.int64)
+    mask_D = (origins_D["segment"] == segment) & np.isin(origins_D["number"].astype(np.int64), numbers)
+    for place in np.flatnonzero(mask_D).tolist():
+        found[wanted[int(origins_D[place]["number"]) + base]].append(first + place)
