@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from launcher.errors import CheckpointError
 
-VERSION = 1
+VERSION = 2
 _DAMAGED = "the checkpoint is damaged: resume from an earlier one"
 
 
@@ -18,11 +19,18 @@ class Cursor:
     position: int
     """Samples consumed by all ranks together: the next step starts here."""
     fingerprint: str
-    """`Loader.fingerprint` of the data and order that the position counts in."""
+    """`Loader.fingerprint_at` of the position: all that decided the samples before it."""
+    consumed: Mapping[str, int] = field(default_factory=dict)
+    """Samples consumed of each corpus, by name; follows from the rest, and is here to be read."""
 
-    def to_dict(self) -> dict[str, int | str]:
+    def to_dict(self) -> dict[str, object]:
         """As JSON keeps it."""
-        return {"version": VERSION, "position": self.position, "fingerprint": self.fingerprint}
+        return {
+            "version": VERSION,
+            "position": self.position,
+            "fingerprint": self.fingerprint,
+            "consumed": dict(self.consumed),
+        }
 
     @classmethod
     def from_dict(cls, state: Mapping[str, object]) -> Cursor:
@@ -37,20 +45,24 @@ class Cursor:
                 "cursor.version",
                 "resume with the version of the launcher that wrote the checkpoint",
             )
-        position, fingerprint = state.get("position"), state.get("fingerprint")
-        if isinstance(position, bool) or not isinstance(position, int) or position < 0:
+        position, fingerprint, consumed = state.get("position"), state.get("fingerprint"), state.get("consumed")
+        if not _is_count(position):
             raise CheckpointError(
                 f"the data position {position!r} is not a count of samples", "cursor.position", _DAMAGED
             )
         if not isinstance(fingerprint, str):
             raise CheckpointError(f"the data fingerprint {fingerprint!r} is not text", "cursor.fingerprint", _DAMAGED)
-        return cls(position, fingerprint)
+        if not isinstance(consumed, dict) or not all(_is_count(count) for count in consumed.values()):
+            raise CheckpointError(
+                f"the samples consumed of each corpus, {consumed!r}, are no counts", "cursor.consumed", _DAMAGED
+            )
+        return cls(position, fingerprint, consumed)
 
     def check(self, fingerprint: str) -> None:
         """Refuse to go on with other data, or the same data in another order.
 
         Args:
-            fingerprint: `Loader.fingerprint` of what is opened now.
+            fingerprint: `Loader.fingerprint_at(self.position)` of what is opened now.
 
         Raises:
             CheckpointError: It differs from the checkpoint's.
@@ -60,5 +72,10 @@ class Cursor:
                 f"the checkpoint stands at sample {self.position} of another data order "
                 f"({self.fingerprint}, now {fingerprint})",
                 "cursor.fingerprint",
-                "put back the shards, sequence length, objective and seed it was trained with, or start a new run",
+                "put back the shards, sequence length, objective, seed and weights it was trained with up to here "
+                "(later weights may change), or start a new run",
             )
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

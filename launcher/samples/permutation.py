@@ -5,6 +5,7 @@ Shapes: N indices.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -57,14 +58,33 @@ class Permutation:
         Raises:
             IndexError: An index lies outside `range(size)`.
         """
+        return self._walk(indices_N, self._encipher)
+
+    def inverse(self, indices_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where each index came from: `inverse(permutation(i)) == i`.
+
+        Args:
+            indices_N: int64 [N], each in `range(size)`.
+
+        Returns:
+            int64 [N], each in `range(size)`.
+
+        Raises:
+            IndexError: An index lies outside `range(size)`.
+        """
+        return self._walk(indices_N, self._decipher)
+
+    def _walk(
+        self, indices_N: NDArray[np.int64], step: Callable[[NDArray[np.uint64]], NDArray[np.uint64]]
+    ) -> NDArray[np.int64]:
         if indices_N.size == 0:
             return indices_N.astype(np.int64)
         if indices_N.min() < 0 or indices_N.max() >= self.size:
             raise IndexError(f"an index lies outside range({self.size})")
-        permuted_N = self._encipher(indices_N.astype(np.uint64))
+        permuted_N = step(indices_N.astype(np.uint64))
         outside = np.flatnonzero(permuted_N >= self.size)
         while outside.size:
-            walked = self._encipher(permuted_N[outside])
+            walked = step(permuted_N[outside])
             permuted_N[outside] = walked
             outside = outside[walked >= self.size]
         return permuted_N.astype(np.int64)
@@ -74,17 +94,35 @@ class Permutation:
         rounds = np.arange(NUM_ROUNDS, dtype=np.uint64)
         return units.mix(rounds ^ units.mix(np.array([self.key & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)))
 
+    @cached_property
+    def _widths(self) -> tuple[np.uint64, np.uint64, np.uint64]:
+        """Bits of the right half, and the masks of the left and the right one.
+
+        Halves of unequal width are fine when each round changes one of them in place instead of swapping; this keeps
+        the domain below twice the size, where equal halves could need four times.
+        """
+        num_bits = (self.size - 1).bit_length()
+        num_right_bits = (num_bits + 1) // 2
+        return (
+            np.uint64(num_right_bits),
+            np.uint64((1 << (num_bits // 2)) - 1),
+            np.uint64((1 << num_right_bits) - 1),
+        )
+
     def _encipher(self, values_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
         """One pass through the network: a bijection of `range(2**num_bits)`, the power of two that holds `size`."""
-        num_bits = (self.size - 1).bit_length()
-        num_right_bits = np.uint64((num_bits + 1) // 2)
-        # Halves of unequal width are fine when each round changes one of them in place instead of swapping; this
-        # keeps the domain below twice the size, where equal halves could need four times.
-        left_mask = np.uint64((1 << (num_bits // 2)) - 1)
-        right_mask = np.uint64((1 << int(num_right_bits)) - 1)
+        return self._rounds(values_N, range(NUM_ROUNDS))
+
+    def _decipher(self, values_N: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """The way back: a round changes one half by what the other says, so doing it again undoes it."""
+        return self._rounds(values_N, range(NUM_ROUNDS - 1, -1, -1))
+
+    def _rounds(self, values_N: NDArray[np.uint64], numbers: range) -> NDArray[np.uint64]:
+        num_right_bits, left_mask, right_mask = self._widths
         left_N = values_N >> num_right_bits
         right_N = values_N & right_mask
-        for number, round_key in enumerate(self._round_keys):
+        for number in numbers:
+            round_key = self._round_keys[number]
             if number % 2 == 0:
                 right_N ^= units.mix(left_N ^ round_key) & right_mask
             else:

@@ -1,28 +1,21 @@
-"""Samples as windows of one long token stream.
+"""Samples as windows of one long token stream (`concat`).
 
-Shapes: B samples, L tokens of a window.
+Shapes: B samples, L tokens of a window, P pieces.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
 
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
-
-class TokenStream(Protocol):
-    """The tokens of a split, its documents end to end."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens in the stream."""
-        ...
-
-    def read(self, start: int, out: NDArray[np.int32]) -> None:
-        """Copy the tokens `[start, start + len(out))` into `out`."""
-        ...
+from launcher.samples.grouping import bounds
+from launcher.samples.order import Order
+from launcher.samples.pieces import Pieces
+from launcher.samples.shapes import Integers, TokenStream, check_document, check_samples, fill_behind
 
 
 @dataclass(frozen=True)
@@ -53,34 +46,87 @@ class Windows:
         if not 1 <= self.stride <= self.length:
             raise ValueError(f"windows of {self.length} tokens cannot start every {self.stride} tokens")
 
-    @property
+    @cached_property
     def num_samples(self) -> int:
         """Windows with at least one target; 0 where the stream has none."""
         num_targets = self.stream.num_tokens - (self.length - self.stride)
         return max(0, -(-num_targets // self.stride))
 
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of all but the tokens that decides which of them a window holds."""
+        return xxhash.xxh3_64_hexdigest(f"concat/1 length={self.length} stride={self.stride}".encode())
+
+    def order(self, seed: int) -> Order:
+        """All windows shuffled together; raises ShardError where there is none."""
+        return Order(self.num_samples, seed)
+
     def num_real(self, sample_ids_B: NDArray[np.int64]) -> NDArray[np.int64]:
         """Tokens of each window that come from the stream, int64 [B]; the rest of the row is fill."""
         return np.minimum(self.stream.num_tokens - sample_ids_B * self.stride, self.length)
 
-    def read(self, sample_ids_B: NDArray[np.int64]) -> NDArray[np.int32]:
-        """The tokens of these samples.
+    def read(self, sample_ids_B: NDArray[np.int64], out_BL: Integers) -> NDArray[np.int64]:
+        """Fill a row with each of these windows; see `Samples.read`."""
+        if not sample_ids_B.size:
+            return np.empty(0, dtype=np.int64)
+        lowest, highest = bounds(sample_ids_B)
+        if lowest < 0 or highest >= self.num_samples:
+            check_samples(sample_ids_B, self.num_samples)
+        if highest < self.num_samples - 1:  # only the last window can reach beyond the stream
+            lengths_B = np.full(len(sample_ids_B), self.length, dtype=np.int64)
+            self.stream.read_rows(sample_ids_B * self.stride, lengths_B, out_BL)
+            return lengths_B
+        lengths_B = self.num_real(sample_ids_B)
+        self.stream.read_rows(sample_ids_B * self.stride, lengths_B, out_BL)
+        fill_behind(out_BL, lengths_B, self.fill)
+        return lengths_B
 
-        Args:
-            sample_ids_B: int64 [B], each in `range(num_samples)`.
+    def read_words(self, sample_ids_B: NDArray[np.int64], out_BL: NDArray[np.bool_]) -> None:
+        """Mark the tokens that continue a word; see `Samples.read_words`."""
+        check_samples(sample_ids_B, self.num_samples)
+        starts, lengths = (sample_ids_B * self.stride).tolist(), self.num_real(sample_ids_B).tolist()
+        for row_L, start, length in zip(out_BL, starts, lengths, strict=True):
+            self.stream.read_words(start, row_L[:length])
+            row_L[length:] = False
+        out_BL[:, 0] = False
 
-        Returns:
-            int32 [B, L].
+    def pieces(self, sample_ids_B: NDArray[np.int64]) -> Pieces:
+        """Where documents begin and end in these windows."""
+        check_samples(sample_ids_B, self.num_samples)
+        starts_B = sample_ids_B * self.stride
+        ends_B = starts_B + self.num_real(sample_ids_B)
+        first_B, last_B = self.stream.documents_at(starts_B), self.stream.documents_at(ends_B - 1)
+        edges = [
+            self.stream.document_starts(first, last + 1)
+            for first, last in zip(first_B.tolist(), last_B.tolist(), strict=True)
+        ]
+        counts_B = last_B - first_B + 1
+        rows_P = np.repeat(np.arange(len(starts_B)), counts_B)
+        begins_P = np.concatenate([np.empty(0, dtype=np.int64), *(edge[:-1] for edge in edges)])
+        ends_P = np.concatenate([np.empty(0, dtype=np.int64), *(edge[1:] for edge in edges)])
+        documents_P = np.arange(len(rows_P)) + np.repeat(first_B - (np.cumsum(counts_B) - counts_B), counts_B)
+        starts_P = np.maximum(begins_P, starts_B[rows_P])
+        lengths_P = np.minimum(ends_P, ends_B[rows_P]) - starts_P
+        real_P = lengths_P > 0  # a document of a foreign index may be empty
+        return Pieces(
+            rows_P=rows_P[real_P],
+            columns_P=(starts_P - starts_B[rows_P])[real_P],
+            lengths_P=lengths_P[real_P],
+            documents_P=documents_P[real_P],
+            offsets_P=(starts_P - begins_P)[real_P],
+        )
 
-        Raises:
-            IndexError: A sample lies outside `range(num_samples)`.
-        """
-        if sample_ids_B.size and (sample_ids_B.min() < 0 or sample_ids_B.max() >= self.num_samples):
-            raise IndexError(f"a sample lies outside range({self.num_samples})")
-        tokens_BL = np.empty((len(sample_ids_B), self.length), dtype=np.int32)
-        starts = (sample_ids_B * self.stride).tolist()
-        counts = self.num_real(sample_ids_B).tolist()
-        for row_L, start, num_real in zip(tokens_BL, starts, counts, strict=True):
-            self.stream.read(start, row_L[:num_real])
-            row_L[num_real:] = self.fill
-        return tokens_BL
+    def samples_of(self, document: int) -> NDArray[np.int64]:
+        """The windows that hold tokens of a document, ascending; see `Samples.samples_of`."""
+        check_document(document, self.stream.num_documents)
+        start, end = self.stream.document_starts(document, document + 1).tolist()
+        if start == end:
+            return np.empty(0, dtype=np.int64)
+        first = max(0, (start - self.length) // self.stride + 1)
+        last = min((end - 1) // self.stride, self.num_samples - 1)
+        return np.arange(first, last + 1, dtype=np.int64)
+
+    def advise(self, sample_ids_B: NDArray[np.int64]) -> None:
+        """Say which windows are read next; never waits."""
+        check_samples(sample_ids_B, self.num_samples)
+        self.stream.advise(sample_ids_B * self.stride, self.num_real(sample_ids_B))

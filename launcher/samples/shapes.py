@@ -1,0 +1,156 @@
+"""What the rest of the program sees of samples, and what samples see of shards.
+
+Shapes: B samples, L tokens of a row, N tokens, documents or anything else wanted, P pieces.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from launcher.samples.order import SampleOrder
+from launcher.samples.pieces import Pieces
+
+Integers = NDArray[np.integer[Any]]
+
+
+class TokenStream(Protocol):
+    """The tokens of a split, its documents end to end; a document's tokens include its end token."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens in the stream."""
+        ...
+
+    @property
+    def num_documents(self) -> int:
+        """Documents in the stream."""
+        ...
+
+    @property
+    def has_words(self) -> bool:
+        """Whether it knows which tokens continue a word."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the tokens and where documents end."""
+        ...
+
+    def read(self, start: int, out: Integers) -> None:
+        """Copy the tokens `[start, start + len(out))` into `out`."""
+        ...
+
+    def read_rows(self, starts_B: NDArray[np.int64], lengths_B: NDArray[np.int64], out_BL: Integers) -> None:
+        """Copy `lengths_B[i]` tokens from `starts_B[i]` on to the beginning of row i; the rest of it stays."""
+        ...
+
+    def read_words(self, start: int, out: NDArray[np.bool_]) -> None:
+        """Whether each token from `start` on continues the word of the token before it."""
+        ...
+
+    def document_starts(self, first: int, last: int) -> NDArray[np.int64]:
+        """Where the documents `[first, last)` begin in the stream, and where the last of them ends."""
+        ...
+
+    def documents_at(self, tokens_N: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The document that holds each token of the stream, int64 [N]."""
+        ...
+
+    def advise(self, starts_B: NDArray[np.int64], lengths_B: NDArray[np.int64]) -> None:
+        """Say which ranges are read next; never waits."""
+        ...
+
+
+class Samples(Protocol):
+    """Rows of L tokens made of the documents of a split."""
+
+    @property
+    def stream(self) -> TokenStream:
+        """Where the tokens come from."""
+        ...
+
+    @property
+    def length(self) -> int:
+        """Tokens of a row."""
+        ...
+
+    @property
+    def fill(self) -> int:
+        """Token id behind the real tokens of a row."""
+        ...
+
+    @property
+    def num_samples(self) -> int:
+        """How many there are."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of all but the tokens that decides which of them a sample holds."""
+        ...
+
+    def order(self, seed: int) -> SampleOrder:
+        """The order that suits them.
+
+        Raises:
+            ShardError: There is no sample.
+        """
+        ...
+
+    def read(self, sample_ids_B: NDArray[np.int64], out_BL: Integers) -> NDArray[np.int64]:
+        """Fill a row with each of these samples, and with `fill` behind its tokens.
+
+        Args:
+            sample_ids_B: int64 [B], each in `range(num_samples)`.
+            out_BL: Any integer type, [B, L].
+
+        Returns:
+            Real tokens of each row, int64 [B].
+
+        Raises:
+            IndexError: A sample lies outside `range(num_samples)`.
+        """
+        ...
+
+    def read_words(self, sample_ids_B: NDArray[np.int64], out_BL: NDArray[np.bool_]) -> None:
+        """Mark the tokens that continue the word of the token before them in the row; never the first of a piece."""
+        ...
+
+    def pieces(self, sample_ids_B: NDArray[np.int64]) -> Pieces:
+        """Where documents begin and end in the rows of these samples."""
+        ...
+
+    def samples_of(self, document: int) -> NDArray[np.int64]:
+        """The samples that hold tokens of a document, ascending.
+
+        Raises:
+            IndexError: There is no such document.
+        """
+        ...
+
+    def advise(self, sample_ids_B: NDArray[np.int64]) -> None:
+        """Say which samples are read next; never waits."""
+        ...
+
+
+def check_samples(sample_ids_B: NDArray[np.int64], num_samples: int) -> None:
+    """Raises IndexError where a sample lies outside `range(num_samples)`."""
+    if sample_ids_B.size and (sample_ids_B.min() < 0 or sample_ids_B.max() >= num_samples):
+        raise IndexError(f"a sample lies outside range({num_samples})")
+
+
+def check_document(document: int, num_documents: int) -> None:
+    """Raises IndexError where a document does not exist."""
+    if not 0 <= document < num_documents:
+        raise IndexError(f"document {document} of {num_documents}")
+
+
+def fill_behind(out_BL: Integers, lengths_B: NDArray[np.int64], fill: int) -> None:
+    """Put `fill` behind the first `lengths_B[i]` tokens of each row."""
+    width = out_BL.shape[1]
+    for row, length in enumerate(lengths_B.tolist()):
+        if length < width:
+            out_BL[row, length:] = fill
