@@ -47,16 +47,18 @@ def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
     Source: the finaliser of splitmix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195).
     """
-    with np.errstate(over="ignore"):
-        z = values + _GOLDEN
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
+    z = values + _GOLDEN
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return z
 
 
 def derive(seed: int, *labels: int) -> int:
     """A 64-bit key that follows from a seed and a path of integers: `derive(seed, EPOCH, 3)`."""
-    key = np.asarray(seed & 0xFFFFFFFFFFFFFFFF, dtype=np.uint64)
+    key = np.array([seed & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)  # numpy warns when a single number wraps
     for label in labels:
-        key = mix(key ^ mix(np.asarray(label & 0xFFFFFFFFFFFFFFFF, dtype=np.uint64)))
-    return int(key)
+        key = mix(key ^ mix(np.array([label & 0xFFFFFFFFFFFFFFFF], dtype=np.uint64)))
+    return int(key[0])

@@ -19,6 +19,35 @@ Batch = dict[str, NDArray[np.int64]]
 """Arrays by the name of the model's argument; `labels` stand where their logits stand."""
 
 
+class Rows(Protocol):
+    """Raw samples, as the data plane hands them over."""
+
+    @property
+    def tokens_BL(self) -> NDArray[np.int32]:
+        """Token ids, int32 [B, L]."""
+        ...
+
+    @property
+    def num_tokens_B(self) -> NDArray[np.int64]:
+        """Tokens at the start of each row that come from documents, hidden ones among them; int64 [B], 0 to L."""
+        ...
+
+    @property
+    def positions_B(self) -> NDArray[np.int64]:
+        """Position of each sample in the run, counted on through the epochs, int64 [B]."""
+        ...
+
+    @property
+    def hidden_BL(self) -> NDArray[np.bool_] | None:
+        """Tokens of excluded documents, bool [B, L]: padding, without loss or attention. None where there are none."""
+        ...
+
+    @property
+    def continues_BL(self) -> NDArray[np.bool_] | None:
+        """Tokens that continue the word of the token before, bool [B, L]; there for an objective that needs words."""
+        ...
+
+
 class Objective(Protocol):
     """Turns windows of raw tokens into inputs and labels.
 
@@ -40,15 +69,16 @@ class Objective(Protocol):
         """Token id for places behind the last real token."""
         ...
 
-    def batch(
-        self, tokens_BL: NDArray[np.int32], num_tokens_B: NDArray[np.int64], positions_B: NDArray[np.int64]
-    ) -> Batch:
+    @property
+    def needs_words(self) -> bool:
+        """Whether rows must tell which tokens continue a word."""
+        ...
+
+    def batch(self, rows: Rows) -> Batch:
         """What the model is given and must predict.
 
         Args:
-            tokens_BL: Raw token ids, int32 [B, L].
-            num_tokens_B: Real tokens at the start of each row, int64 [B], 1 to L.
-            positions_B: Position of each sample in the run, counted on through the epochs, int64 [B].
+            rows: B samples of L raw tokens.
 
         Returns:
             int64 arrays: `input_ids` [B, S]; `attention_mask` [B, S], 0 on padding; `labels`, aligned with the logits

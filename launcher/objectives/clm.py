@@ -8,9 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from launcher.objectives.base import IGNORE_INDEX, Batch, attention_mask, refuse_short
+from launcher.objectives.base import IGNORE_INDEX, Batch, Rows, attention_mask, refuse_short
 from launcher.shards.manifest import SpecialTokens
 
 
@@ -47,14 +46,20 @@ class CausalLM:
         """The padding token, or the end of a document where the tokenizer has none: nothing ever attends to it."""
         return self.special.document_end if self.special.pad is None else self.special.pad
 
-    def batch(
-        self, tokens_BL: NDArray[np.int32], num_tokens_B: NDArray[np.int64], positions_B: NDArray[np.int64]
-    ) -> Batch:
+    @property
+    def needs_words(self) -> bool:
+        """No."""
+        return False
+
+    def batch(self, rows: Rows) -> Batch:
         """See `Objective.batch`. `labels[:, i]` is the token after `input_ids[:, i]`; the position has no say."""
-        del positions_B
-        mask_BS = attention_mask(num_tokens_B, self.seq_len)
-        inputs_BS = tokens_BL[:, :-1].astype(np.int64)
+        mask_BS = attention_mask(rows.num_tokens_B, self.seq_len)
+        known_BS = attention_mask(rows.num_tokens_B - 1, self.seq_len)
+        if rows.hidden_BL is not None:
+            mask_BS[rows.hidden_BL[:, :-1]] = 0
+            known_BS[rows.hidden_BL[:, :-1] | rows.hidden_BL[:, 1:]] = 0
+        inputs_BS = rows.tokens_BL[:, :-1].astype(np.int64)
         inputs_BS[mask_BS == 0] = self.fill_id
-        labels_BS = tokens_BL[:, 1:].astype(np.int64)
-        labels_BS[attention_mask(num_tokens_B - 1, self.seq_len) == 0] = IGNORE_INDEX
+        labels_BS = rows.tokens_BL[:, 1:].astype(np.int64)
+        labels_BS[known_BS == 0] = IGNORE_INDEX
         return {"input_ids": inputs_BS, "labels": labels_BS, "attention_mask": mask_BS}

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from launcher.errors import ObjectiveError
 from launcher.objectives import noise
-from launcher.objectives.base import IGNORE_INDEX, Batch, attention_mask, refuse_short, required
+from launcher.objectives.base import IGNORE_INDEX, Batch, Rows, attention_mask, refuse_short, required
 from launcher.shards.manifest import SpecialTokens
 
 _NOISE_LABEL = 0x7370616E00  # "span", cuts among the tokens that go
@@ -120,16 +120,29 @@ class SpanCorruption:
         """Spans of a full window."""
         return span_counts(self.window_length, self.density, self.mean_span)[1]
 
-    def batch(
-        self, tokens_BL: NDArray[np.int32], num_tokens_B: NDArray[np.int64], positions_B: NDArray[np.int64]
-    ) -> Batch:
-        """See `Objective.batch`, with `labels` and `decoder_input_ids` [B, T]."""
+    @property
+    def needs_words(self) -> bool:
+        """No."""
+        return False
+
+    def batch(self, rows: Rows) -> Batch:
+        """See `Objective.batch`, with `labels` and `decoder_input_ids` [B, T].
+
+        Hidden tokens are taken out and the rest of the row moves up: a hole has no place in a sequence whose length
+        is what the spans leave of it. A row without tokens is the end token alone, with nothing to predict.
+        """
+        tokens_BL, num_tokens_B, positions_B = rows.tokens_BL, rows.num_tokens_B, rows.positions_B
+        if rows.hidden_BL is not None:
+            tokens_BL, num_tokens_B = _without(tokens_BL, num_tokens_B, rows.hidden_BL)
         inputs_BS = np.full((len(tokens_BL), self.seq_len), self.fill_id, dtype=np.int64)
         labels_BT = np.full((len(tokens_BL), self.target_length), IGNORE_INDEX, dtype=np.int64)
         input_lengths_B = np.zeros(len(tokens_BL), dtype=np.int64)
         # Rows of one length have the same number of spans and so the same shape; all but the stream's last are full.
         for num_tokens in np.unique(num_tokens_B).tolist():
             rows_G = np.flatnonzero(num_tokens_B == num_tokens)
+            if num_tokens == 0:  # attention over nothing would be no number
+                inputs_BS[rows_G, 0], input_lengths_B[rows_G] = required(self._end, "eos", "span"), 1
+                continue
             inputs, labels = self._corrupt(tokens_BL[rows_G, :num_tokens].astype(np.int64), positions_B[rows_G])
             inputs_BS[rows_G, : inputs.shape[1]] = inputs
             labels_BT[rows_G, : labels.shape[1]] = labels
@@ -168,6 +181,15 @@ class SpanCorruption:
         inputs = np.hstack([kept.reshape(num_rows, num_tokens - num_noise + num_spans), end_G1])
         labels = np.hstack([written.reshape(num_rows, num_noise + num_spans), end_G1])
         return inputs, labels
+
+
+def _without(
+    tokens_BL: NDArray[np.int32], num_tokens_B: NDArray[np.int64], hidden_BL: NDArray[np.bool_]
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """The rows without their hidden tokens, moved up, and how many are left: int32 [B, L] and int64 [B]."""
+    gone_BL = hidden_BL | (np.arange(tokens_BL.shape[1]) >= num_tokens_B[:, None])
+    kept_first_BL = np.argsort(gone_BL, axis=1, kind="stable")
+    return np.take_along_axis(tokens_BL, kept_first_BL, axis=1), (~gone_BL).sum(axis=1)
 
 
 def _segments(keys_G: NDArray[np.uint64], num_items: int, num_segments: int) -> NDArray[np.int64]:

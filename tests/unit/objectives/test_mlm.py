@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from raw_rows import RawRows
 
 from launcher.errors import ObjectiveError
 from launcher.objectives.base import IGNORE_INDEX, Batch
@@ -22,7 +24,9 @@ Rows = Callable[[int, int], NDArray[np.int32]]
 def masked(objective: MaskedLM, tokens: NDArray[np.int32], first_position: int = 0) -> Batch:
     """The batch of full rows at consecutive positions."""
     num_tokens = np.full(len(tokens), tokens.shape[1], dtype=np.int64)
-    return objective.batch(tokens, num_tokens, np.arange(first_position, first_position + len(tokens), dtype=np.int64))
+    return objective.batch(
+        RawRows(tokens, num_tokens, np.arange(first_position, first_position + len(tokens), dtype=np.int64))
+    )
 
 
 def test_the_shares_are_those_of_devlin_et_al(special: SpecialTokens, text_rows: Rows) -> None:
@@ -71,7 +75,7 @@ def test_special_tokens_and_padding_are_never_chosen(
     text = data.draw(st.lists(st.integers(0, 999), min_size=30, max_size=30))
     tokens = np.array([text], dtype=np.int32)
     objective = MaskedLM(32, 1, special, 1000, mask_share=0.9)
-    batch = objective.batch(tokens, np.array([num_tokens]), np.array([position]))
+    batch = objective.batch(RawRows(tokens, np.array([num_tokens]), np.array([position])))
     clean = np.array([special.cls, *text[:num_tokens], special.sep] + [special.pad] * (30 - num_tokens))
     chosen = batch["labels"][0] != IGNORE_INDEX
     assert not np.isin(clean[chosen], special.all_ids).any()
@@ -87,9 +91,9 @@ def test_a_sample_gets_the_same_noise_in_any_row_of_any_batch(
     objective = MaskedLM(32, 3, special, 1000)
     tokens, num_tokens = text_rows(12, 30), np.array([30] * 11 + [9])
     positions = np.arange(500, 512, dtype=np.int64)
-    whole = objective.batch(tokens, num_tokens, positions)
+    whole = objective.batch(RawRows(tokens, num_tokens, positions))
     for rows in np.split(np.array(order), sorted(cuts)):
-        part = objective.batch(tokens[rows], num_tokens[rows], positions[rows])
+        part = objective.batch(RawRows(tokens[rows], num_tokens[rows], positions[rows]))
         for name, array in whole.items():
             assert np.array_equal(part[name], array[rows])
 
@@ -105,13 +109,13 @@ def test_each_epoch_and_each_seed_draws_afresh(special: SpecialTokens, text_rows
 
 
 def test_one_sequence_written_out(special: SpecialTokens) -> None:
-    # 11, 12 and 13 are hidden, 14 becomes a random token, 18 stays but must be predicted, the rest are not chosen.
-    objective = MaskedLM(12, 4, special, 1000, mask_share=0.5)
+    # 12, 14, 15 and 17 are hidden, 18 becomes a random token, 13 stays but must be predicted, the rest are not chosen.
+    objective = MaskedLM(12, 26, special, 1000, mask_share=0.5)
     tokens = np.array([[11, 12, 13, 14, 15, 3, 17, 18, 0, 0]], dtype=np.int32)
-    batch = objective.batch(tokens, np.array([8]), np.array([0]))
+    batch = objective.batch(RawRows(tokens, np.array([8]), np.array([0])))
     assert {name: array[0].tolist() for name, array in batch.items()} == {
-        "input_ids": [2, 4, 4, 4, 431, 15, 3, 17, 18, 3, 0, 0],
-        "labels": [-100, 11, 12, 13, 14, -100, -100, -100, 18, -100, -100, -100],
+        "input_ids": [2, 11, 4, 13, 4, 4, 3, 4, 741, 3, 0, 0],
+        "labels": [-100, -100, 12, 13, 14, 15, -100, 17, 18, -100, -100, -100],
         "attention_mask": [1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0],
     }
     assert {array.dtype for array in batch.values()} == {np.dtype(np.int64)}
@@ -155,3 +159,106 @@ def test_numbers_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(ObjectiveError, match=message):
         MaskedLM(seq_len, 1, special, vocab_size, *shares)
+
+
+def test_hidden_tokens_become_padding_and_nothing_else_changes(special: SpecialTokens, text_rows: Rows) -> None:
+    tokens = text_rows(40, 30)
+    objective = MaskedLM(32, 7, special, 1000, mask_share=0.4)
+    hidden = np.zeros(tokens.shape, dtype=np.bool_)
+    hidden[3, 5:12] = hidden[9] = True
+    plain = masked(objective, tokens)
+    rows = RawRows(tokens, np.full(40, 30), np.arange(40), hidden_BL=hidden)
+    batch = objective.batch(rows)
+    places = np.zeros((40, 32), dtype=np.bool_)
+    places[:, 1:-1] = hidden
+    assert (batch["input_ids"][places] == special.pad).all()
+    assert (batch["attention_mask"][places] == 0).all()
+    assert (batch["labels"][places] == IGNORE_INDEX).all()
+    for name, array in batch.items():
+        assert (array[~places] == plain[name][~places]).all()
+
+
+def test_a_row_without_tokens_is_all_padding(special: SpecialTokens) -> None:
+    tokens = np.zeros((1, 6), dtype=np.int32)
+    batch = MaskedLM(8, 7, special, 1000).batch(RawRows(tokens, np.array([0]), np.array([0])))
+    assert batch["input_ids"].tolist() == [[special.cls, special.sep, *[special.pad] * 6]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 0, 0, 0, 0, 0, 0]]
+    assert (batch["labels"] == IGNORE_INDEX).all()
+
+
+def test_a_word_is_masked_whole_or_not_at_all_and_the_share_is_kept(special: SpecialTokens, text_rows: Rows) -> None:
+    tokens = text_rows(1000, 126)
+    continues = np.random.default_rng(0).random(tokens.shape) < 0.4
+    continues[:, 0] = False
+    objective = MaskedLM(128, 7, special, 1000, whole_words=True)
+    assert objective.needs_words
+    rows = RawRows(tokens, np.full(1000, 126), np.arange(1000), continues_BL=continues)
+    batch = objective.batch(rows)
+    chosen = batch["labels"][:, 1:-1] != IGNORE_INDEX
+    assert (chosen[:, 1:] == chosen[:, :-1])[continues[:, 1:]].all()
+    num_words = np.count_nonzero(~continues)
+    # The share of words is the share of tokens; words of several tokens make its spread wider.
+    assert abs(chosen.mean() - 0.15) < 10 * np.sqrt(0.15 * 0.85 / num_words)
+    # What stands in the place of a token is drawn by itself.
+    inputs = batch["input_ids"][:, 1:-1]
+    both = chosen[:, 1:] & continues[:, 1:]
+    same = (inputs[:, 1:] == special.mask)[both] == (inputs[:, :-1] == special.mask)[both]
+    assert 0.5 < same.mean() < 0.9
+
+
+def test_words_are_chosen_by_their_first_token_as_single_tokens_are(special: SpecialTokens, text_rows: Rows) -> None:
+    tokens = text_rows(200, 30)
+    single = masked(MaskedLM(32, 7, special, 1000), tokens)
+    alone = RawRows(tokens, np.full(200, 30), np.arange(200), continues_BL=np.zeros(tokens.shape, dtype=np.bool_))
+    words = MaskedLM(32, 7, special, 1000, whole_words=True).batch(alone)
+    assert all((single[name] == words[name]).all() for name in single)
+
+
+def test_whole_words_without_words_are_refused(special: SpecialTokens, text_rows: Rows) -> None:
+    rows = RawRows(text_rows(2, 30), np.full(2, 30), np.arange(2))
+    with pytest.raises(ValueError, match="nobody told which tokens continue one"):
+        MaskedLM(32, 7, special, 1000, whole_words=True).batch(rows)
+
+
+def test_words_written_out(special: SpecialTokens) -> None:
+    # Words: 11 (the rest of one that the window cut) with 12 · 13 · 14, 15 and 16 · the end of a document · 18, hidden.
+    tokens = np.array([[11, 12, 13, 14, 15, 16, 3, 18, 0, 0]], dtype=np.int32)
+    continues = np.array([[1, 1, 0, 0, 1, 1, 0, 0, 0, 0]], dtype=np.bool_)
+    hidden = np.array([[0, 0, 0, 0, 0, 0, 0, 1, 0, 0]], dtype=np.bool_)
+    chosen = set()
+    for seed in range(100):
+        objective = MaskedLM(12, seed, special, 1000, mask_share=0.5, whole_words=True)
+        rows = RawRows(tokens, np.array([8]), np.array([0]), hidden_BL=hidden, continues_BL=continues)
+        labels = objective.batch(rows)["labels"][0]
+        chosen.add(tuple(labels[labels != IGNORE_INDEX].tolist()))
+    words = [(11, 12), (13,), (14, 15, 16)]
+    every_choice = {
+        tuple(token for word in some for token in word) for size in range(4) for some in combinations(words, size)
+    }
+    assert chosen == every_choice
+
+
+def test_the_tokens_of_a_chosen_word_share_80_10_10_wherever_they_stand_in_it(
+    special: SpecialTokens, text_rows: Rows
+) -> None:
+    tokens = text_rows(1500, 126)
+    continues = np.zeros(tokens.shape, dtype=np.bool_)
+    continues[:, 1::3] = continues[:, 2::3] = True
+    rows = RawRows(tokens, np.full(1500, 126), np.arange(1500), continues_BL=continues)
+    batch = MaskedLM(128, 7, special, 1000, whole_words=True).batch(rows)
+    for place in range(3):
+        inputs, labels = batch["input_ids"][:, 1 + place : -1 : 3], batch["labels"][:, 1 + place : -1 : 3]
+        chosen = labels != IGNORE_INDEX
+        bound = 5 * np.sqrt(1 / np.count_nonzero(chosen))
+        assert abs((inputs[chosen] == special.mask).mean() - 0.8) < bound * np.sqrt(0.8 * 0.2)
+        assert abs((inputs[chosen] == labels[chosen]).mean() - 0.1) < bound * np.sqrt(0.1 * 0.9)
+
+
+def test_what_is_drawn_for_a_token_does_not_depend_on_what_follows_it(special: SpecialTokens, text_rows: Rows) -> None:
+    tokens = text_rows(50, 126)
+    objective = MaskedLM(128, 7, special, 1000)
+    short = objective.batch(RawRows(tokens, np.full(50, 40), np.arange(50)))
+    narrow = MaskedLM(42, 7, special, 1000).batch(RawRows(tokens[:, :40], np.full(50, 40), np.arange(50)))
+    for other in (short, narrow):
+        for name in ("input_ids", "labels"):
+            assert (other[name][:, :41] == masked(objective, tokens)[name][:, :41]).all()

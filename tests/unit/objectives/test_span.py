@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from raw_rows import RawRows
 
 from launcher.errors import ObjectiveError
 from launcher.objectives.base import IGNORE_INDEX, Batch
@@ -22,7 +23,9 @@ Rows = Callable[[int, int], NDArray[np.int32]]
 def corrupted(objective: SpanCorruption, tokens: NDArray[np.int32], first_position: int = 0) -> Batch:
     """The batch of full rows at consecutive positions."""
     num_tokens = np.full(len(tokens), tokens.shape[1], dtype=np.int64)
-    return objective.batch(tokens, num_tokens, np.arange(first_position, first_position + len(tokens), dtype=np.int64))
+    return objective.batch(
+        RawRows(tokens, num_tokens, np.arange(first_position, first_position + len(tokens), dtype=np.int64))
+    )
 
 
 def merged(batch: Batch, row: int, special: SpecialTokens) -> list[int]:
@@ -61,7 +64,7 @@ def test_inputs_and_labels_merge_into_the_text(
     objective = SpanCorruption(seq_len, 1, special, density, mean_span)
     tokens = text_rows(2, objective.window_length)
     num_tokens = np.array([objective.window_length, max(objective.window_length - short_by, 1)])
-    batch = objective.batch(tokens, num_tokens, np.array([position, position + 1]))
+    batch = objective.batch(RawRows(tokens, num_tokens, np.array([position, position + 1])))
     for row in range(2):
         assert merged(batch, row, special) == tokens[row, : num_tokens[row]].tolist()
 
@@ -117,9 +120,9 @@ def test_a_sample_gets_the_same_spans_in_any_row_of_any_batch(
     tokens = text_rows(6, objective.window_length)
     num_tokens = np.array([objective.window_length] * 4 + [9, 1])
     positions = np.arange(500, 506, dtype=np.int64)
-    whole = objective.batch(tokens, num_tokens, positions)
+    whole = objective.batch(RawRows(tokens, num_tokens, positions))
     for rows in np.split(np.array(order), sorted(cuts)):
-        part = objective.batch(tokens[rows], num_tokens[rows], positions[rows])
+        part = objective.batch(RawRows(tokens[rows], num_tokens[rows], positions[rows]))
         for name, array in whole.items():
             assert np.array_equal(part[name], array[rows])
 
@@ -136,15 +139,15 @@ def test_each_epoch_and_each_seed_draws_afresh(special: SpecialTokens, text_rows
 def test_one_full_and_one_short_row_written_out(special: SpecialTokens) -> None:
     objective = SpanCorruption(14, 1, special, density=0.3, mean_span=2.0)
     tokens = np.array([range(11, 11 + objective.window_length), [*range(31, 35), *[0] * 12]], dtype=np.int32)
-    batch = objective.batch(tokens, np.array([objective.window_length, 4]), np.array([0, 1]))
+    batch = objective.batch(RawRows(tokens, np.array([objective.window_length, 4]), np.array([0, 1])))
     assert {name: array.tolist() for name, array in batch.items()} == {
         "input_ids": [
-            [11, 12, 13, 999, 18, 19, 20, 21, 22, 23, 24, 25, 998, 6],
+            [11, 12, 13, 14, 15, 16, 17, 18, 999, 21, 22, 23, 998, 6],
             [31, 32, 33, 999, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0],
         ],
         "attention_mask": [[1] * 14, [1] * 5 + [0] * 9],
-        "labels": [[999, 14, 15, 16, 17, 998, 26, 6], [999, 34, 6, -100, -100, -100, -100, -100]],
-        "decoder_input_ids": [[0, 999, 14, 15, 16, 17, 998, 26], [0, 999, 34, 6, 0, 0, 0, 0]],
+        "labels": [[999, 19, 20, 998, 24, 25, 26, 6], [999, 34, 6, -100, -100, -100, -100, -100]],
+        "decoder_input_ids": [[0, 999, 19, 20, 998, 24, 25, 26], [0, 999, 34, 6, 0, 0, 0, 0]],
     }
     assert {array.dtype for array in batch.values()} == {np.dtype(np.int64)}
 
@@ -188,3 +191,23 @@ def test_numbers_that_cannot_work_are_refused(
 ) -> None:
     with pytest.raises(ObjectiveError, match=message):
         SpanCorruption(seq_len, 1, special, density, mean_span)
+
+
+def test_hidden_tokens_are_taken_out_and_the_rest_moves_up(special: SpecialTokens, text_rows: Rows) -> None:
+    objective = SpanCorruption(32, 7, special)
+    length = objective.window_length
+    tokens = text_rows(3, length)
+    hidden = np.zeros(tokens.shape, dtype=np.bool_)
+    hidden[1, 4:20] = hidden[2] = True
+    rows = RawRows(tokens, np.full(3, length), np.arange(3), hidden_BL=hidden)
+    batch = objective.batch(rows)
+    shorter = np.zeros_like(tokens[1:2])
+    shorter[0, : length - 16] = np.delete(tokens[1], range(4, 20))
+    alone = objective.batch(RawRows(shorter, np.array([length - 16]), np.array([1])))
+    plain = objective.batch(RawRows(tokens[:1], np.array([length]), np.array([0])))
+    for name, array in batch.items():
+        assert (array[0] == plain[name][0]).all()
+        assert (array[1] == alone[name][0]).all()
+    assert batch["input_ids"][2].tolist() == [special.eos, *[special.pad] * 31]
+    assert batch["attention_mask"][2].tolist() == [1, *[0] * 31]
+    assert (batch["labels"][2] == IGNORE_INDEX).all()
