@@ -1,81 +1,57 @@
-"""Building a folder of shards: read, filter, tokenize in parallel, write; it appears under its name when complete."""
+"""Building a folder of shards: cut the corpus into parts, let processes or machines turn them into shards, put the
+manifest on top. A part that is finished stays finished, whatever is killed; the folder appears under its name when all
+of them are.
+"""
 
 from __future__ import annotations
 
-import glob
-import hashlib
-import json
 import os
-import shutil
-import socket
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from launcher import __version__, units
-from launcher.errors import CorpusError, ShardError, UsageError
-from launcher.prepare.documents import find_files, read_documents
-from launcher.prepare.encode import encode_batches
-from launcher.prepare.split import VALIDATION_SHARE, is_held_out
-from launcher.prepare.split_writer import SplitWriter
-from launcher.prepare.tokenizer import TokenizerHandle, load_tokenizer, save_tokenizer
-from launcher.shards.index import token_dtype
-from launcher.shards.manifest import (
-    FORMAT_VERSION,
-    MANIFEST,
-    SPLITS,
-    Manifest,
-    Source,
-    checksum,
-    read_manifest,
-    write_manifest,
+from launcher import units
+from launcher.errors import ShardError
+from launcher.prepare.dedupe import find_duplicates
+from launcher.prepare.encoders import EncodeOptions
+from launcher.prepare.merge import corpus_fingerprint, merge
+from launcher.prepare.parity import Choice, choose_encoder
+from launcher.prepare.part import (
+    Part,
+    PartFiles,
+    PartRecord,
+    PartSettings,
+    build_part,
+    hash_part,
+    part_key,
+    read_record,
+    replacing,
 )
-from launcher.shards.reader import open_split
+from launcher.prepare.pool import run_parts
+from launcher.prepare.readers import SegmentReader
+from launcher.prepare.request import BuildRequest, Plan
+from launcher.prepare.sources import Segment, SourceFile, cut, find_sources
+from launcher.prepare.texts import texts_of
+from launcher.prepare.tokenizer import TokenizerHandle, load_tokenizer
+from launcher.shards.manifest import MANIFEST, SPLITS, Manifest, SegmentEntry, fingerprint, read_manifest
+from launcher.shards.reader import Split
 
-BATCH_CHARS = 1 << 18
-"""Characters of text sent to a worker at once (assumption: large against a message's cost, small against memory)."""
+MIN_PART_BYTES, MAX_PART_BYTES, NUM_PARTS = 4 << 20, 4 << 30, 256
+"""A part is a 256th of the corpus, within bounds: small enough to lose little when killed and to keep all cores busy to
+the end, large enough that a terabyte is some hundred shards (assumption)."""
 BYTES_PER_WORKER = 8 << 20
 """A process for less is not worth its start, about 0.5 s (assumption); `workers` overrules it."""
+FAST_FROM = 32 << 20
+"""Below it the reference takes less than the search for a faster encoder (measured: 2.5 MB/s; the search takes 2 s)."""
+SAMPLE_SHARE, SAMPLE_DOCUMENTS, MAX_SAMPLE_BYTES, SAMPLE_PLACES = 0.01, 200, 32 << 20, 16
+"""Of the corpus, held against the reference: a share, at least so many documents, at most so many bytes; from so many
+places of it."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BuildRequest:
-    """What to build."""
-
-    corpus: tuple[str, ...]
-    """Files, folders, globs."""
-    tokenizer: Path
-    """Tokenizer folder."""
-    out: Path
-    """Folder to make."""
-    text_field: str = "completion"
-    """Field of a record that holds its text."""
-    workers: int | None = None
-    """Processes that tokenize; without it, one a core. The result does not depend on it."""
-    validation_share: float = VALIDATION_SHARE
-    """Expected share of documents held out."""
-    overwrite: bool = False
-    """Replace shards that were made from something else."""
-    tokens_per_shard: int = 1 << 30
-    """A shard that has reached this many tokens is closed and the next one begun."""
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.validation_share < 1.0:
-            raise UsageError(f"{self.validation_share} is not a share to hold out", "validation_share", "use 0.02")
-        if self.out.name in ("", ".."):  # it is built beside its place and renamed
-            raise UsageError(f"{str(self.out)!r} names no folder to make", "out", "give the folder's name")
-        for name in ("workers", "tokens_per_shard"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise UsageError(f"{name} is {number}", name, "use 1 or more")
-
-
-def build_shards(request: BuildRequest, console: Console | None = None) -> Manifest:
+def build_shards(request: BuildRequest, console: Console | None = None) -> Manifest | None:
     """Turn text into shards.
 
     Args:
@@ -83,48 +59,36 @@ def build_shards(request: BuildRequest, console: Console | None = None) -> Manif
         console: Where progress is shown; stderr without it.
 
     Returns:
-        The manifest of the folder, built now or found there complete and made from the same.
+        The manifest of the folder, built now or found there complete and made from the same; None where other tasks
+        have parts left to build.
 
     Raises:
         CorpusError: A file is missing, a record cannot be read, or nothing is left to train on.
-        TokenizerError: The tokenizer cannot be read.
+        TokenizerError: The tokenizer cannot be read, or the encoder asked for is not exact.
         ShardError: The folder holds something else.
     """
     console = console or Console(stderr=True)
     # A corpus folder may hold the shards made from it.
-    inside = request.out.resolve()
-    files = [file for file in find_files(request.corpus) if inside not in file.resolve().parents]
+    sources = tuple(find_sources(request.corpus, inside=request.out.resolve()))
     handle = load_tokenizer(request.tokenizer)
-    sources = tuple(Source(path=str(file), num_bytes=file.stat().st_size, xxh3=checksum(file)) for file in files)
-    fingerprint = _fingerprint(request, sources, handle)
-    existing = _existing(request, fingerprint)
+    total_bytes = sum(source.num_bytes for source in sources)
+    part_bytes = request.part_bytes or min(max(total_bytes // NUM_PARTS, MIN_PART_BYTES), MAX_PART_BYTES)
+    decides = request.decides(handle, part_bytes)
+    existing = _existing(request, decides, sources)
     if existing is not None:
         console.print(f"shards     {request.out}: re-used; {describe(existing)}", highlight=False, soft_wrap=True)
         return existing
-    with _under_construction(request.out) as folder:
-        counts: Counter[str] = Counter({"read": 0, "kept": 0, "empty": 0, "not_text": 0})
-        splits = _write_splits(request, files, handle, folder, counts, console)
-        save_tokenizer(handle, folder / "tokenizer")
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            launcher_version=__version__,
-            fingerprint=fingerprint,
-            dtype=token_dtype(handle.info.vocab_size).name,
-            tokenizer=handle.info,
-            splits={name: writer.stats() for name, writer in splits.items()},
-            sources=sources,
-            filters=dict(counts),
-            text_field=request.text_field,
-            validation_share=request.validation_share,
-        )
-        if manifest.splits["train"].num_documents == 0:
-            raise CorpusError(
-                f"of {counts['read']} records none is left to train on "
-                f"({counts['empty']} empty, {counts['not_text']} not text)",
-                " ".join(request.corpus),
-                "check the text field, or hold out a smaller share",
-            )
-        write_manifest(folder, manifest)
+    segments = cut(sources, part_bytes, request.read.txt)
+    choice = _choose(request, handle, sources, total_bytes, segments)
+    if request.encoder != "auto" or total_bytes >= FAST_FROM:  # there was something to choose
+        console.print(f"encoder    {choice.reason}", highlight=False, soft_wrap=True)
+    plan = _plan(request, handle, sources, decides, segments, choice)
+    records = _build(plan, console)
+    if len(records) < len(plan.parts):
+        told = f"{len(records)} of {len(plan.parts)} parts are built; the task that builds the last one completes it"
+        console.print(f"shards     {request.out}: {told}", highlight=False, soft_wrap=True)
+        return None
+    manifest = merge(plan, records)
     console.print(f"shards     {request.out}: {describe(manifest)}", highlight=False, soft_wrap=True)
     return manifest
 
@@ -132,27 +96,17 @@ def build_shards(request: BuildRequest, console: Console | None = None) -> Manif
 def describe(manifest: Manifest) -> str:
     """One line for the reader: documents, tokens, what was held out and what was dropped."""
     train, held_out = manifest.splits["train"], manifest.splits["validation"]
-    dropped = manifest.filters["read"] - manifest.filters["kept"]
+    dropped = {name: number for name, number in manifest.filters.items() if name not in ("read", "kept") and number}
+    reasons = f" ({', '.join(f'{number} {name}' for name, number in dropped.items())})" if dropped else ""
     return (
         f"{train.num_documents} documents, {units.count(train.num_tokens)} tokens ({manifest.dtype}); "
         f"held out {held_out.num_documents} documents, {units.count(held_out.num_tokens)} tokens; "
-        f"dropped {dropped} records"
+        f"dropped {sum(dropped.values())} records{reasons}"
     )
 
 
-def _fingerprint(request: BuildRequest, sources: tuple[Source, ...], handle: TokenizerHandle) -> str:
-    decides = {
-        "format": FORMAT_VERSION,
-        "sources": [[entry.num_bytes, entry.xxh3] for entry in sources],
-        "tokenizer": handle.info.sha256,
-        "text_field": request.text_field,
-        "validation_share": request.validation_share,
-        "tokens_per_shard": request.tokens_per_shard,
-    }
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
-
-
-def _existing(request: BuildRequest, fingerprint: str) -> Manifest | None:
+def _existing(request: BuildRequest, decides: dict[str, Any], sources: Sequence[SourceFile]) -> Manifest | None:
+    """The shards that are there already, if they are what is asked for."""
     out = request.out
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return None
@@ -164,102 +118,142 @@ def _existing(request: BuildRequest, fingerprint: str) -> Manifest | None:
     try:
         manifest = read_manifest(out)
         for split in SPLITS:
-            open_split(out, split)
+            Split(out, split, manifest)
     except ShardError as error:
         raise ShardError(f"the shards here are damaged: {error.what}", error.where, fix) from None
-    if manifest.fingerprint != fingerprint:
-        raise ShardError(
-            "the shards here were made from other text, with another tokenizer or other settings", str(out), fix
-        )
-    return manifest
-
-
-@contextmanager
-def _under_construction(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that takes its name when the block ends well, and is gone when it does not."""
-    out = out.resolve()  # not beside a link, but beside what it points to
-    # Another machine's processes cannot be seen from here: its folders on a shared disk are left alone.
-    host = socket.gethostname()
-    folder = out.with_name(f".{out.name}.building-{host}-{os.getpid()}")
-    replaced = out.with_name(f".{out.name}.replaced-{host}-{os.getpid()}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
-    except OSError as error:
-        raise ShardError(f"the folder cannot be made: {error.strerror}", str(out), "give another --out") from None
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*-*"):
-        kind, _, pid = left.name.removeprefix(f".{out.name}.").rpartition("-")
-        if (
-            kind in (f"building-{host}", f"replaced-{host}") and pid.isdigit() and not _is_alive(int(pid))
-        ):  # of a build that was killed
-            shutil.rmtree(left, ignore_errors=True)
-    try:
-        yield folder
-        if out.exists():  # a folder cannot be renamed onto a full one; this way OUT is missing for an instant only
-            os.replace(out, replaced)
-        os.replace(folder, out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's, and alive
-        return True
-    return True
-
-
-def _write_splits(
-    request: BuildRequest,
-    files: list[Path],
-    handle: TokenizerHandle,
-    folder: Path,
-    counts: Counter[str],
-    console: Console,
-) -> dict[str, SplitWriter]:
-    total_bytes = sum(file.stat().st_size for file in files)
-    workers = request.workers or min(len(os.sched_getaffinity(0)), max(1, total_bytes // BYTES_PER_WORKER))
-    tokenizer_json = handle.tokenizer.to_str()
-    progress = Progress(
-        TextColumn("[bold]tokenizing[/]"),
-        BarColumn(bar_width=30),
-        DownloadColumn(),
-        TextColumn("{task.fields[documents]} documents"),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
+    named = [(source.path, source.num_bytes) for source in manifest.sources]
+    if [(source.name, source.num_bytes) for source in sources] == named:
+        found = corpus_fingerprint(decides, _read_again(request, sources, manifest))
+        if found == manifest.fingerprint:
+            return manifest
+    raise ShardError(
+        "the shards here were made from other text, with another tokenizer or other settings", str(out), fix
     )
-    with (
-        SplitWriter(folder, "train", handle.info, request.tokens_per_shard) as train,
-        SplitWriter(folder, "validation", handle.info, request.tokens_per_shard) as validation,
-        # Closed at once when writing fails, not when the traceback lets go of it.
-        closing(encode_batches(_batches(files, request.text_field, counts), tokenizer_json, workers)) as encoding,
-        progress,
-    ):
-        # Text as UTF-8 against the files' bytes: a little less than all of them, JSON being what it is.
-        task = progress.add_task("tokenizing", total=total_bytes, documents=0)
-        for texts, encoded in encoding:
-            for text, tokens in zip(texts, encoded, strict=True):
-                (validation if is_held_out(text, request.validation_share) else train).append(tokens, len(text))
-            progress.update(task, advance=sum(len(text.encode()) for text in texts), documents=counts["kept"])
-        progress.update(task, completed=progress.tasks[task].total)
-    return {"train": train, "validation": validation}
 
 
-def _batches(files: list[Path], text_field: str, counts: Counter[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    num_chars = 0
-    for document in read_documents(files, text_field, counts):
-        batch.append(document.text)
-        num_chars += len(document.text)
-        if num_chars >= BATCH_CHARS:
-            yield batch
-            batch, num_chars = [], 0
-    if batch:
-        yield batch
+def _read_again(
+    request: BuildRequest, sources: Sequence[SourceFile], manifest: Manifest
+) -> Iterator[tuple[SegmentEntry, ...]]:
+    """What the segments of a corpus are now that they were once."""
+    for part in manifest.parts:
+        found = []
+        for entry in part:
+            segment = Segment(source=entry.source, start=entry.start, end=entry.end)
+            if sources[entry.source].kind == "hub":  # has no bytes to compare: its name must do
+                found.append(entry)
+                continue
+            with SegmentReader(sources[entry.source], segment, request.reading) as reader:
+                reader.skim()
+                found.append(replace(entry, xxh3=reader.xxh3))
+        yield tuple(found)
+
+
+def _choose(
+    request: BuildRequest,
+    handle: TokenizerHandle,
+    sources: Sequence[SourceFile],
+    total_bytes: int,
+    segments: Sequence[tuple[Segment, ...]],
+) -> Choice:
+    """The program that tokenizes."""
+    wanted = request.encoder
+    if wanted == "auto" and (request.words or request.sentences or total_bytes < FAST_FROM):
+        wanted = "tokenizers"
+    budget = min(max(int(total_bytes * SAMPLE_SHARE), 1), MAX_SAMPLE_BYTES)
+    places = sorted({len(segments) * place // SAMPLE_PLACES for place in range(SAMPLE_PLACES)})
+
+    def sample() -> Iterator[str]:
+        for place in places:
+            taken = documents = 0
+            for text in texts_of(sources, segments[place], request.reading, request.filters):
+                yield text
+                taken, documents = taken + len(text.encode()), documents + 1
+                if taken * len(places) >= budget and documents * len(places) >= SAMPLE_DOCUMENTS:
+                    break
+
+    return choose_encoder(handle.tokenizer.to_str(), handle.info.sha256, sample, wanted)
+
+
+def _plan(
+    request: BuildRequest,
+    handle: TokenizerHandle,
+    sources: tuple[SourceFile, ...],
+    decides: dict[str, Any],
+    segments: Sequence[tuple[Segment, ...]],
+    choice: Choice,
+) -> Plan:
+    """Make the places where the build goes on or begins, and name its parts."""
+    out = request.out.resolve()  # not beside a link, but beside what it points to
+    key = fingerprint(decides)[:12]
+    folder, records = (out.with_name(f".{out.name}.{what}-{key}") for what in ("building", "records"))
+    try:
+        for place in (folder, records):
+            place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ShardError(
+            f"the folder cannot be made: {error.strerror}", str(request.out), "give another --out"
+        ) from None
+    settings = PartSettings(
+        sources=sources,
+        read=request.reading,
+        filters=request.filters,
+        dedupe=request.dedupe,
+        encode=EncodeOptions(encoder=choice.name, words=request.words, sentences=request.sentences),
+        tokenizer_json=handle.tokenizer.to_str(),
+        tokenizer=handle.info,
+        validation_share=request.validation_share,
+        folder=folder,
+        records=records,
+    )
+    decided = {**decides, "encoder": f"{choice.name} {choice.version}"}
+    if request.dedupe:  # what is a duplicate depends on every other part
+        decided["corpus"] = [[source.name, source.num_bytes, source.mtime_ns] for source in sources]
+    parts = tuple(Part(n, part, part_key(settings, decided, part)) for n, part in enumerate(segments))
+    return Plan(request=request, handle=handle, decides=decides, settings=settings, parts=parts, encoder=choice.reason)
+
+
+def _build(plan: Plan, console: Console) -> list[PartRecord]:
+    """Build what is left of this task's parts; the records of all parts that are finished, by whomever."""
+    request, settings = plan.request, plan.settings
+    finished = _finished(plan)
+    mine = [part for part in plan.parts if part.number % request.tasks == request.task]
+    left = [part for part in mine if part.number not in finished]
+    if finished:
+        told = f"{len(finished)} of {len(plan.parts)} parts are there already"
+        console.print(f"shards     {request.out}: {told}", highlight=False, soft_wrap=True)
+    if left:
+        if request.dedupe:
+            _mark_duplicates(plan, console)
+        run_parts(build_part, settings, left, _workers(plan, left), "tokenizing", _num_bytes(plan, left), console)
+        finished = _finished(plan)
+    return [finished[number] for number in sorted(finished)]
+
+
+def _finished(plan: Plan) -> dict[int, PartRecord]:
+    records = {part.number: read_record(plan.settings, part) for part in plan.parts}
+    return {number: record for number, record in records.items() if record is not None}
+
+
+def _mark_duplicates(plan: Plan, console: Console) -> None:
+    """Say of every text of the corpus whether an earlier one is the same: a first reading, before tokenizing."""
+    files = [PartFiles(plan.settings.records, part) for part in plan.parts]
+    if all(file.duplicates.is_file() for file in files):
+        return
+    left = [part for part, file in zip(plan.parts, files, strict=True) if not file.hashes.is_file()]
+    run_parts(hash_part, plan.settings, left, _workers(plan, left), "hashing", _num_bytes(plan, left), console)
+    for file, mask in zip(files, find_duplicates([file.hashes for file in files]), strict=True):
+        with replacing(file.duplicates) as path, path.open("wb") as opened:
+            np.save(opened, mask)
+
+
+def _workers(plan: Plan, parts: Sequence[Part]) -> int:
+    wanted = plan.request.workers or min(
+        len(os.sched_getaffinity(0)), max(1, _num_bytes(plan, parts) // BYTES_PER_WORKER)
+    )
+    return max(1, min(wanted, len(parts)))
+
+
+def _num_bytes(plan: Plan, parts: Sequence[Part]) -> int:
+    """Of the corpus in these parts, as far as it can be told before it is read."""
+    share = len(parts) / max(len(plan.parts), 1)
+    return int(sum(source.num_bytes for source in plan.settings.sources) * share)

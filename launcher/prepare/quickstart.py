@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +9,11 @@ from rich.console import Console
 
 from launcher import units
 from launcher.errors import CorpusError, ShardError, TokenizerError
-from launcher.prepare.build import BuildRequest, build_shards
-from launcher.prepare.documents import find_files, read_documents
+from launcher.prepare.build import build_shards
 from launcher.prepare.law_corpus import write_law_corpus
+from launcher.prepare.request import BuildRequest
 from launcher.prepare.split import is_held_out
+from launcher.prepare.texts import read_texts
 from launcher.prepare.tokenizer import load_tokenizer, measure_tokenizer
 from launcher.prepare.tokenizer_training import train_tokenizer
 from launcher.shards.manifest import MANIFEST
@@ -66,8 +66,7 @@ def _make_corpus(corpus: Path, console: Console) -> list[str]:
 
 
 def _texts(corpus: Path) -> list[str]:
-    documents = read_documents(find_files([str(corpus)]), "completion", Counter())
-    texts = [document.text for document in documents]
+    texts = list(read_texts([str(corpus)]))
     if not texts:
         raise CorpusError("the file is empty", str(corpus), "delete it")
     return texts

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokeniz
 from tokenizers.models import BPE, Unigram, WordPiece
 
 from launcher.errors import LauncherError, TokenizerError
-from launcher.prepare.encode import one_thread
+from launcher.prepare.encoders import one_thread
 from launcher.prepare.tokenizer import TokenizerHandle, bert_template, describe_tokenizer, save_tokenizer
 
 # T5's 100: enough for sequences of 1,700 tokens at density 0.15 and mean span 3.

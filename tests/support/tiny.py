@@ -56,7 +56,8 @@ def make_shards(folder: Path) -> Path:
     """`folder/shards`, `folder/tokenizer` and `folder/corpus.jsonl`; returns the shards' folder."""
     from rich.console import Console
 
-    from launcher.prepare.build import BuildRequest, build_shards
+    from launcher.prepare.build import build_shards
+    from launcher.prepare.request import BuildRequest
     from launcher.prepare.tokenizer_training import train_tokenizer
 
     corpus = write_corpus(folder / "corpus.jsonl")

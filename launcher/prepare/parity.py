@@ -1,0 +1,151 @@
+"""The gate for faster encoders: none is used whose ids differ from the reference's anywhere it was looked.
+
+It is held against `tokenizers` on a sample of the corpus and on a list of nasty texts. What was found is remembered by
+tokenizer and version, so that a second build does not ask again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from launcher.errors import MissingDependencyError, TokenizerError, did_you_mean
+from launcher.prepare.encoders import FAST, REFERENCE, EncodeOptions, Encoder, build_encoder, candidates, installed
+from launcher.prepare.nasty_texts import nasty_texts
+
+BATCH = 256
+"""Texts compared at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The encoder to use."""
+
+    name: str
+    version: str
+    reason: str
+    """One sentence: what was chosen, and why."""
+
+
+def choose_encoder(
+    tokenizer_json: str,
+    sha256: str,
+    sample: Callable[[], Iterable[str]],
+    wanted: str = "auto",
+    cache: Path | None = None,
+) -> Choice:
+    """The fastest encoder that gives the reference's ids.
+
+    Args:
+        tokenizer_json: The tokenizer.
+        sha256: Of its canonical form.
+        sample: Texts of the corpus; called when something must be compared.
+        wanted: `auto`, or the name of an encoder.
+        cache: Folder of what was found before; without it, the user's.
+
+    Raises:
+        MissingDependencyError: The encoder asked for is not installed.
+        TokenizerError: It does not take this tokenizer, or its ids differ; or there is no such encoder.
+    """
+    if wanted not in ("auto", REFERENCE, *FAST):
+        fix = did_you_mean(wanted, ["auto", REFERENCE, *FAST])
+        raise TokenizerError(f"there is no encoder {wanted!r}", "--encoder", fix)
+    reference = installed(REFERENCE)
+    if wanted == REFERENCE:
+        return Choice(REFERENCE, reference, f"{REFERENCE} {reference}, the reference")
+    known = candidates(tokenizer_json)
+    if wanted != "auto":
+        if not installed(wanted):
+            raise MissingDependencyError(f"{wanted} is not installed", "--encoder", f"pip install {wanted}")
+        if wanted not in known:
+            raise TokenizerError(f"{wanted} does not take this kind of tokenizer", "--encoder", "leave it to auto")
+        known = [wanted]
+    remembered = _Memory(cache or _default_cache(), sha256)
+    found = []
+    for name in known:
+        key = f"{name} {installed(name)} against {REFERENCE} {reference}"
+        verdict = remembered.get(key) or _compare(name, tokenizer_json, sample)
+        remembered.put(key, verdict)
+        if verdict.startswith(SAME):
+            return Choice(name, installed(name), f"{name} {installed(name)}: {verdict}")
+        found.append(f"{name} {installed(name)} {verdict}")
+    if wanted != "auto":
+        raise TokenizerError(f"{found[0]}", "--encoder", "leave it to auto, which takes no encoder whose ids differ")
+    why = "; ".join(found) or "no faster encoder for this kind of tokenizer is installed (pip install -e '.[fast]')"
+    return Choice(REFERENCE, reference, f"{REFERENCE} {reference}: {why}")
+
+
+SAME = "ids equal to the reference's"
+
+
+def _compare(name: str, tokenizer_json: str, sample: Callable[[], Iterable[str]]) -> str:
+    """Whether an encoder's ids are the reference's, in words."""
+    try:
+        fast = build_encoder(EncodeOptions(encoder=name), tokenizer_json)
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as error:  # whatever a Rust library raises, panics among it
+        return f"does not take this tokenizer ({' '.join(str(error).split())[:200]})"
+    reference = build_encoder(EncodeOptions(), tokenizer_json)
+    nasty = nasty_texts(tokenizer_json)
+    for number, text in enumerate(nasty):
+        if _differs(fast, reference, [text]):
+            return f"differs on {text[:40]!r} (nasty text {number})"
+    documents = 0
+    for batch in _batched(sample()):
+        if _differs(fast, reference, batch):
+            worst = next(number for number, text in enumerate(batch) if _differs(fast, reference, [text]))
+            return f"differs on document {documents + worst} of the sample: {batch[worst][:40]!r}"
+        documents += len(batch)
+    return f"{SAME} on {documents} documents of the corpus and {len(nasty)} nasty texts"
+
+
+def _differs(fast: Encoder, reference: Encoder, texts: list[str]) -> bool:
+    one, other = fast.encode(texts), reference.encode(texts)
+    return not (np.array_equal(one.lengths_D, other.lengths_D) and np.array_equal(one.ids_N, other.ids_N))
+
+
+def _batched(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for text in texts:
+        batch.append(text)
+        if len(batch) == BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pretraining-launcher" / "encoders"
+
+
+class _Memory:
+    """What was found of a tokenizer, in a file; a file that cannot be read or written is no error."""
+
+    def __init__(self, folder: Path, sha256: str) -> None:
+        self._path = folder / f"{sha256}.json"
+        self._verdicts: dict[str, str] = {}
+        with suppress(OSError, ValueError):
+            fields = json.loads(self._path.read_text(encoding="utf-8"))
+            if isinstance(fields, dict):
+                self._verdicts = {str(key): str(value) for key, value in fields.items()}
+
+    def get(self, key: str) -> str | None:
+        return self._verdicts.get(key)
+
+    def put(self, key: str, verdict: str) -> None:
+        if self._verdicts.get(key) == verdict:
+            return
+        self._verdicts[key] = verdict
+        with suppress(OSError):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            writing = self._path.with_name(f"{self._path.name}.{os.getpid()}")
+            writing.write_text(json.dumps(self._verdicts, ensure_ascii=False, indent=1), encoding="utf-8")
+            os.replace(writing, self._path)

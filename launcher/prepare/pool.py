@@ -1,0 +1,158 @@
+"""Running a function over the parts of a corpus: one process a core, progress, and errors as they were raised.
+
+Imported by every worker: nothing here may import torch or transformers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
+from multiprocessing.queues import SimpleQueue
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from launcher import units
+from launcher.errors import LauncherError
+from launcher.prepare.encoders import one_thread
+from launcher.prepare.part import Part, PartSettings, Report
+
+Job = Callable[[PartSettings, Part, Report], None]
+PRINT_EVERY_S = 30.0
+"""Where there is no terminal (assumption: a line a minute is too few to see that it runs, one a second too many)."""
+
+_settings: PartSettings | None = None  # of this worker process, set once when it starts
+_progress: SimpleQueue[Any] | None = None
+
+
+def run_parts(
+    job: Job,
+    settings: PartSettings,
+    parts: Sequence[Part],
+    workers: int,
+    title: str,
+    total_bytes: int,
+    console: Console,
+) -> None:
+    """Run a job for every part.
+
+    Args:
+        job: A function of this package, called in a worker process.
+        settings: Of the build.
+        parts: What to do; nothing is promised of the order.
+        workers: Processes; 1 runs in this one.
+        title: What is being done.
+        total_bytes: Of the corpus in these parts.
+        console: Where progress is shown.
+
+    Raises:
+        LauncherError: A worker was killed; or what the job raised, once the others have stopped.
+    """
+    with _Meter(title, total_bytes, console) as meter:
+        if workers == 1:
+            with one_thread():
+                for part in parts:
+                    job(settings, part, meter.add)
+            return
+        _run_in_processes(job, settings, parts, workers, meter)
+
+
+def _run_in_processes(job: Job, settings: PartSettings, parts: Sequence[Part], workers: int, meter: _Meter) -> None:
+    # spawn, not fork: the caller may hold threads (torch, rich). An executor, not a Pool: a Pool whose worker is killed
+    # (out of memory) waits for ever.
+    context = get_context("spawn")
+    queue: SimpleQueue[Any] = context.SimpleQueue()
+    listener = threading.Thread(target=_listen, args=(queue, meter), daemon=True)
+    listener.start()
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (settings, queue))
+    try:
+        # The largest first would be faster by a part's length, but who watches wants to see them in order.
+        for future in as_completed([pool.submit(_run, job, part) for part in parts]):
+            future.result()
+    except BrokenProcessPool:
+        raise LauncherError(
+            "a process was killed", "workers", "look for an out-of-memory kill (dmesg); use fewer --workers"
+        ) from None
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        queue.put(None)
+        listener.join()
+
+
+def _listen(queue: SimpleQueue[Any], meter: _Meter) -> None:
+    while (told := queue.get()) is not None:
+        meter.add(*told)
+
+
+def _start_worker(settings: PartSettings, progress: SimpleQueue[Any]) -> None:
+    global _settings, _progress
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's to handle; here it would print a traceback
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process: the processes are the parallelism
+    _settings, _progress = settings, progress
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # The executor's queues are pipes that every worker holds both ends of: when the parent is killed nobody hears it,
+    # and the workers would wait for ever.
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _run(job: Job, part: Part) -> None:
+    if _settings is None or _progress is None:
+        raise RuntimeError("the worker was not started")
+    queue = _progress
+    job(_settings, part, lambda num_bytes, num_documents: queue.put((num_bytes, num_documents)))
+
+
+class _Meter:
+    """Progress on a terminal as a bar, elsewhere as a line now and then."""
+
+    def __init__(self, title: str, total_bytes: int, console: Console) -> None:
+        self._console, self._title, self._total = console, title, max(total_bytes, 1)
+        self._bytes = self._documents = 0
+        self._begun = self._told = time.monotonic()
+        self._bar = Progress(
+            TextColumn(f"[bold]{title}[/]"),
+            BarColumn(bar_width=30),
+            DownloadColumn(),
+            TextColumn("{task.fields[documents]} documents"),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task(title, total=total_bytes, documents=0)
+
+    def __enter__(self) -> _Meter:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def add(self, num_bytes: int, num_documents: int) -> None:
+        """Count on."""
+        self._bytes += num_bytes
+        self._documents += num_documents
+        self._bar.update(self._task, advance=num_bytes, documents=self._documents)
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._told >= PRINT_EVERY_S:
+            self._told = now
+            speed = self._bytes / (now - self._begun)
+            left = units.duration((self._total - self._bytes) / speed) if speed else "?"
+            self._console.print(
+                f"{self._title}: {self._bytes / self._total:.0%}, {self._documents} documents, "
+                f"{units.size(speed)}/s, {left} left",
+                highlight=False,
+            )

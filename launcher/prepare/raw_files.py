@@ -1,0 +1,137 @@
+"""Files as bytes: opened, decompressed, hashed and measured on the way."""
+
+from __future__ import annotations
+
+import lzma
+import os
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Protocol, cast
+
+import xxhash
+
+from launcher.errors import CorpusError
+
+READ_BYTES = 4 << 20
+"""Read at once (assumption: large against a system call, small against memory)."""
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".xz": "xz"}
+
+
+class Readable(Protocol):
+    """Something that bytes come out of."""
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, at most `size`; none at the end."""
+
+
+@dataclass(slots=True)
+class Meter:
+    """What is told of a segment while it is read."""
+
+    num_rows: int = 0
+    """Lines or records begun."""
+    bytes_done: int = 0
+    """Of the source, as it lies on the disk."""
+    digest: xxhash.xxh3_128 = field(default_factory=xxhash.xxh3_128)
+    """Of these bytes."""
+
+    def take(self, raw: bytes | memoryview) -> None:
+        """Bytes of the source went by."""
+        self.digest.update(raw)
+        self.bytes_done += len(raw)
+
+
+@contextmanager
+def opened(name: str, compression: str | None, meter: Meter) -> Iterator[Readable]:
+    """A file's bytes, decompressed and without the mark that some put before UTF-8.
+
+    Raises:
+        CorpusError: It cannot be opened, or, while it is read, is damaged or cut off.
+    """
+    with reading(name), Path(name).open("rb") as file:
+        yield _Unmarked(_decompressed(_Metered(file, meter), compression))
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Say in our words what goes wrong with the bytes of a file.
+
+    Raises:
+        CorpusError: It cannot be opened or read, is damaged or cut off.
+    """
+    try:
+        yield
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        if isinstance(error, OSError) and error.errno:  # the system's; a decompressor tells no number
+            what = f"the file cannot be read: {os.strerror(error.errno)}"
+            raise CorpusError(what, name, "see that it is there and may be read") from None
+        raise damaged(name, error) from None
+
+
+def damaged(name: str, error: Exception) -> CorpusError:
+    """What to say of a file that is no sound file of its kind."""
+    told = " ".join(str(error).split())
+    return CorpusError(
+        f"the file is damaged or cut off, or its name is wrong: {told}", name, "fetch it again, or leave it out"
+    )
+
+
+def not_utf8(where: str, error: UnicodeDecodeError) -> CorpusError:
+    """What to say of text in another encoding."""
+    encoding = "UTF-16" if error.object[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "GB18030"
+    return CorpusError(
+        f"the text is not UTF-8: {error.reason} at byte {error.start}",
+        where,
+        f"convert it: iconv -f {encoding} -t UTF-8 (if {encoding} is what it is in), or mend the place",
+    )
+
+
+def _decompressed(file: _Metered, compression: str | None) -> Readable:
+    if compression is None:
+        return file
+    if compression == "xz":
+        return lzma.LZMAFile(cast(IO[bytes], file))  # it asks for nothing but `read`
+    import pyarrow as pa
+
+    stream: Readable = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), compression)
+    return stream
+
+
+class _Metered:
+    """A file that tells a meter what passes."""
+
+    def __init__(self, file: IO[bytes], meter: Meter) -> None:
+        self._file, self._meter = file, meter
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is, as pyarrow asks."""
+        return self._file.closed
+
+    def close(self) -> None:
+        """Nothing: pyarrow closes what it reads from, and here whoever opened the file does."""
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        block = self._file.read(size)
+        self._meter.take(block)
+        return block
+
+
+class _Unmarked:
+    """Bytes without the byte order mark they may begin with."""
+
+    def __init__(self, file: Readable) -> None:
+        self._file = file
+        self._begun = False
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes."""
+        if self._begun or not size:
+            return self._file.read(size)
+        self._begun = True
+        start = self._file.read(max(size, len(BOM_UTF8)))
+        return start.removeprefix(BOM_UTF8) or self._file.read(size)

@@ -1,0 +1,193 @@
+"""The files of a corpus: finding them, telling what each is, and cutting them into parts for one process each."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from launcher.errors import CorpusError
+from launcher.prepare.hub import HUB, parse_hub_name
+from launcher.prepare.raw_files import COMPRESSIONS, Meter, damaged, opened, reading
+from launcher.prepare.tables import arrow_files, is_saved_dataset, num_record_batches, num_row_groups, saved_dataset
+
+Kind = Literal["lines", "array", "text", "parquet", "arrow", "hub"]
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+TABLES: dict[str, Kind] = {".parquet": "parquet", ".arrow": "arrow"}
+_FIX = "give JSON, JSONL, text, parquet or arrow files, a folder of them, a glob in quotes, or hub:OWNER/NAME"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """One file, saved data set or hub name."""
+
+    name: str
+    """As it was given."""
+    kind: Kind
+    """What is in it."""
+    compression: str | None
+    """`gzip`, `zstd` or `xz`."""
+    num_bytes: int
+    """Size; 0 of a hub name."""
+    mtime_ns: int
+    """When it was written last."""
+    num_units: int | None = None
+    """Row groups of a parquet file, record batches of arrow: where it can be cut. None where bytes are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of a source that is read in one go."""
+
+    source: int
+    """Index of the source."""
+    start: int
+    """First byte, row group or record batch."""
+    end: int
+    """One past the last."""
+
+
+def find_sources(corpus: Sequence[str], inside: Path | None = None) -> list[SourceFile]:
+    """What paths, folders, globs and hub names mean, each file once, in the order given (folders and globs sorted).
+
+    What a file is, its suffix says (`.parquet`, `.arrow`, `.txt`; then `.gz`, `.zst`, `.xz`); of any other its first
+    character, since half of all `*.json` hold lines: `[` begins an array.
+
+    Args:
+        corpus: The words of a command line.
+        inside: A folder to leave out: shards may be made inside the folder of their corpus.
+
+    Raises:
+        CorpusError: A path is not there, holds nothing that is read here, or is damaged.
+    """
+    found: dict[str, SourceFile] = {}
+    for word in corpus:
+        if word.startswith(HUB):
+            parse_hub_name(word)
+            found[word] = SourceFile(word, "hub", None, 0, 0)
+            continue
+        path = Path(word)
+        paths = [one for one in _paths(path, word) if inside is None or inside not in one.resolve().parents]
+        if not paths:
+            told = "the folder holds no text" if path.is_dir() else "there is no such file"
+            raise CorpusError(told, word, _FIX)
+        for one in paths:
+            if str(one) not in found:
+                found[str(one)] = _describe(one)
+    return list(found.values())
+
+
+def cut(sources: Sequence[SourceFile], part_bytes: int, txt: str = "file") -> list[tuple[Segment, ...]]:
+    """Cut a corpus into parts of about `part_bytes`: large files into pieces where they can be, small ones together.
+
+    The order of documents is that of the sources. The cut follows from sizes alone.
+
+    Args:
+        sources: The corpus.
+        part_bytes: Of the files, as they lie on the disk.
+        txt: What is a document of a `.txt`; one of `line`s can be cut.
+    """
+    parts: list[tuple[Segment, ...]] = []
+    open_part: list[Segment] = []
+    num_bytes = 0
+    for number, source in enumerate(sources):
+        for segment, segment_bytes in _pieces(number, source, part_bytes, txt):
+            if open_part and num_bytes + segment_bytes > part_bytes:
+                parts.append(tuple(open_part))
+                open_part, num_bytes = [], 0
+            open_part.append(segment)
+            num_bytes += segment_bytes
+    return [*parts, tuple(open_part)] if open_part else parts
+
+
+def is_cut_by_lines(source: SourceFile, txt: str) -> bool:
+    """Whether a segment of it is a stretch of bytes that holds the lines that begin there."""
+    return source.compression is None and (source.kind == "lines" or (source.kind == "text" and txt == "line"))
+
+
+def _pieces(number: int, source: SourceFile, part_bytes: int, txt: str) -> Iterator[tuple[Segment, int]]:
+    """The segments of a source, and the bytes of each."""
+    if is_cut_by_lines(source, txt):
+        count = max(1, -(-source.num_bytes // part_bytes))
+        for i in range(count):
+            start, end = source.num_bytes * i // count, source.num_bytes * (i + 1) // count
+            yield Segment(number, start, end), end - start
+    elif source.num_units is not None:
+        per_unit = source.num_bytes / max(source.num_units, 1)
+        step = max(1, int(part_bytes // max(per_unit, 1)))
+        for start in range(0, source.num_units, step):
+            end = min(start + step, source.num_units)
+            yield Segment(number, start, end), int((end - start) * per_unit)
+    else:
+        yield Segment(number, 0, source.num_bytes), source.num_bytes
+
+
+def _paths(path: Path, word: str) -> list[Path]:
+    """The files and saved data sets that a word means."""
+    if path.is_dir():
+        return [path] if is_saved_dataset(path) else sorted(_walk(path))
+    if path.is_file():
+        return [path]
+    matched = sorted(Path(name) for name in glob.glob(word, recursive=True))
+    return [one for one in matched if one.is_file() or (one.is_dir() and is_saved_dataset(one))]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    # Hidden ones are somebody's unfinished or own business: .building-…, .ipynb_checkpoints, .cache
+    with reading(str(folder)):
+        entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    for entry in entries:
+        path = folder / entry.name
+        if entry.is_dir(follow_symlinks=False):
+            if is_saved_dataset(path):
+                yield path
+            else:
+                yield from _walk(path)
+        elif _kind_by_name(path) is not None and path.is_file():
+            yield path
+
+
+def _kind_by_name(path: Path) -> Kind | None:
+    suffix = path.suffix.lower()
+    if suffix in TABLES:
+        return TABLES[suffix]
+    if suffix in COMPRESSIONS:
+        suffix = Path(path.stem).suffix.lower()
+    return "text" if suffix == ".txt" else "lines" if suffix in JSON_SUFFIXES else None
+
+
+def _describe(path: Path) -> SourceFile:
+    if path.is_dir():
+        path = saved_dataset(path)
+        files = arrow_files(str(path))
+        with reading(str(path)):
+            states = [file.stat() for file in files]
+        num_bytes, newest = sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)
+        return SourceFile(str(path), "arrow", None, num_bytes, newest, num_record_batches(str(path)))
+    compression = COMPRESSIONS.get(path.suffix.lower())
+    # A name that says nothing is JSON; which, its first character says.
+    kind = _kind_by_name(path) or "lines"
+    with reading(str(path)):
+        state = path.stat()
+    if compression is not None and not state.st_size:
+        raise damaged(str(path), EOFError("it is empty"))
+    units = None
+    if kind == "lines" and _first_character(path, compression) == b"[":
+        kind = "array"
+    elif kind == "parquet":
+        units = num_row_groups(str(path))
+    elif kind == "arrow":
+        units = num_record_batches(str(path))
+    return SourceFile(str(path), kind, compression, state.st_size, state.st_mtime_ns, units)
+
+
+def _first_character(path: Path, compression: str | None) -> bytes:
+    with opened(str(path), compression, Meter()) as file:
+        while block := file.read(4096):
+            start = block.lstrip()
+            if start:
+                return start[:1]
+    return b""

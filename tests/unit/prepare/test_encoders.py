@@ -1,0 +1,209 @@
+"""Encoders: whoever tokenizes, the ids are those of `tokenizers`."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from launcher.errors import MissingDependencyError, TokenizerError
+from launcher.prepare import encoders, parity
+from launcher.prepare.encoders import (
+    FAST,
+    Encoded,
+    EncodeOptions,
+    FastEncoder,
+    ReferenceEncoder,
+    build_encoder,
+    candidates,
+    installed,
+    without_special,
+)
+from launcher.prepare.nasty_texts import nasty_texts
+from launcher.prepare.parity import Choice, choose_encoder
+from launcher.prepare.quality import unknown_characters, warn_unknown
+from launcher.prepare.tokenizer import load_tokenizer, measure_tokenizer
+from launcher.prepare.tokenizer_training import train_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizers_json(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("kinds")
+    sizes = {"wordpiece": 300, "bpe": 500, "unigram": 200}
+    return {k: train_tokenizer(texts, k, n, folder / k).tokenizer.to_str() for k, n in sizes.items()}
+
+
+def encoded(encoder: encoders.Encoder, texts: Sequence[str]) -> list[list[int]]:
+    flat = encoder.encode(list(texts))
+    return [part.tolist() for part in np.split(flat.ids_N, np.cumsum(flat.lengths_D)[:-1])]
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_the_reference_is_tokenizers_with_special_names_as_text(
+    tokenizers_json: dict[str, str], texts: list[str], kind: str
+) -> None:
+    plain = encoders.plain_tokenizer(tokenizers_json[kind])
+    wanted = [*texts[:20], "a [MASK] b </s> c", ""]
+    expected = [plain.encode(text, add_special_tokens=False).ids for text in wanted]
+    assert encoded(ReferenceEncoder(tokenizers_json[kind]), wanted) == expected
+
+
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe"])
+def test_a_faster_encoder_is_exact_or_refused_by_the_gate(
+    tokenizers_json: dict[str, str], texts: list[str], tmp_path: Path, name: str, kind: str
+) -> None:
+    if name not in candidates(tokenizers_json[kind]):
+        pytest.skip(f"{name} is not installed or takes no {kind}")
+    try:
+        choose_encoder(tokenizers_json[kind], "0" * 64, lambda: texts, name, tmp_path)
+    except TokenizerError:
+        assert choose_encoder(tokenizers_json[kind], "0" * 64, lambda: texts, "auto", tmp_path).name != name
+        return
+    fast = build_encoder(EncodeOptions(encoder=name), tokenizers_json[kind])
+    reference = ReferenceEncoder(tokenizers_json[kind])
+    nasty = nasty_texts(tokenizers_json[kind])
+    mixed = [text[i:] + other for i, (text, other) in enumerate(zip(texts, nasty, strict=False))]
+    assert encoded(fast, mixed) == encoded(reference, mixed)
+
+
+def test_special_tokens_are_taken_out_and_others_stay(tokenizers_json: dict[str, str]) -> None:
+    fields = json.loads(tokenizers_json["bpe"])
+    fields["added_tokens"].append({**fields["added_tokens"][0], "id": 499, "content": "own", "special": False})
+    left = json.loads(without_special(json.dumps(fields)))["added_tokens"]
+    assert [token["content"] for token in left] == ["own"]
+
+
+class Panic(BaseException):
+    """What a panic of Rust's is to Python: no Exception."""
+
+
+def test_where_a_faster_encoder_breaks_down_the_reference_takes_the_text(
+    tokenizers_json: dict[str, str], texts: list[str]
+) -> None:
+    reference = ReferenceEncoder(tokenizers_json["bpe"])
+    taken: list[str] = []
+
+    def encode(batch: list[str]) -> Encoded:
+        if any("条文7。" in text for text in batch):
+            raise Panic
+        taken.extend(batch)
+        return reference.encode(batch)
+
+    fast = FastEncoder(encode, reference)
+    assert encoded(fast, texts) == encoded(reference, texts)
+    assert len(taken) == len(texts) - sum("条文7。" in text for text in texts)
+
+
+class Wrong:
+    """An encoder whose ids differ on one text."""
+
+    def __init__(self, reference: ReferenceEncoder, on: str) -> None:
+        self._reference, self._on = reference, on
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        flat = self._reference.encode(texts)
+        return Encoded(flat.ids_N + any(self._on in text for text in texts), flat.lengths_D)
+
+
+def with_fake(monkeypatch: pytest.MonkeyPatch, tokenizer_json: str, on: str) -> list[str]:
+    """Replaces what gigatoken loads by an encoder that is wrong on texts that hold `on`; returns what was asked."""
+    asked: list[str] = []
+    real = build_encoder
+
+    def build(options: EncodeOptions, json_text: str) -> encoders.Encoder:
+        if options.encoder == "tokenizers":
+            return real(options, json_text)
+        asked.append(options.encoder)
+        return Wrong(ReferenceEncoder(tokenizer_json), on)
+
+    monkeypatch.setattr(parity, "build_encoder", build)
+    monkeypatch.setattr(parity, "candidates", lambda _: ["gigatoken"])
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("on", "says"),
+    [("İstanbul", r"differs on 'İstanbul.*\(nasty text \d+\)"), ("第77条", "differs on document 77 of the sample")],
+    ids=["a nasty text", "a document"],
+)
+def test_ids_that_differ_anywhere_are_never_used_and_the_reason_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+    tokenizers_json: dict[str, str],
+    texts: list[str],
+    tmp_path: Path,
+    on: str,
+    says: str,
+) -> None:
+    with_fake(monkeypatch, tokenizers_json["bpe"], on)
+    choice = choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: texts, "auto", tmp_path)
+    assert choice.name == "tokenizers"
+    assert re.search(says, choice.reason)
+    monkeypatch.setattr(parity, "installed", lambda name: "1.0")
+    with pytest.raises(TokenizerError, match=says):
+        choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: texts, "gigatoken", tmp_path)
+
+
+def test_an_exact_encoder_is_used_and_remembered(
+    monkeypatch: pytest.MonkeyPatch, tokenizers_json: dict[str, str], texts: list[str], tmp_path: Path
+) -> None:
+    asked = with_fake(monkeypatch, tokenizers_json["bpe"], "nothing has this")
+    for _ in range(2):
+        choice = choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: texts, "auto", tmp_path)
+        assert choice.name == "gigatoken"
+        assert "ids equal to the reference's on 120 documents of the corpus and" in choice.reason
+    assert asked == ["gigatoken"]  # the second time it was remembered
+    (tmp_path / f"{'0' * 64}.json").write_text("damaged")
+    choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: texts, "auto", tmp_path)
+    choose_encoder(tokenizers_json["bpe"], "1" * 64, lambda: texts, "auto", tmp_path / "file" / "not a folder")
+    assert len(asked) == 3
+
+
+def test_an_encoder_that_cannot_be_had_is_told(
+    monkeypatch: pytest.MonkeyPatch, tokenizers_json: dict[str, str], texts: list[str]
+) -> None:
+    with pytest.raises(TokenizerError, match=r"no encoder 'gigatokens'[\s\S]*did you mean 'gigatoken'"):
+        choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: texts, "gigatokens")
+    monkeypatch.setattr(parity, "installed", lambda name: "")
+    with pytest.raises(MissingDependencyError, match=r"pip install fastokens"):
+        choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: texts, "fastokens")
+    monkeypatch.undo()
+    monkeypatch.setattr(parity, "candidates", lambda _: [])
+    monkeypatch.setattr(parity, "installed", lambda name: "1.0")
+    with pytest.raises(TokenizerError, match="does not take this kind"):
+        choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: texts, "fastokens")
+    assert choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: texts).reason.endswith("(pip install -e '.[fast]')")
+
+
+def test_the_reference_is_what_it_is_asked_for(tokenizers_json: dict[str, str]) -> None:
+    version = installed("tokenizers")
+    expected = Choice("tokenizers", version, f"tokenizers {version}, the reference")
+    assert choose_encoder(tokenizers_json["bpe"], "0" * 64, list, "tokenizers") == expected
+
+
+def test_a_worker_imports_neither_torch_nor_transformers() -> None:
+    heavy = "torch transformers deepspeed datasets pandas pyarrow"
+    script = f"import sys, launcher.prepare.pool; print([m for m in '{heavy}'.split() if m in sys.modules])"
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert told.stdout.strip() == "[]"
+
+
+def test_a_tokenizer_that_does_not_know_the_text_is_told_loudly_with_the_cure(tokenizer_folder: Path) -> None:
+    handle = load_tokenizer(tokenizer_folder)
+    strange = ["法律 Ω ж 龘 律法"] * 5
+    report = measure_tokenizer(handle, strange)
+    assert report.unknown_share > 0.005
+    told = warn_unknown(handle, report.unknown_share, unknown_characters(handle, strange))
+    assert told is not None
+    assert "龘" in told
+    assert "pretrain tokenizer CORPUS" in told
+    assert warn_unknown(handle, 0.004, []) is None
+    upper = warn_unknown(handle, 0.02, ["A", "“"])
+    assert upper is not None
+    assert "do_lower_case" in upper
