@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher import __version__
-from launcher.errors import EXIT_DONE, EXIT_INTERRUPTED, LauncherError, RequeueError, ShardError
+from launcher.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, LauncherError, RequeueError, ShardError
 
 if TYPE_CHECKING:
     from launcher import ask
 
+Command = Callable[[argparse.Namespace], int | None]
+"""Runs a command; its exit code, where it is not 0."""
 EPILOG = """\
 train:  deepspeed launcher/train.py --ds_config zero3.json [--recipe NAME] [key=value ...]
 exit codes: 0 done, 1 a fault of ours, 2 something for you to mend, 75 stopped, run the same command again
@@ -34,9 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.overrides += rest
     elif rest:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    command: Callable[[argparse.Namespace], None] = options.command
+    command: Command = options.command
     try:
-        command(options)
+        return command(options) or EXIT_DONE
     except LauncherError as error:
         print(error, file=sys.stderr)
         return error.exit_code
@@ -67,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def add(name: str, run: Callable[[argparse.Namespace], None], help_: str) -> argparse.ArgumentParser:
+    def add(name: str, run: Command, help_: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help_, description=help_, allow_abbrev=False)
         command.set_defaults(command=run)
         return command
@@ -97,10 +99,48 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--validation-share", type=_share, default=0.02, metavar="SHARE", help="held-out documents (%(default)s)"
     )
+    command.add_argument("--min-chars", type=_positive, metavar="N", help="drop shorter texts")
+    command.add_argument("--max-chars", type=_positive, metavar="N", help="drop longer texts")
+    command.add_argument("--keep", metavar="MODULE:FUNCTION", help="drop records for which your function is false")
+    command.add_argument("--dedupe", action="store_true", help="drop texts that occurred before")
+    command.add_argument("--words", action="store_true", help="mark words (jieba's in Chinese) for whole-word masking")
+    command.add_argument("--sentences", action="store_true", help="one Megatron sequence a sentence")
+    command.add_argument(
+        "--encoder",
+        default="auto",
+        metavar="NAME",
+        help="auto, tokenizers, gigatoken, fastokens or tokie (%(default)s)",
+    )
+    command.add_argument("--task", type=_count, default=0, metavar="I", help="this machine, of --tasks, from 0")
+    command.add_argument("--tasks", type=_positive, default=1, metavar="N", help="machines that build together")
     command.add_argument("--overwrite", action="store_true", help="replace shards made from something else")
+
+    command = add("adopt", adopt, "take token files of Megatron, datatrove, nanoGPT or OLMo as they are")
+    command.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".bin with .idx, .ds, or flat tokens")
+    command.add_argument("--validation", nargs="+", type=Path, default=[], metavar="FILE", help="files held out")
+    command.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="tokenizer they were made with")
+    command.add_argument("--dtype", choices=("uint16", "uint32", "int32"), help="of flat files")
+    command.add_argument("--document-end", type=_count, metavar="ID", help="id that ends a document of a flat file")
+    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
 
     command = add("verify", verify, "check every byte of a folder of shards")
     command.add_argument("folder", type=Path, metavar="DIR")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+    command = add("show", show, "look at documents and samples of a folder of shards")
+    command.add_argument("folder", type=Path, metavar="DIR")
+    command.add_argument("--split", choices=("train", "validation"), default="train", help="which (%(default)s)")
+    command.add_argument("--documents", type=_count, default=2, metavar="N", help="documents to show (%(default)s)")
+    command.add_argument("--samples", type=_count, default=2, metavar="N", help="samples to show (%(default)s)")
+    command.add_argument("--from", type=_count, default=0, dest="first", metavar="N", help="the first of them (0)")
+    command.add_argument("--recipe", default=None, metavar="NAME_OR_PATH", help="whose objective makes the samples")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+    command = add("trace", trace, "which text was in a step; which steps saw a text")
+    command.add_argument("run", type=Path, metavar="RUN", help="a run's folder, e.g. runs/law-bert-zh")
+    which = command.add_mutually_exclusive_group(required=True)
+    which.add_argument("--step", type=_positive, metavar="N", help="name corpus, file, line and text of its sequences")
+    which.add_argument("--document", metavar="ID", help="FILE:LINE, or the xxh3-128 of the text")
     command.add_argument("--json", action="store_true", help="print JSON")
 
     command = add("hostfile", hostfile, "check a hostfile before DeepSpeed takes a mistake in it for one machine")
@@ -128,6 +168,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
+    return int(text)
+
+
 def _share(text: str) -> float:
     try:
         share = float(text)
@@ -139,8 +185,19 @@ def _share(text: str) -> float:
 
 
 def _add_corpus(command: argparse.ArgumentParser) -> None:
-    command.add_argument("corpus", nargs="+", metavar="CORPUS", help="JSONL or JSON array: files, folders, globs")
+    command.add_argument(
+        "corpus",
+        nargs="+",
+        metavar="CORPUS",
+        help="JSONL, a JSON array, text, parquet, arrow, also .gz .zst .xz: files, folders, globs; or hub:OWNER/NAME",
+    )
     command.add_argument("--text-field", default="completion", metavar="FIELD", help="field of the text (%(default)s)")
+    command.add_argument(
+        "--txt",
+        choices=("file", "blank", "line"),
+        default="file",
+        help="a document of a .txt is the file, what stands between blank lines, or a line (%(default)s)",
+    )
 
 
 def quickstart(options: argparse.Namespace) -> None:
@@ -173,53 +230,101 @@ def recipe(options: argparse.Namespace) -> None:
 
 def tokenizer(options: argparse.Namespace) -> None:
     """`pretrain tokenizer`."""
-    from collections import Counter
-
-    from launcher.prepare.documents import find_files, read_documents
+    from launcher.prepare.quality import unknown_characters, warn_unknown
+    from launcher.prepare.readers import ReadOptions
     from launcher.prepare.split import is_held_out
+    from launcher.prepare.texts import read_texts
     from launcher.prepare.tokenizer import measure_tokenizer
     from launcher.prepare.tokenizer_training import train_tokenizer
 
-    files = find_files(options.corpus)
+    read = ReadOptions(text_field=options.text_field, txt=options.txt)
 
     def texts(held_out: bool) -> Iterator[str]:
-        documents = read_documents(files, options.text_field, Counter())
-        return (document.text for document in documents if is_held_out(document.text) == held_out)
+        return (text for text in read_texts(options.corpus, read) if is_held_out(text) == held_out)
 
     handle = train_tokenizer(texts(held_out=False), options.kind, options.vocab_size, options.out)
     report = measure_tokenizer(handle, texts(held_out=True))
     print(f"{options.out}: {handle.info.vocab_size} tokens")
     print(f"on held-out text: {report.tokens_per_byte:.3f} tokens a byte, {report.unknown_share:.2%} unknown")
+    lost = unknown_characters(handle, texts(held_out=True)) if report.unknown_share else []
+    warning = warn_unknown(handle, report.unknown_share, lost)
+    if warning:
+        print(warning, file=sys.stderr)
 
 
 def prepare(options: argparse.Namespace) -> None:
     """`pretrain prepare`."""
-    from launcher.prepare.build import BuildRequest, build_shards
+    from launcher.prepare.build import build_shards
+    from launcher.prepare.filters import FilterOptions
+    from launcher.prepare.readers import ReadOptions
+    from launcher.prepare.request import BuildRequest
 
+    filters = FilterOptions(min_chars=options.min_chars, max_chars=options.max_chars, keep=options.keep)
     build_shards(
         BuildRequest(
             corpus=tuple(options.corpus),
             tokenizer=options.tokenizer,
             out=options.out,
-            text_field=options.text_field,
+            read=ReadOptions(text_field=options.text_field, txt=options.txt),
+            filters=filters,
+            dedupe=options.dedupe,
             workers=options.workers,
             validation_share=options.validation_share,
+            encoder=options.encoder,
+            words=options.words,
+            sentences=options.sentences,
+            task=options.task,
+            tasks=options.tasks,
             overwrite=options.overwrite,
         )
     )
 
 
-def verify(options: argparse.Namespace) -> None:
+def adopt(options: argparse.Namespace) -> None:
+    """`pretrain adopt`."""
+    from launcher.prepare.adopt import adopt as adopt_files
+    from launcher.prepare.build import describe
+
+    manifest = adopt_files(
+        options.files, options.validation, options.tokenizer, options.out, options.dtype, options.document_end
+    )
+    print(f"{options.out}: {describe(manifest)}")
+
+
+def verify(options: argparse.Namespace) -> int:
     """`pretrain verify`."""
     from launcher.shards.verify import verify as find_problems
 
-    problems = find_problems(options.folder)
+    try:
+        problems = find_problems(options.folder)
+    except ShardError as error:  # of the manifest or the checksums: nothing can be told of the rest
+        problems = [f"{error.where}: {error.what}"]
     if options.json:
         print(json.dumps({"folder": str(options.folder), "problems": problems}, ensure_ascii=False))
     elif not problems:
         print(f"{options.folder}: every byte is as it was written")
-    if problems:
-        raise ShardError("; ".join(problems), str(options.folder), "restore the files, or prepare the shards again")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return EXIT_USER if problems else EXIT_DONE
+
+
+def show(options: argparse.Namespace) -> None:
+    """`pretrain show`."""
+    from launcher import show as program
+
+    program.show(
+        options.folder, options.split, options.first, options.documents, options.samples, options.recipe, options.json
+    )
+
+
+def trace(options: argparse.Namespace) -> None:
+    """`pretrain trace`."""
+    from launcher import tracing
+
+    if options.step is not None:
+        tracing.print_step(options.run, options.step, options.json)
+    else:
+        tracing.print_document(options.run, options.document, options.json)
 
 
 def hostfile(options: argparse.Namespace) -> None:

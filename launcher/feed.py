@@ -7,39 +7,53 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from launcher.config.batch import BatchPlan
-from launcher.config.recipe import CausalObjective, MaskedObjective, Recipe, SpanObjective
+from launcher.config.recipe import CausalObjective, CorpusConfig, DataConfig, MaskedObjective, Recipe, SpanObjective
 from launcher.engine.records import Arrays, StepBatch
+from launcher.errors import ShardError, TokenizerError
 from launcher.objectives.base import IGNORE_INDEX, Objective
 from launcher.objectives.clm import CausalLM
 from launcher.objectives.mlm import MaskedLM
 from launcher.objectives.span import SpanCorruption
+from launcher.samples.bestfit import BestFit
 from launcher.samples.digest import combine, digest
-from launcher.samples.loader import Loader
-from launcher.samples.order import Order
+from launcher.samples.loader import Corpus, Loader
+from launcher.samples.mixture import Mixture, Phase
+from launcher.samples.packing import load_or_make_plan
+from launcher.samples.padded import Padded
 from launcher.samples.passes import pass_positions
+from launcher.samples.shapes import Samples
 from launcher.samples.windows import Windows
-from launcher.shards.manifest import Manifest, TokenizerInfo, read_manifest
-from launcher.shards.reader import open_split
+from launcher.shards.manifest import SPLITS, Manifest, TokenizerInfo, read_manifest
+from launcher.shards.reader import Split
+from launcher.shards.search import excluded_documents
+from launcher.shards.verify import tokenizer_problems
 
 VALIDATION_SEED = 0x76616C  # the same noise at every validation of every run, so that losses compare
+PADDING_WORTH_TELLING = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Data:
     """The samples of a run and what is to be predicted of them."""
 
-    manifest: Manifest
+    manifests: dict[str, Manifest]
+    """Of the corpora, by name."""
     objective: Objective
     train: Loader
     fixed_objective: Objective
     """The same objective with one noise for every validation of every run, so that losses compare."""
-    validation: Loader | None
-    """None where no document was held out."""
+    validation: tuple[Loader, ...]
+    """One for each corpus that holds documents out."""
+
+    @property
+    def tokenizer(self) -> TokenizerInfo:
+        """The tokenizer of all corpora."""
+        return next(iter(self.manifests.values())).tokenizer
 
 
 def open_data(recipe: Recipe) -> Data:
@@ -47,19 +61,36 @@ def open_data(recipe: Recipe) -> Data:
 
     Raises:
         ShardError: They are missing or damaged.
+        TokenizerError: The corpora of a mixture were made with several tokenizers.
         ObjectiveError: The tokenizer or the length cannot serve the objective.
+        RecipeError: The weights of a mixture cannot be kept.
     """
-    folder, seed = recipe.data.shards, recipe.train.seed
-    manifest = read_manifest(folder)
-    objective = build_objective(recipe, manifest.tokenizer, seed)
-    fixed = build_objective(recipe, manifest.tokenizer, VALIDATION_SEED)
-    held_out = manifest.splits["validation"].num_documents > 0
+    data, seed = recipe.data, recipe.train.seed
+    manifests = {name: read_manifest(corpus.shards) for name, corpus in data.corpora.items()}
+    tokenizer = _one_tokenizer(data, manifests)
+    objective = build_objective(recipe, tokenizer, seed)
+    fixed = build_objective(recipe, tokenizer, VALIDATION_SEED)
+    train: list[Corpus] = []
+    validation: list[Loader] = []
+    for name, corpus in data.corpora.items():
+        splits = {split: Split(corpus.shards, split, manifests[name], data.verify) for split in SPLITS}
+        excluded = excluded_documents(corpus.exclude, splits) if corpus.exclude is not None else {}
+        train.append(_corpus(name, splits["train"], data, objective, seed, excluded.get("train")))
+        if splits["validation"].num_documents:
+            held_out = _corpus(name, splits["validation"], data, fixed, VALIDATION_SEED, excluded.get("validation"))
+            validation.append(Loader((held_out,), with_words=fixed.needs_words))
+    # A corpus with weight 0 waits for its phase: the mixture only names those that get something.
+    phases = tuple(
+        Phase(first=step * recipe.batch.global_batch, weights={name: w for name, w in weights.items() if w})
+        for step, weights in data.phases().items()
+    )
+    mixture = Mixture(tuple(data.corpora), phases, seed)
     return Data(
-        manifest=manifest,
+        manifests=manifests,
         objective=objective,
-        train=open_loader(folder, "train", objective, manifest, seed),
+        train=Loader(tuple(train), mixture, with_words=objective.needs_words),
         fixed_objective=fixed,
-        validation=open_loader(folder, "validation", fixed, manifest, VALIDATION_SEED) if held_out else None,
+        validation=tuple(validation),
     )
 
 
@@ -67,31 +98,26 @@ def build_objective(recipe: Recipe, tokenizer: TokenizerInfo, seed: int) -> Obje
     """The objective the recipe names."""
     seq_len, special = recipe.data.seq_len, tokenizer.special
     match recipe.objective:
-        case MaskedObjective(mask_share=share):
-            return MaskedLM(seq_len, seed, special, tokenizer.vocab_size, mask_share=share)
+        case MaskedObjective(mask_share=share, whole_words=whole_words):
+            return MaskedLM(seq_len, seed, special, tokenizer.vocab_size, mask_share=share, whole_words=whole_words)
         case CausalObjective():
             return CausalLM(seq_len, special)
         case SpanObjective(density=density, mean_span=mean_span):
             return SpanCorruption(seq_len, seed, special, density=density, mean_span=mean_span)
 
 
-def open_loader(folder: Path, split: str, objective: Objective, manifest: Manifest, seed: int) -> Loader:
-    """A split's windows in a keyed order; what identifies the tokens is the checksums of their files."""
-    windows = Windows(open_split(folder, split), objective.window_length, objective.window_stride, objective.fill_id)
-    source = ",".join(file.xxh3 for file in manifest.splits[split].files)
-    return Loader(windows, Order(windows.num_samples, seed), source=source)
-
-
 def step_batches(data: Data, plan: BatchPlan, rank: int, first: int, last: int) -> Iterator[StepBatch]:
     """This rank's part of each step from `first` (steps already taken) to `last`: a pure function of the step."""
+    if first < last:
+        data.train.advise(_positions(plan, rank, first))
     for step in range(first, last):
+        if step + 1 < last:  # the disk reads the next step's blocks while this one is made
+            data.train.advise(_positions(plan, rank, step + 1))
         passes: list[Arrays] = []
         digests = []
         num_targets = num_tokens = 0
-        for index in range(plan.grad_accum_steps):
-            positions = pass_positions(step, index, rank, plan.world_size, plan.micro_batch, plan.global_batch)
-            sample = data.train.fetch(positions)
-            batch = data.objective.batch(sample.tokens_BL, sample.num_tokens_B, sample.positions_B)
+        for positions in _positions(plan, rank, step).reshape(plan.grad_accum_steps, -1):
+            batch = data.objective.batch(data.train.fetch(positions))
             digests.append(combine(digest(positions, batch)))
             num_targets += int(np.count_nonzero(batch["labels"] != IGNORE_INDEX))
             num_tokens += int(batch["attention_mask"].sum())
@@ -102,20 +128,85 @@ def step_batches(data: Data, plan: BatchPlan, rank: int, first: int, last: int) 
 
 def validation_batches(recipe: Recipe, data: Data, world_size: int, rank: int) -> Iterator[Arrays]:
     """This rank's validation batches; as many on every rank, since a forward pass under ZeRO-3 is a collective."""
-    loader = data.validation
-    if loader is None:
-        return
-    num_samples = min(loader.windows.num_samples, recipe.eval.max_samples or loader.windows.num_samples)
     size = recipe.eval.micro_batch
-    for first in range(0, num_samples, size * world_size):
-        wanted = first + rank * size + np.arange(size, dtype=np.int64)
-        positions = np.minimum(wanted, num_samples - 1)
-        sample = loader.fetch(positions)
-        batch = data.fixed_objective.batch(sample.tokens_BL, sample.num_tokens_B, positions)
-        batch["labels"][wanted >= num_samples] = IGNORE_INDEX  # rows that only fill the last round count for nothing
-        yield model_inputs(batch)
+    for loader in data.validation:
+        num_samples = min(loader.num_samples, recipe.eval.max_samples or loader.num_samples)
+        for first in range(0, num_samples, size * world_size):
+            wanted = first + rank * size + np.arange(size, dtype=np.int64)
+            batch = data.fixed_objective.batch(loader.fetch(np.minimum(wanted, num_samples - 1)))
+            # Rows that only fill the last round count for nothing.
+            batch["labels"][wanted >= num_samples] = IGNORE_INDEX
+            yield model_inputs(batch)
 
 
 def model_inputs(batch: Arrays) -> Arrays:
     """Leave out an attention mask that hides nothing: attention is faster without one."""
     return {name: array for name, array in batch.items() if name != "attention_mask" or not array.all()}
+
+
+def wasted(data: Data) -> list[str]:
+    """What packing costs, a line for each corpus in which it is worth telling."""
+    lines = []
+    for corpus in data.train.corpora:
+        samples = corpus.samples
+        if not isinstance(samples, Padded | BestFit) or samples.padding_share < PADDING_WORTH_TELLING:
+            continue
+        dropped = f", {samples.cut_share:.1%} of its tokens do not fit" if isinstance(samples, Padded) else ""
+        lines.append(f"{corpus.name}: {samples.padding_share:.1%} of every batch is padding{dropped}")
+    return lines
+
+
+def _positions(plan: BatchPlan, rank: int, step: int) -> NDArray[np.int64]:
+    """Positions of this rank in a step, its passes one after another."""
+    return np.concatenate(
+        [
+            pass_positions(step, index, rank, plan.world_size, plan.micro_batch, plan.global_batch)
+            for index in range(plan.grad_accum_steps)
+        ]
+    )
+
+
+def _corpus(
+    name: str, split: Split, data: DataConfig, objective: Objective, seed: int, exclude: NDArray[np.int64] | None
+) -> Corpus:
+    """A split's samples, cut as the recipe says, in a keyed order."""
+    samples = _samples(split, data, objective)
+    excluded = {} if exclude is None else {"exclude": exclude}
+    return Corpus(name, samples, samples.order(seed), **excluded)
+
+
+def _samples(split: Split, data: DataConfig, objective: Objective) -> Samples:
+    length, stride, fill = objective.window_length, objective.window_stride, objective.fill_id
+    if data.packing == "concat":
+        return Windows(split, length, stride, fill)
+    if data.packing == "pad":
+        return Padded(split, length, fill)
+    # Kept beside the shards, which are the same for every run; made again where they may not be written to.
+    path = split.folder / ".packing" / f"{split.name}-{length}-{stride}.npz"
+    return BestFit(split, length, stride, fill, load_or_make_plan(split, length, stride, path))
+
+
+def _one_tokenizer(data: DataConfig, manifests: dict[str, Manifest]) -> TokenizerInfo:
+    """The tokenizer that made all corpora, its files as they were written.
+
+    Raises:
+        TokenizerError: There are several.
+        ShardError: Its copy beside the shards is damaged.
+    """
+    (first, manifest), *others = manifests.items()
+    for name, other in others:
+        if other.tokenizer.sha256 != manifest.tokenizer.sha256:
+            raise TokenizerError(
+                f"{name} was tokenized with {other.tokenizer.name}, {first} with {manifest.tokenizer.name}",
+                "data.mixture",
+                "prepare them with one tokenizer: the same ids mean other words",
+            )
+    for name, corpus in data.corpora.items():
+        _check_tokenizer_files(corpus, manifests[name])
+    return manifest.tokenizer
+
+
+def _check_tokenizer_files(corpus: CorpusConfig, manifest: Manifest) -> None:
+    for problem in tokenizer_problems(corpus.shards, manifest):
+        where, _, what = problem.partition(": ")
+        raise ShardError(what, where, "restore the file, or prepare the shards again, with --overwrite")

@@ -52,13 +52,12 @@ from launcher.errors import (
     TokenizerError,
     UsageError,
 )
-from launcher.feed import Data, open_data, step_batches, validation_batches
+from launcher.feed import Data, open_data, step_batches, validation_batches, wasted
 from launcher.plan.flops import flops_per_token, peak_flops
 from launcher.prepare.quickstart import QUICKSTART_FOLDER, prepare_quickstart
 from launcher.prepare.tokenizer import load_tokenizer
 from launcher.report import show_summary
 from launcher.samples.cursor import Cursor
-from launcher.shards.manifest import Manifest
 
 if TYPE_CHECKING:
     from launcher.engine.metrics import Log
@@ -154,7 +153,9 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place) -> None:
     else:
         device = join(place)
         data = open_data(recipe)
-        check_tokenizer(recipe, data.manifest)
+        check_tokenizer(recipe, data)
+        for line in wasted(data):
+            console.print(f"note: {line}", highlight=False)
         precision = settle_precision(recipe)
         ds_config = ds.resolve_ds_config(ds_file, recipe, plan, precision)
         config = configure(recipe, data)
@@ -202,33 +203,41 @@ def ensure_shards(loaded: LoadedRecipe, console: Console) -> None:
     Raises:
         ShardError: They are not; the fix is the command that prepares them.
     """
-    recipe, folder = loaded.recipe, loaded.recipe.data.shards
-    if loaded.is_quickstart and folder == QUICKSTART_FOLDER / "shards":
+    data, quickstart = loaded.recipe.data, QUICKSTART_FOLDER / "shards"
+    if loaded.is_quickstart and data.shards == quickstart:
         prepare_quickstart(QUICKSTART_FOLDER, console=console)
-    elif not (folder / "manifest.json").is_file():
-        corpus = " ".join(shlex.quote(path) for path in recipe.data.corpus) or "CORPUS"
-        tokenizer = shlex.quote(str(recipe.data.tokenizer)) if recipe.data.tokenizer else "DIR"
-        fix = f"pretrain prepare {corpus} --tokenizer {tokenizer} --out {shlex.quote(str(folder))}"
-        if folder == QUICKSTART_FOLDER / "shards":
+        return
+    for corpus in data.corpora.values():
+        if (corpus.shards / "manifest.json").is_file():
+            continue
+        text = " ".join(shlex.quote(path) for path in data.corpus) or "CORPUS"
+        tokenizer = shlex.quote(str(data.tokenizer)) if data.tokenizer else "DIR"
+        fix = f"pretrain prepare {text} --tokenizer {tokenizer} --out {shlex.quote(str(corpus.shards))}"
+        if corpus.shards == quickstart:
             fix += "\n         or, where corpus and tokenizer are missing too: pretrain quickstart"
-        elif recipe.data.tokenizer is not None and not recipe.data.tokenizer.is_dir():
-            fix += f"\n         after: pretrain tokenizer {corpus} --kind wordpiece --vocab-size N --out {tokenizer}"
-        raise ShardError("there are no shards here yet", str(folder), fix)
+        elif data.tokenizer is not None and not data.tokenizer.is_dir():
+            fix += f"\n         after: pretrain tokenizer {text} --kind wordpiece --vocab-size N --out {tokenizer}"
+        raise ShardError("there are no shards here yet", str(corpus.shards), fix)
 
 
-def check_tokenizer(recipe: Recipe, manifest: Manifest) -> None:
+def check_tokenizer(recipe: Recipe, data: Data) -> None:
     """Hold the recipe's tokenizer, where it is on this machine, against the one the shards were made with.
 
     Raises:
         TokenizerError: They differ, so the ids in the shards mean other words.
     """
     given = recipe.data.tokenizer
-    if given is not None and given.is_dir() and load_tokenizer(given).info.sha256 != manifest.tokenizer.sha256:
+    if given is not None and given.is_dir() and load_tokenizer(given).info.sha256 != data.tokenizer.sha256:
         raise TokenizerError(
             f"the tokenizer {given} is not the one the shards were made with",
             "data.tokenizer",
-            f"use {recipe.data.shards / 'tokenizer'}, or prepare the shards again with {given}",
+            f"use {tokenizer_folder(recipe)}, or prepare the shards again with {given}",
         )
+
+
+def tokenizer_folder(recipe: Recipe) -> Path:
+    """The tokenizer beside the shards; that of any corpus, since all have the same."""
+    return next(iter(recipe.data.corpora.values())).shards / "tokenizer"
 
 
 def join(place: Place) -> str:
@@ -267,7 +276,7 @@ def configure(recipe: Recipe, data: Data) -> Any:
     """
     from launcher.models.configuration import build_config
 
-    return build_config(recipe.model, recipe.objective.kind, data.manifest.tokenizer, recipe.data.seq_len)
+    return build_config(recipe.model, recipe.objective.kind, data.tokenizer, recipe.data.seq_len)
 
 
 def keep_log(recipe: Recipe, rank: int) -> None:
@@ -313,7 +322,7 @@ def resume(recipe: Recipe, engine: Any, data: Data, precision: str, console: Con
         layout.verify(path)
     with CheckpointReader(path) as reader:
         cursor = Cursor.from_dict(reader.state["cursor"])
-        cursor.check(data.train.fingerprint)
+        cursor.check(data.train.fingerprint_at(cursor.position))
         restore(engine, reader)
         state = reader.state
     console.print(f"going on from {path}", highlight=False)
@@ -327,7 +336,7 @@ def keep_inputs(recipe: Recipe, ds_config: dict[str, Any], rank: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(resolved_yaml(recipe), encoding="utf-8")
         (folder / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
-        shutil.copytree(recipe.data.shards / "tokenizer", folder / "tokenizer", dirs_exist_ok=True)
+        shutil.copytree(tokenizer_folder(recipe), folder / "tokenizer", dirs_exist_ok=True)
 
 
 def run_steps(recipe: Recipe, engine: Any, data: Data, plan: BatchPlan, progress: Progress, console: Console) -> None:
@@ -386,7 +395,7 @@ def validate(recipe: Recipe, engine: Any, data: Data, progress: Progress, metric
     """Measure the model on the held-out documents."""
     from launcher.engine.steps import evaluate
 
-    if data.validation is None:
+    if not data.validation:
         return
     result = evaluate(engine, validation_batches(recipe, data, engine.world_size, engine.global_rank))
     progress.evaluations.append({"step": progress.step, "loss": result.loss, "accuracy": result.accuracy})
@@ -398,8 +407,8 @@ def save_run(recipe: Recipe, engine: Any, data: Data, progress: Progress) -> Non
     from launcher.checkpoint.save import save
     from launcher.checkpoint.state import run_state
 
-    cursor = Cursor(progress.step * recipe.batch.global_batch, data.train.fingerprint)
-    state = run_state(recipe, progress, cursor, data.manifest)
+    cursor = data.train.cursor_at(progress.step * recipe.batch.global_batch)
+    state = run_state(recipe, progress, cursor, data.manifests)
     texts = {"recipe.yaml": resolved_yaml(recipe), "config.json": engine.module.config.to_json_string(use_diff=False)}
     save(engine, recipe.run_folder / "checkpoints", state, texts, recipe.checkpoint.keep_last)
 

@@ -14,33 +14,36 @@ from launcher.samples.cursor import Cursor
 from launcher.shards.manifest import Manifest
 
 
-def run_state(recipe: Recipe, progress: Progress, cursor: Cursor, manifest: Manifest) -> dict[str, Any]:
+def run_state(recipe: Recipe, progress: Progress, cursor: Cursor, manifests: dict[str, Manifest]) -> dict[str, Any]:
     """Everything a later start, an export and a reader must know, as JSON.
 
     Args:
         recipe: The run.
         progress: Steps and tokens so far, validations, the precision that was settled on.
         cursor: Where the next step's data begins.
-        manifest: Of the shards.
+        manifests: Of the corpora, by name.
     """
     return {
         **asdict(progress),
         "cursor": cursor.to_dict(),
         "fingerprint": fingerprint(recipe),
-        "data": _describe_data(manifest),
+        "data": _describe_data(manifests),
         "versions": _versions(),
     }
 
 
-def _describe_data(manifest: Manifest) -> dict[str, Any]:
+def _describe_data(manifests: dict[str, Manifest]) -> dict[str, Any]:
     """What an exported model's card says of its data."""
-    training, validation = manifest.splits["train"], manifest.splits["validation"]
+    training = [manifest.splits["train"] for manifest in manifests.values()]
+    validation = [manifest.splits["validation"] for manifest in manifests.values()]
+    num_tokens = sum(split.num_tokens for split in validation)
     return {
-        "sources": [source.path for source in manifest.sources],
-        "num_documents": training.num_documents,
-        "num_tokens": training.num_tokens,
-        "num_validation_documents": validation.num_documents,
-        "unigram_entropy": validation.unigram_entropy,
+        "sources": [source.path for manifest in manifests.values() for source in manifest.sources],
+        "num_documents": sum(split.num_documents for split in training),
+        "num_tokens": sum(split.num_tokens for split in training),
+        "num_validation_documents": sum(split.num_documents for split in validation),
+        # Of each corpus by itself, in proportion: what guessing by its own frequencies cannot beat.
+        "unigram_entropy": sum(split.unigram_entropy * split.num_tokens for split in validation) / max(num_tokens, 1),
     }
 
 

@@ -29,6 +29,13 @@ FREE_TO_CHANGE = (
     "runs",
     "data.corpus",
     "data.tokenizer",
+    "data.verify",
+    "data.prefetch",
+    # What has been served of them is guarded by the cursor's fingerprint; what lies ahead may change.
+    "data.shards",
+    "data.mixture",
+    "data.changes",
+    "data.exclude",
 )
 
 
@@ -205,7 +212,13 @@ def _refuse_unknown(tree: dict[str, Any], record: type[BaseModel], prefix: str, 
     for key, value in tree.items():
         if key not in fields:
             raise RecipeError(f"unknown key {prefix}{key}", where, did_you_mean(str(key), fields))
-        records = _records(fields[key].annotation)
+        annotation = fields[key].annotation
+        if get_origin(annotation) is dict and isinstance(value, dict):  # records by a name of the user's
+            for name, inner in value.items():
+                for named in _records(get_args(annotation)[1]) if isinstance(inner, dict) else ():
+                    _refuse_unknown(inner, named, f"{prefix}{key}.{name}.", where)
+            continue
+        records = _records(annotation)
         if not records or not isinstance(value, dict):
             continue
         chosen = (

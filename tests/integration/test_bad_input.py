@@ -88,7 +88,8 @@ def test_missing_mask_token_is_told_before_the_first_step(tmp_path: Path) -> Non
     from rich.console import Console
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    from launcher.prepare.build import BuildRequest, build_shards
+    from launcher.prepare.build import build_shards
+    from launcher.prepare.request import BuildRequest
 
     corpus = tiny.write_corpus(tmp_path / "corpus.jsonl", 40)
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "</s>": 1, "第": 2}, unk_token="<unk>"))

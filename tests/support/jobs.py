@@ -87,7 +87,7 @@ def plain_losses(recipe_path: str) -> list[float]:
     recipe = load_recipe(recipe_path).recipe
     data = open_data(recipe)
     kind = recipe.objective.kind
-    config = build_config(recipe.model, kind, data.manifest.tokenizer, recipe.data.seq_len)
+    config = build_config(recipe.model, kind, data.tokenizer, recipe.data.seq_len)
     model = build_model(config, recipe.model, kind, seed=recipe.train.seed)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]

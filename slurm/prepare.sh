@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Text to shards on Slurm: each task of an array builds its share of the parts, on all cores it is given, and the task
+# that finds all parts finished completes the folder. Nothing is copied: what a task writes is what is trained on.
+#
+#   sbatch --array=0-15 slurm/prepare.sh 'wiki/*.jsonl.zst' --tokenizer data/tok --out data/wiki/shards
+#   sbatch slurm/prepare.sh corpus.jsonl --tokenizer data/tok --out data/shards            # one machine
+#
+# The same command again builds what is left: of a task that was killed, a node that was lost. The folder must lie on a
+# file system that all nodes see. Submit from the project's folder; everything behind the script goes to `pretrain prepare`.
+#SBATCH --job-name=prepare
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -uo pipefail
+
+# sbatch runs a copy of this script from its spool folder: the project is where the job was submitted.
+root=${SLURM_SUBMIT_DIR:?this is a batch script: sbatch slurm/prepare.sh}
+if [ ! -f "$root/launcher/cli.py" ]; then
+    echo "prepare.sh: there is no launcher/cli.py in $root: submit from the project's folder" >&2
+    exit 2
+fi
+cd "$root" || exit 2
+if [ -f .venv/bin/activate ]; then
+    # shellcheck disable=SC1091
+    . .venv/bin/activate
+fi
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+
+# Tasks are numbered from 0 here, whatever the array counts from; its step is 1 unless somebody says otherwise.
+task=$(((${SLURM_ARRAY_TASK_ID:-0} - ${SLURM_ARRAY_TASK_MIN:-0}) / ${SLURM_ARRAY_TASK_STEP:-1}))
+tasks=$(((${SLURM_ARRAY_TASK_MAX:-0} - ${SLURM_ARRAY_TASK_MIN:-0}) / ${SLURM_ARRAY_TASK_STEP:-1} + 1))
+echo "prepare.sh: job ${SLURM_JOB_ID:-?}, task $task of $tasks: pretrain prepare $*"
+python -m launcher.cli prepare "$@" --task "$task" --tasks "$tasks"
+code=$?
+
+# 75: the file system refused; the same command goes on from the parts that are finished.
+if [ "$code" -eq 75 ]; then
+    echo "prepare.sh: requeued"
+    scontrol requeue "$SLURM_JOB_ID" && exit 0
+fi
+exit "$code"

@@ -1,0 +1,147 @@
+"""The global batch of a step is the same whatever the machine looks like."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+from token_shards import END, random_documents, write_shards
+
+from launcher.config.batch import plan_batch
+from launcher.config.loading import check_recipe
+from launcher.config.recipe import Recipe
+from launcher.errors import ShardError, TokenizerError
+from launcher.feed import Data, open_data, step_batches, validation_batches, wasted
+from launcher.objectives.base import IGNORE_INDEX
+from launcher.shards.manifest import read_manifest
+
+GLOBAL_BATCH = 48
+PACKINGS = ("concat", "bestfit", "pad")
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("corpora")
+    for seed, name in enumerate(("law", "wiki", "late")):
+        held_out = random_documents(6, 15, seed=seed + 10)
+        write_shards(folder / name, random_documents(150, 15, seed=seed), held_out, documents_per_shard=40, words=True)
+    return {name: folder / name for name in ("law", "wiki", "late")}
+
+
+def recipe_of(objective: str, data: dict[str, Any], **changes: Any) -> Recipe:
+    tree = tiny.recipe_tree(objective, Path("unused"), Path("runs"), batch__global_batch=GLOBAL_BATCH, **changes)
+    tree["data"] = {"seq_len": 24, **data}
+    return check_recipe(tree, "a test")
+
+
+def mixture(corpora: dict[str, Path], **weights: float) -> dict[str, Any]:
+    return {"mixture": {name: {"shards": str(corpora[name]), "weight": weight} for name, weight in weights.items()}}
+
+
+def digests(data: Data, world_size: int, micro_batch: int | None, first: int, last: int) -> list[int]:
+    plan = plan_batch(GLOBAL_BATCH, micro_batch, world_size)
+    ranks = [[batch.digest for batch in step_batches(data, plan, rank, first, last)] for rank in range(world_size)]
+    return [sum(each) % 2**64 for each in zip(*ranks, strict=True)]
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("objective", ["mlm", "clm", "span"])
+def test_the_batch_of_a_step_is_the_same_on_any_ranks_in_any_passes_from_any_start(
+    corpora: dict[str, Path], objective: str, packing: str
+) -> None:
+    recipe = recipe_of(objective, {**mixture(corpora, law=0.7, wiki=0.3), "packing": packing})
+    whole = digests(open_data(recipe), 1, None, 0, 12)
+    assert len(set(whole)) == 12
+    for world_size, micro_batch in ((2, 4), (3, 16), (4, None), (8, 3), (1, 1)):
+        assert digests(open_data(recipe), world_size, micro_batch, 0, 4) == whole[:4]
+        assert digests(open_data(recipe), world_size, micro_batch, 7, 12) == whole[7:]
+
+
+def test_a_change_of_weights_ahead_and_a_corpus_added_leave_the_past_as_it_was(corpora: dict[str, Path]) -> None:
+    plain = open_data(recipe_of("mlm", mixture(corpora, law=0.7, wiki=0.3)))
+    later = mixture(corpora, law=0.7, wiki=0.3, late=0)
+    later["changes"] = [{"step": 5, "weights": {"law": 0.2, "late": 0.5}}]
+    changed = open_data(recipe_of("mlm", later))
+    assert digests(plain, 2, None, 0, 5) == digests(changed, 2, None, 0, 5)
+    assert digests(plain, 2, None, 5, 6) != digests(changed, 2, None, 5, 6)
+    position = 5 * GLOBAL_BATCH
+    assert plain.train.fingerprint_at(position) == changed.train.fingerprint_at(position)
+    batch = changed.train.fetch(np.arange(9 * GLOBAL_BATCH, dtype=np.int64))
+    assert not (batch.corpora_B[:position] == 2).any()
+    for corpus in range(3):  # nothing repeated, nothing skipped
+        count = np.count_nonzero(batch.corpora_B == corpus)
+        expected = changed.train.corpora[corpus].order.samples_at(np.arange(count))
+        assert batch.sample_ids_B[batch.corpora_B == corpus].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("objective", ["mlm", "clm"])
+def test_an_excluded_document_becomes_padding_and_moves_nobody(
+    corpora: dict[str, Path], tmp_path: Path, objective: str, packing: str
+) -> None:
+    shards = str(corpora["law"])
+    takedown = tmp_path / "takedown.txt"
+    takedown.write_text("train.jsonl:3\n")
+    plain = open_data(recipe_of(objective, {"shards": shards, "packing": packing}))
+    data = open_data(recipe_of(objective, {"shards": shards, "packing": packing, "exclude": str(takedown)}))
+    positions = np.arange(plain.train.num_samples, dtype=np.int64)
+    rows = data.train.fetch(positions)
+    assert rows.hidden_BL is not None
+    before, after = plain.objective.batch(plain.train.fetch(positions)), data.objective.batch(rows)
+    gone = (before["attention_mask"] == 1) & (after["attention_mask"] == 0)
+    assert gone.any()
+    assert (after["labels"][gone] == IGNORE_INDEX).all()
+    assert np.array_equal(after["input_ids"][~gone], before["input_ids"][~gone])
+    assert data.train.fingerprint_at(len(positions)) == plain.train.fingerprint_at(len(positions))
+
+
+def test_whole_words_are_masked_from_the_shards_own_plane(corpora: dict[str, Path], tmp_path: Path) -> None:
+    shards = {"shards": str(corpora["law"])}
+    data = open_data(recipe_of("mlm", shards, objective__whole_words=True, objective__mask_share=0.5))
+    rows = data.train.fetch(np.arange(40, dtype=np.int64))
+    assert rows.continues_BL is not None
+    # The test's shards say that an odd id continues the word before it, but at the ends of documents.
+    inside = (rows.tokens_BL % 2 == 1) & (rows.tokens_BL != END)
+    assert (rows.continues_BL <= inside).all()
+    batch = data.objective.batch(rows)
+    chosen = batch["labels"][:, 1:-1] != IGNORE_INDEX
+    assert (chosen[:, 1:] == chosen[:, :-1])[rows.continues_BL[:, 1:]].all()
+    write_shards(tmp_path / "plain", random_documents(30, 15))
+    with pytest.raises(ShardError, match="--words"):
+        open_data(recipe_of("mlm", {"shards": str(tmp_path / "plain")}, objective__whole_words=True))
+
+
+def test_every_corpus_is_validated_on_its_own_documents(corpora: dict[str, Path]) -> None:
+    recipe = recipe_of("clm", mixture(corpora, law=0.7, wiki=0.3), eval__max_samples=None)
+    data = open_data(recipe)
+    num_targets = sum(
+        int(np.count_nonzero(batch["labels"] != IGNORE_INDEX))
+        for rank in range(2)
+        for batch in validation_batches(recipe, data, 2, rank)
+    )
+    held_out = [read_manifest(corpora[name]).splits["validation"].num_tokens for name in ("law", "wiki")]
+    assert num_targets == sum(held_out) - 2  # all but the first token of each
+
+
+def test_corpora_of_other_tokenizers_do_not_mix(corpora: dict[str, Path], tmp_path: Path) -> None:
+    other = tiny.make_shards(tmp_path)
+    with pytest.raises(TokenizerError, match=r"wiki was tokenized with tokenizer, law with none"):
+        open_data(recipe_of("mlm", mixture({**corpora, "wiki": other}, law=0.7, wiki=0.3)))
+
+
+def test_a_tokenizer_that_changed_beside_the_shards_is_found_before_a_sample_is_served(tmp_path: Path) -> None:
+    write_shards(tmp_path / "shards", random_documents(30, 15))
+    (tmp_path / "shards" / "tokenizer" / "tokenizer.json").write_text("[]")
+    with pytest.raises(ShardError, match="not the tokenizer the shards were made with"):
+        open_data(recipe_of("mlm", {"shards": str(tmp_path / "shards")}))
+
+
+def test_what_packing_wastes_is_told(corpora: dict[str, Path]) -> None:
+    told = wasted(open_data(recipe_of("mlm", {"shards": str(corpora["law"]), "packing": "pad"})))
+    assert len(told) == 1
+    assert "padding" in told[0]
+    assert "of its tokens do not fit" in told[0]
+    assert wasted(open_data(recipe_of("mlm", {"shards": str(corpora["law"])}))) == []
