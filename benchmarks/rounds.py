@@ -1,7 +1,7 @@
 """Two commands or processes in turn: for peers that live in a process, or an environment, of their own.
 
-A peer that is asked often (`Peer`) imports once and then answers one JSON line with another; one that is a whole program
-(`run`) is started anew each time, and its time counts from start to exit.
+A peer that is asked often (`Peer`) imports once and then answers one JSON line with another; one that is a whole
+program (`run`) is started anew each time, and its time counts from start to exit.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ class Value:
         told = f"{self.name}: {self.value:.4g} {self.unit}".rstrip()
         if self.bar is None:
             return told
-        return f"{told}  bar {'at most' if self.at_most else 'at least'} {self.bar:g}: {'met' if self.met else 'MISSED'}"
+        return (
+            f"{told}  bar {'at most' if self.at_most else 'at least'} {self.bar:g}: {'met' if self.met else 'MISSED'}"
+        )
 
 
 class PeerError(RuntimeError):
@@ -93,7 +95,8 @@ class Peer:
 
     def close(self) -> None:
         """End it."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait(timeout=60)

@@ -25,10 +25,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
 TEXT_FIELDS = ("text", "completion", "content")
 
 Call = Callable[[], object]
+
+
+class Result(Protocol):
+    """What `show` prints: a dataclass with a line for people."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def line(self) -> str:
+        """For people."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +177,7 @@ def machine(packages: Sequence[str] = ()) -> dict[str, object]:
 
 def show(
     benchmark: str,
-    results: Sequence[Ratio],
+    results: Sequence[Result],
     *,
     as_json: bool,
     packages: Sequence[str] = (),
