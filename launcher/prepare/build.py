@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from launcher.prepare.part import (
     replacing,
 )
 from launcher.prepare.pool import run_parts
+from launcher.prepare.quality import LOUD_FROM, unknown_characters, warn_unknown
 from launcher.prepare.readers import SegmentReader
 from launcher.prepare.request import BuildRequest, Plan
 from launcher.prepare.sources import Segment, SourceFile, cut, find_sources
@@ -49,6 +51,10 @@ FAST_FROM = 32 << 20
 SAMPLE_SHARE, SAMPLE_DOCUMENTS, MAX_SAMPLE_BYTES, SAMPLE_PLACES = 0.01, 200, 32 << 20, 16
 """Of the corpus, held against the reference: a share, at least so many documents, at most so many bytes; from so many
 places of it."""
+
+
+LOOK_AT = 500
+"""Documents in which to look for what is unknown."""
 
 
 def build_shards(request: BuildRequest, console: Console | None = None) -> Manifest | None:
@@ -90,6 +96,7 @@ def build_shards(request: BuildRequest, console: Console | None = None) -> Manif
         return None
     manifest = merge(plan, records)
     console.print(f"shards     {request.out}: {describe(manifest)}", highlight=False, soft_wrap=True)
+    _warn_of_unknown(plan, manifest, console)
     return manifest
 
 
@@ -103,6 +110,18 @@ def describe(manifest: Manifest) -> str:
         f"held out {held_out.num_documents} documents, {units.count(held_out.num_tokens)} tokens; "
         f"dropped {sum(dropped.values())} records{reasons}"
     )
+
+
+def _warn_of_unknown(plan: Plan, manifest: Manifest, console: Console) -> None:
+    """Say loudly when the tokenizer does not know the text."""
+    train = manifest.splits["train"]
+    share = train.num_unknown / train.num_tokens
+    if share <= LOUD_FROM:
+        return
+    settings = plan.settings
+    texts = texts_of(settings.sources, plan.parts[0].segments, settings.read, settings.filters)
+    warning = warn_unknown(plan.handle, share, unknown_characters(plan.handle, islice(texts, LOOK_AT)))
+    console.print(warning, style="bold red", markup=False, highlight=False, soft_wrap=True)
 
 
 def _existing(request: BuildRequest, decides: dict[str, Any], sources: Sequence[SourceFile]) -> Manifest | None:

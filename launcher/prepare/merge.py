@@ -65,7 +65,8 @@ def merge(plan: Plan, records: Sequence[PartRecord]) -> Manifest:
     counts: Counter[str] = Counter(dict.fromkeys(_REASONS, 0))
     for record in records:
         counts.update(record.counts)
-    splits = {name: _split(name, records, frequencies[name]) for name in SPLITS}
+    unk = plan.handle.info.special.unk
+    splits = {name: _split(name, records, frequencies[name], unk) for name in SPLITS}
     if splits["train"].num_documents == 0:
         for place in (folder, plan.settings.records):  # to go on from here would end here again
             shutil.rmtree(place, ignore_errors=True)
@@ -119,7 +120,7 @@ def _arrays(plan: Plan) -> tuple[dict[str, NDArray[np.uint64]], dict[str, NDArra
     return sums, frequencies
 
 
-def _split(name: str, records: Sequence[PartRecord], frequencies_V: NDArray[np.int64]) -> SplitStats:
+def _split(name: str, records: Sequence[PartRecord], frequencies_V: NDArray[np.int64], unk: int | None) -> SplitStats:
     shards = [record.shards[name] for record in records if name in record.shards]
     return SplitStats(
         num_documents=sum(shard.num_documents for shard in shards),
@@ -127,6 +128,7 @@ def _split(name: str, records: Sequence[PartRecord], frequencies_V: NDArray[np.i
         num_chars=sum(record.num_chars[name] for record in records),
         unigram_entropy=entropy(frequencies_V),
         shards=tuple(shards),
+        num_unknown=0 if unk is None else int(frequencies_V[unk]),
     )
 
 

@@ -112,6 +112,8 @@ class SplitStats:
     """Of the split's own tokens without document ends, nats a token: what guessing by frequency alone cannot beat."""
     shards: tuple[ShardEntry, ...]
     """In the order of the stream."""
+    num_unknown: int = 0
+    """Tokens that are the unknown token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

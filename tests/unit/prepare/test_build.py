@@ -347,3 +347,14 @@ def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str, message: str) 
 def test_a_folder_without_shards_names_the_command_that_makes_them(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match=r"fix: +pretrain prepare CORPUS --tokenizer DIR --out"):
         read_manifest(tmp_path)
+
+
+def test_a_tokenizer_that_does_not_know_the_text_is_told_loudly(request_: BuildRequest, tmp_path: Path) -> None:
+    path = tmp_path / "strange.jsonl"
+    path.write_text('{"completion": "公民 Ω 龘 Ω"}\n' * 5, encoding="utf-8")
+    said = io.StringIO()
+    manifest = build_shards(replace(request_, corpus=(str(path),), validation_share=0.0), Console(file=said))
+    assert manifest is not None
+    assert manifest.splits["train"].num_unknown >= 10
+    assert "of the tokens are unknown" in said.getvalue()
+    assert "Ω" in said.getvalue()
