@@ -77,7 +77,8 @@ def test_every_sequence_of_a_step_is_named_and_its_digest_is_the_runs(run: Path)
         assert verdict.startswith("the digest is the run's")
         for sequence in sequences:
             assert sum(piece.num_tokens for piece in sequence.pieces) <= 22
-            assert all(piece.text and piece.document.endswith(tuple("0123456789")) for piece in sequence.pieces)
+            assert all(piece.document.rpartition(":")[2].isdigit() for piece in sequence.pieces)
+        assert any(piece.text for piece in sequence.pieces)  # one that holds the end of a document alone has none
     assert {sequence.corpus for sequence in tracing.trace_step(run, 8)[0]} <= {"law", "wiki", "late"}
 
 
