@@ -3,10 +3,11 @@
     python -m benchmarks.digests [--corpus FILE.jsonl] [--json]
 
 The digest of a step covers every array the model is given of every sample, masks and noise among them, and each
-sample's position. It is worked out here as training does, rank by rank in one process, for every objective, every way to
-pack, and a mixture of two corpora whose weights change on the way; all cuts of a run must give the same ones. Its peers
-are told in words: Megatron keeps the order at another world size, but none of the first 200 samples when the run is
-extended to three epochs; mosaicml-streaming keeps global batches at worlds of 2, 4 and 8 (both measured, not here).
+sample's position. It is worked out here as training does, rank by rank in one process, for every objective, every way
+to pack, and a mixture of two corpora whose weights change on the way; all cuts of a run must give the same ones, and
+another seed must give none of them. Its peers are told in words: Megatron keeps the order at another world size, but none
+of the first 200 samples when the run is extended to three epochs; mosaicml-streaming keeps global batches at worlds of
+2, 4 and 8 (both measured, not here).
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def main() -> None:
             equal, compared = compare(recipe_of(kind, packing, shards, mixed), rng)
             title = f"{kind}, {packing}, {'a mixture that changes' if mixed else 'one corpus'}: equal of {compared}"
             results.append(Value(title, equal, "steps", compared, at_most=False))
+        results.append(Value("with another seed, equal", with_another_seed(shards), "steps", 0))
     settings = {"worlds": WORLDS, "global_batch": GLOBAL_BATCH, "steps": NUM_STEPS, "resumes": NUM_RESUMES}
     show("digests", results, as_json=options.json, packages=("numpy", "xxhash"), settings=settings)
 
@@ -85,6 +87,14 @@ def compare(recipe: Recipe, rng: random.Random) -> tuple[int, int]:
     longer = recipe.model_copy(update={"train": recipe.train.model_copy(update={"num_steps": 10 * last})})
     check(global_digests(open_data(longer), 2, None, 0, last), 0)
     return equal, compared
+
+
+def with_another_seed(shards: tuple[Path, Path]) -> int:
+    """Steps whose digest another seed leaves, and steps of one run with one digest: the comparison can tell."""
+    recipe = recipe_of("mlm", "concat", shards, mixed=False)
+    other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": recipe.train.seed + 1})})
+    one, two = (list(global_digests(open_data(each), 1, None, 0, NUM_STEPS)) for each in (recipe, other))
+    return sum(a == b for a, b in zip(one, two, strict=True)) + NUM_STEPS - len(set(one))
 
 
 def global_digests(data: Data, world_size: int, micro_batch: int | None, first: int, last: int) -> Iterator[int]:
