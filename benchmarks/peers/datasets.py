@@ -123,7 +123,7 @@ def main() -> None:
     name = parser.parse_args().dataset
     package, opener = DATASETS[name]
     if name == "megatron":
-        import megatron.core.datasets.gpt_dataset
+        pass
     torch.set_num_threads(1)
     opened: list[Serve] = []
 
