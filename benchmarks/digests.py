@@ -6,8 +6,8 @@ The digest of a step covers every array the model is given of every sample, mask
 sample's position. It is worked out here as training does, rank by rank in one process, for every objective, every way
 to pack, and a mixture of two corpora whose weights change on the way; all cuts of a run must give the same ones, and
 another seed must give none of them. Its peers are told in words: Megatron keeps the order at another world size, but
-none of the first 200 samples when the run is extended to three epochs; mosaicml-streaming keeps global batches at worlds
-of 2, 4 and 8 (both measured, not here).
+none of the first 200 samples when the run is extended to three epochs; mosaicml-streaming keeps global batches at
+worlds of 2, 4 and 8 (both measured, not here).
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import time
 import types
 from collections.abc import Callable, Iterator
 from importlib import metadata
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,7 @@ def _stand_in_for_torchvision() -> None:
         }
         for name, members in names.items():
             module = types.ModuleType(name)
+            module.__spec__ = ModuleSpec(name, None)
             for member in members:
                 setattr(module, member, type(member, (), {}))
             sys.modules[name] = module
