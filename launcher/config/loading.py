@@ -30,7 +30,6 @@ FREE_TO_CHANGE = (
     "data.corpus",
     "data.tokenizer",
     "data.verify",
-    "data.prefetch",
     # What has been served of them is guarded by the cursor's fingerprint; what lies ahead may change.
     "data.shards",
     "data.mixture",

@@ -65,8 +65,6 @@ class DataConfig(Record):
     moves: their tokens become padding without attention or loss."""
     verify: Literal["touch", "open", "off"] = "touch"
     """When blocks of the shards are held against their checksums: when first touched, all at the start, never."""
-    prefetch: Literal["auto", "on", "off"] = "auto"
-    """Whether a thread makes the next step's batches meanwhile; `auto` does where an accelerator computes."""
     corpus: tuple[str, ...] = ()
     """Files the shards are made from. Only used to print the command that prepares them."""
     tokenizer: FolderPath | None = None
