@@ -1,15 +1,15 @@
 """Opening a corpus and its order: ours against megatron-core's index of documents, samples and shuffle.
 
-    python -m benchmarks.open_order [--documents 10000000] [--json]
+    python -m benchmarks.open_order [--documents 10000000] [--peer-python PATH] [--json]
 
 Four epochs of rows of 2,048 tokens. Each side runs in a process of its own; what counts is cpu time and the growth of
 its peak memory over opening and asking for the first 4,096 samples, and the bytes of index it leaves on the disk.
+10^8 documents (`--documents 100000000`) need 6 GB in the temporary folder.
 """
 
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -19,10 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.made_shards import END, VOCAB_SIZE, make_shards
-from benchmarks.support import machine, parser
+from benchmarks.rounds import Value, add_peer_python, compared
+from benchmarks.support import Ratio, parser, show
 
 LENGTH, EPOCHS = 2048, 4
-BARS = {"cpu_s": 0.020, "memory_mb": 16.0, "ratio": 300.0}
+TOKENS = 200_000_000
+"""Of a corpus of any size: documents of a large one are short, so that it fits on a small disk."""
+FIELDS: dict[str, tuple[str, float]] = {"cpu_s": ("s", 0.020), "memory_mb": ("MB", 16.0), "index_bytes": ("bytes", 0.0)}
+RATIO_BAR, BAR_DOCUMENTS = 300.0, 10_000_000
 
 
 def open_ours(folder: Path) -> None:
@@ -73,23 +77,36 @@ def measure(side: str, folder: Path) -> None:
         import launcher.shards.reader  # noqa: F401
     else:
         import megatron.core.datasets.gpt_dataset  # noqa: F401
-    memory, cpu, wall = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time(), time.perf_counter()
+    memory = forget_peak_mb()
+    cpu, wall = time.process_time(), time.perf_counter()
     OPENERS[side](folder)
     print(
         json.dumps(
             {
                 "cpu_s": time.process_time() - cpu,
                 "wall_s": time.perf_counter() - wall,
-                "memory_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1024,
+                "memory_mb": memory_mb("VmHWM") - memory,
             }
         )
     )
 
 
-def run(side: str, folder: Path) -> dict[str, float] | None:
+def forget_peak_mb() -> float:
+    """What is in memory now, from where on the peak counts: importing went higher."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return memory_mb("VmRSS")
+
+
+def memory_mb(field: str) -> float:
+    """A field of this process's status, in MB."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
+
+
+def run(side: str, folder: Path, python: Path) -> dict[str, float] | None:
     """What a side took; None where it is not installed."""
     before = {path for path in folder.rglob("*") if path.is_file()}
-    command = [sys.executable, "-m", "benchmarks.open_order", "--measure", side, "--folder", str(folder)]
+    command = [str(python), "-m", "benchmarks.open_order", "--measure", side, "--folder", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         print(f"{side}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
@@ -105,30 +122,46 @@ def run(side: str, folder: Path) -> dict[str, float] | None:
 def main() -> None:
     """Measure and print."""
     made = parser(__doc__, rounds=3)
-    made.add_argument("--documents", type=int, nargs="+", default=[10_000_000], metavar="N", help="sizes to open")
+    add_peer_python(made)
+    made.add_argument(
+        "--documents", type=int, nargs="+", default=[100_000, 10_000_000], metavar="N", help="sizes to open"
+    )
+    made.add_argument("--peer-documents", type=int, default=BAR_DOCUMENTS, metavar="N", help="the peer's largest size")
     made.add_argument("--measure", choices=OPENERS, help="(what the benchmark calls itself with)")
     made.add_argument("--folder", type=Path)
     options = made.parse_args()
     if options.measure:
         measure(options.measure, options.folder)
         return
-    rows = []
+    results: list[Ratio | Value] = []
     for num_documents in options.documents:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) / "shards"
-            make_shards(folder, num_documents, 20)
-            pairs = [(run("ours", folder), run("megatron-core", folder)) for _ in range(options.rounds)]
-        row: dict[str, object] = {"documents": num_documents}
-        for side, values in zip(OPENERS, zip(*pairs, strict=True), strict=True):
-            told = [value for value in values if value is not None]
-            row[side] = {key: float(np.median([value[key] for value in told])) for key in told[0]} if told else None
-        both = [(a, b) for a, b in pairs if a and b]
-        row["ratio_cpu"] = float(np.median([b["cpu_s"] / a["cpu_s"] for a, b in both])) if both else None
-        rows.append(row)
-    report = {"benchmark": "open_order", "machine": machine(("numpy",)), "bars": BARS, "results": rows}
-    print(
-        json.dumps(report, indent=2) if options.json else "\n".join(f"{key}: {value}" for key, value in report.items())
-    )
+            make_shards(folder, num_documents, max(2, min(500, TOKENS // num_documents)))
+            ours, peers = Path(sys.executable), options.peer_python
+            with_peer = num_documents <= options.peer_documents
+            pairs = [
+                (run("ours", folder, ours), run("megatron-core", folder, peers) if with_peer else None)
+                for _ in range(options.rounds)
+            ]
+        results += told(num_documents, [one for one, _ in pairs if one], [two for _, two in pairs if two])
+    show("open_order", results, as_json=options.json, packages=("numpy",), settings={"epochs": EPOCHS, "row": LENGTH})
+
+
+def told(num_documents: int, ours: list[dict[str, float]], peer: list[dict[str, float]]) -> list[Ratio | Value]:
+    """The medians of a size, with its bars."""
+    title = f"{num_documents:,} documents"
+    results: list[Ratio | Value] = []
+    for side, runs in (("ours", ours), ("megatron-core", peer)):
+        for key, (unit, bar) in FIELDS.items():
+            if runs:
+                median = float(np.median([run[key] for run in runs]))
+                results.append(Value(f"{title}, {side}: {key}", median, unit, bar if side == "ours" else None))
+    if ours and len(ours) == len(peer):
+        one, two = ([(run["wall_s"], run["cpu_s"]) for run in runs] for runs in (ours, peer))
+        bar = RATIO_BAR if num_documents == BAR_DOCUMENTS else None
+        results.append(compared(title, one, "megatron-core's GPTDataset, built", two, by="cpu", bar=bar))
+    return results
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Serving tokens in random order from a warm cache: ours against np.memmap slices and Megatron's GPTDataset.
 
-    python -m benchmarks.serving [--rounds N] [--json]
+    python -m benchmarks.serving [--peer-python PATH] [--rounds N] [--json]
 
 int64 out on both sides. Ours works out the order (Feistel) on the way and has its blocks checked already; np.memmap is
-given its permutation for nothing, as is Megatron's dataset (which needs megatron-core; left out where it is missing).
+given its permutation for nothing. The datasets of megatron-core, litdata, datatrove and mosaicml-streaming serve the
+same tokens in a process of their own; one that cannot be imported there is left out. What counts is cpu time.
 The last lines are one pass over a split whose blocks are checked when they are first touched, against one unchecked.
 """
 
@@ -11,15 +12,18 @@ from __future__ import annotations
 
 import itertools
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.made_shards import END, VOCAB_SIZE, make_shards
-from benchmarks.support import Ratio, parser, ratio, show, timed
+from benchmarks.made_shards import make_shards
+from benchmarks.rounds import Peer, PeerError, Timing, add_peer_python, in_turn
+from benchmarks.support import Ratio, parser, show, timed
 from launcher.samples.loader import Corpus, Loader
 from launcher.samples.windows import Windows
 from launcher.shards.reader import open_split
@@ -27,7 +31,8 @@ from launcher.shards.reader import open_split
 SHAPES = ((512, 32, 4.0), (2048, 8, 4.0), (8192, 4, 3.0))
 """Tokens of a row, rows, and the bar against np.memmap."""
 MEGATRON_BAR = 40.0
-CALLS = 200
+CALLS, PEER_CALLS = 200, 20
+PEERS = ("megatron", "litdata", "datatrove", "streaming")
 
 
 def ours(folder: Path, length: int, num_rows: int, verify: Any = "touch") -> Callable[[], object]:
@@ -59,41 +64,32 @@ def memmap(folder: Path, length: int, num_rows: int) -> Callable[[], object]:
     return serve
 
 
-def megatron(folder: Path, length: int, num_rows: int) -> Callable[[], object] | None:
-    """megatron-core's GPTDataset with torch's default collate; None where megatron-core is not installed."""
+def against_peer(
+    name: str, python: Path, folder: Path, shape: tuple[int, int], serve: Callable[[], object], rounds: int
+) -> Ratio | None:
+    """Against a dataset in a process of its own, in cpu time; None where its environment does not have it."""
+    length, num_rows = shape
     try:
-        from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-        from megatron.core.datasets.indexed_dataset import IndexedDataset
-        from megatron.core.datasets.utils import Split
-        from torch.utils.data import default_collate
-    except ImportError:
+        with Peer(python, "benchmarks.peers.datasets", name) as peer:
+            peer.ask("open", prefix=str(folder / "train-00000"), length=length, num_rows=num_rows)
+            peer.ask("serve", num_batches=PEER_CALLS)  # its files are opened at the first row
+
+            def theirs() -> Timing:
+                told = peer.ask("serve", num_batches=PEER_CALLS)
+                return told["wall_s"] / PEER_CALLS, told["cpu_s"] / PEER_CALLS
+
+            return in_turn(
+                f"{num_rows} rows of {length} tokens",
+                partial(timed, serve, CALLS),
+                f"{peer.about['name']}'s dataset and torch's default_collate",
+                theirs,
+                rounds,
+                by="cpu",
+                bar=MEGATRON_BAR if name == "megatron" else None,
+            )
+    except PeerError as error:
+        print(f"left out: {error}", file=sys.stderr)
         return None
-    prefix = str(folder / "train-00000")
-    tokenizer = type(
-        "Tokenizer", (), {"unique_identifiers": {"class": "none"}, "eod": END, "pad": 0, "vocab_size": VOCAB_SIZE}
-    )()
-    config = GPTDatasetConfig(
-        random_seed=1,
-        sequence_length=length,
-        split="1",
-        tokenizer=tokenizer,
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-        path_to_cache=str(folder / "megatron"),
-        mid_level_dataset_surplus=0.005,
-    )
-    indexed = IndexedDataset(prefix, mmap=True)
-    documents = np.arange(len(indexed.document_indices) - 1, dtype=np.int32)
-    dataset = GPTDataset(indexed, prefix, documents, None, Split.train, config)
-    places = itertools.cycle(range(0, len(dataset) - num_rows, num_rows))
-
-    def serve() -> object:
-        first = next(places)
-        return default_collate([dataset[index] for index in range(first, first + num_rows)])
-
-    return serve
 
 
 def first_touch(folder: Path, rounds: int) -> Ratio:
@@ -126,8 +122,11 @@ def first_touch(folder: Path, rounds: int) -> Ratio:
 
 def main() -> None:
     """Measure and print."""
-    options = parser(__doc__, rounds=9).parse_args()
-    results = []
+    made = parser(__doc__, rounds=9)
+    add_peer_python(made)
+    made.add_argument("--peers", nargs="*", default=list(PEERS), metavar="NAME", help="datasets to measure against")
+    options = made.parse_args()
+    results: list[Ratio] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "shards"
         make_shards(folder, 100_000, 500)
@@ -138,18 +137,20 @@ def main() -> None:
                 serve()
             title = f"{num_rows} rows of {length} tokens"
             peer = memmap(folder, length, num_rows)
-            slices = "np.memmap slices, astype, stack"
             results.append(
-                ratio(title, serve, slices, peer, options.rounds, ours_calls=CALLS, peer_calls=CALLS, bar=bar)
-            )
-            dataset = megatron(folder, length, num_rows)
-            if dataset is not None:
-                told = "megatron-core's GPTDataset and default_collate"
-                results.append(
-                    ratio(
-                        title, serve, told, dataset, options.rounds, ours_calls=CALLS, peer_calls=10, bar=MEGATRON_BAR
-                    )
+                in_turn(
+                    title,
+                    partial(timed, serve, CALLS),
+                    "np.memmap slices, astype, stack",
+                    partial(timed, peer, CALLS),
+                    options.rounds,
+                    by="cpu",
+                    bar=bar,
                 )
+            )
+            for name in options.peers:
+                found = against_peer(name, options.peer_python, folder, (length, num_rows), serve, options.rounds)
+                results += [] if found is None else [found]
         results.append(first_touch(folder, options.rounds))
     show("serving", results, as_json=options.json, packages=("numpy",))
 
