@@ -156,11 +156,12 @@ def told(num_documents: int, ours: list[dict[str, float]], peer: list[dict[str, 
         for key, (unit, bar) in FIELDS.items():
             if runs:
                 median = float(np.median([run[key] for run in runs]))
-                results.append(Value(f"{title}, {side}: {key}", median, unit, bar if side == "ours" else None))
+                limit = bar if side == "ours" else None
+                results.append(Value(f"{title}, {side}: {key}", median, unit, limit))
     if ours and len(ours) == len(peer):
         one, two = ([(run["wall_s"], run["cpu_s"]) for run in runs] for runs in (ours, peer))
-        bar = RATIO_BAR if num_documents == BAR_DOCUMENTS else None
-        results.append(compared(title, one, "megatron-core's GPTDataset, built", two, by="cpu", bar=bar))
+        wanted = RATIO_BAR if num_documents == BAR_DOCUMENTS else None
+        results.append(compared(title, one, "megatron-core's GPTDataset, built", two, by="cpu", bar=wanted))
     return results
 
 

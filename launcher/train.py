@@ -144,6 +144,7 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place) -> None:
             f"note: the warm-up of {recipe.schedule.warmup_steps} steps is longer than the run of "
             f"{recipe.train.num_steps}: the learning rate never gets to {recipe.optim.lr:g}",
             highlight=False,
+            soft_wrap=True,
         )
     complete = is_complete(recipe)
     if place.rank == 0 and (loaded.is_quickstart or not complete):  # the other ranks wait for it in join
@@ -155,7 +156,7 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place) -> None:
         data = open_data(recipe)
         check_tokenizer(recipe, data)
         for line in wasted(data):
-            console.print(f"note: {line}", highlight=False)
+            console.print(f"note: {line}", highlight=False, soft_wrap=True)
         precision = settle_precision(recipe)
         ds_config = ds.resolve_ds_config(ds_file, recipe, plan, precision)
         config = configure(recipe, data)
