@@ -128,7 +128,8 @@ class PackingPlan:
     @property
     def padding_share(self) -> float:
         """Share of the places of all rows that hold no token."""
-        return 1 - self.num_placed / max(1, int(self.row_starts[-1]) * self.length)
+        num_places = int(self.row_starts[-1]) * self.length
+        return 1 - self.num_placed / num_places if num_places else 0.0
 
     def save(self, path: Path) -> None:
         """Write it beside others of its kind; a reader finds the old file or the new one, never half of one."""

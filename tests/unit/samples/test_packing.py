@@ -89,6 +89,11 @@ def test_padding_is_told_where_it_cannot_be_avoided(stream_of: Streams) -> None:
     assert BestFit(stream_of([6] * 1000), 10, 10, fill=0).padding_share == pytest.approx(0.4)
 
 
+def test_an_empty_split_pads_nothing(stream_of: Streams) -> None:
+    packed = BestFit(stream_of([]), 10, 10, fill=0)
+    assert (packed.num_samples, packed.padding_share) == (0, 0)
+
+
 def test_a_block_makes_about_512_rows(stream_of: Streams) -> None:
     assert documents_of_a_block(stream_of([100] * 10), 1000) == 5120
     assert documents_of_a_block(stream_of([100_000]), 1000) == 256

@@ -38,6 +38,18 @@ def test_at_any_size_results_stay_in_range_and_apart(size: int, key: int, seed: 
     assert len(np.unique(permuted)) == len(indices)
 
 
+@given(size=st.integers(min_value=1, max_value=MAX_SIZE), key=KEYS, seed=st.integers(0, 2**32 - 1))
+@example(size=1, key=0, seed=0)
+@example(size=2, key=0, seed=0)
+@example(size=1025, key=7, seed=0)
+@example(size=MAX_SIZE, key=3, seed=0)
+def test_the_inverse_leads_back(size: int, key: int, seed: int) -> None:
+    permutation = Permutation(size, key)
+    indices = np.random.default_rng(seed).integers(0, size, 100, dtype=np.int64)
+    assert np.array_equal(permutation.inverse(permutation(indices)), indices)
+    assert np.array_equal(permutation(permutation.inverse(indices)), indices)
+
+
 @given(size=st.integers(min_value=1, max_value=3000), key=KEYS)
 def test_an_index_goes_to_the_same_place_alone_as_in_a_block(size: int, key: int) -> None:
     permutation = Permutation(size, key)
@@ -90,6 +102,8 @@ def test_a_size_without_places_is_refused(size: int) -> None:
 def test_an_index_outside_is_refused(index: int) -> None:
     with pytest.raises(IndexError, match=r"outside range\(10\)"):
         Permutation(10, 0)(np.array([index], dtype=np.int64))
+    with pytest.raises(IndexError, match=r"outside range\(10\)"):
+        Permutation(10, 0).inverse(np.array([index], dtype=np.int64))
 
 
 def test_no_index_is_no_work() -> None:
