@@ -1,7 +1,8 @@
 """datatrove's way from JSONL to `.ds`: JsonlReader, DocumentTokenizer, LocalPipelineExecutor.
 
 A task takes whole files, so the corpus is given as one file a task. Shuffling, its default, is left out: it is a second
-pass that the others do not make.
+pass that the others do not make. Its processes are forked, not served from a fork server, which starts them sooner and
+lets their cpu time be counted.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ def main() -> None:
         tasks=options.workers,
         workers=options.workers,
         logging_dir=f"{options.output}/logs",
+        start_method="fork",
     ).run()
 
 
