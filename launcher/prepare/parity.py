@@ -69,6 +69,9 @@ def choose_encoder(
     remembered = _Memory(cache or _default_cache(), sha256)
     found = []
     for name in known:
+        if wanted == "auto" and FAST[name].unsound:
+            found.append(f"{name} {installed(name)} {FAST[name].unsound}")
+            continue
         key = f"{name} {installed(name)} against {REFERENCE} {reference}"
         verdict = remembered.get(key) or _compare(name, tokenizer_json, sample)
         remembered.put(key, verdict)

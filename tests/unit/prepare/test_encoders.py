@@ -207,3 +207,16 @@ def test_a_tokenizer_that_does_not_know_the_text_is_told_loudly_with_the_cure(to
     upper = warn_unknown(handle, 0.02, ["A", "“"])
     assert upper is not None
     assert "do_lower_case" in upper
+
+
+def test_an_unsound_encoder_is_only_used_by_name(
+    monkeypatch: pytest.MonkeyPatch, tokenizers_json: dict[str, str], texts: list[str], tmp_path: Path
+) -> None:
+    asked = with_fake(monkeypatch, tokenizers_json["wordpiece"], "nothing has this")
+    monkeypatch.setattr(parity, "candidates", lambda _: ["tokie"])
+    monkeypatch.setattr(parity, "installed", lambda name: "1.0")
+    choice = choose_encoder(tokenizers_json["wordpiece"], "0" * 64, lambda: texts, "auto", tmp_path)
+    assert choice.name == "tokenizers"
+    assert "between the bytes of a character" in choice.reason
+    assert asked == []
+    assert choose_encoder(tokenizers_json["wordpiece"], "0" * 64, lambda: texts, "tokie", tmp_path).name == "tokie"
