@@ -17,7 +17,6 @@ _HERE = Path(__file__).resolve().parent
 if __name__ in ("__main__", "__mp_main__"):
     sys.path[:] = [str(_HERE.parent), *(entry for entry in sys.path if Path(entry or ".").resolve() != _HERE)]
 
-import argparse
 import json
 import logging
 import shlex
@@ -31,8 +30,8 @@ from rich.console import Console
 from launcher.cluster.rank import Place, find_place, threads_per_rank, with_master
 from launcher.config import deepspeed as ds
 from launcher.config.batch import BatchPlan, plan_batch
+from launcher.config.command_line import parse
 from launcher.config.loading import (
-    DEFAULT_RECIPE,
     LoadedRecipe,
     check_recipe,
     differences,
@@ -50,7 +49,6 @@ from launcher.errors import (
     LauncherError,
     ShardError,
     TokenizerError,
-    UsageError,
 )
 from launcher.feed import Data, open_data, step_batches, validation_batches, wasted
 from launcher.plan.flops import flops_per_token, peak_flops
@@ -88,39 +86,6 @@ def main(arguments: Sequence[str]) -> int:
         tell(traceback.format_exc(), rank)
         return EXIT_OURS
     return EXIT_DONE
-
-
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Read the command line.
-
-    Raises:
-        UsageError: A word is neither an option nor `key=value`.
-    """
-    parser = argparse.ArgumentParser(
-        prog="launcher/train.py", description="Pretrain a model.", allow_abbrev=False, exit_on_error=False
-    )
-    parser.add_argument(
-        "--ds_config", metavar="NAME_OR_PATH", help="DeepSpeed JSON: a path or a file of ds_configs/ (needed)"
-    )
-    parser.add_argument(
-        "--recipe",
-        default=DEFAULT_RECIPE,
-        metavar="NAME_OR_PATH",
-        help="YAML file or a name from recipes/ (%(default)s)",
-    )
-    parser.add_argument("--local_rank", type=int, help="given by DeepSpeed's launcher; the environment says the same")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="fields of the recipe, e.g. train.num_steps=50"
-    )
-    try:
-        options, unknown = parser.parse_known_intermixed_args(arguments)
-    except (argparse.ArgumentError, argparse.ArgumentTypeError) as error:
-        raise UsageError(str(error), "command line", parser.format_usage().strip()) from None
-    if unknown:
-        raise UsageError(f"unknown option {unknown[0]}", "command line", parser.format_usage().strip())
-    if options.ds_config is None:  # checked here: argparse would print and exit by itself
-        raise UsageError("--ds_config is missing", "command line", "e.g. --ds_config zero3.json")
-    return options
 
 
 def tell(text: str, rank: int) -> None:

@@ -75,13 +75,6 @@ def share(value: Any) -> Any:
     return box[0]
 
 
-def gather_texts(text: str) -> list[str]:
-    """A short text of every rank, on every rank."""
-    texts: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(texts, text)
-    return [str(part) for part in texts]
-
-
 def _skip_shared_memory_op() -> None:
     # On CPU, init_distributed always compiles a shared-memory all-reduce (80 s, and an error without g++) that gloo
     # does not need. There is no switch for it; this table is where DeepSpeed itself notes what can be built.

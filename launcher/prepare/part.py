@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
+from launcher.prepare.dedupe import text_digest
 from launcher.prepare.encoders import Encoded, EncodeOptions, Encoder, build_encoder
 from launcher.prepare.filters import FilterOptions, Filters
 from launcher.prepare.readers import ReadOptions, SegmentReader
@@ -248,7 +248,7 @@ def _batches(
                     continue
                 utf8 = text.encode()
                 batch.texts.append(text)
-                batch.hashes.append(xxhash.xxh3_128_digest(utf8))
+                batch.hashes.append(text_digest(utf8))
                 batch.held_out.append(is_held_out(utf8, settings.validation_share))
                 batch.numbers.append(record.number)
                 batch.segments.append(place)

@@ -1,0 +1,42 @@
+"""The words behind `launcher/train.py`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from launcher.config.loading import DEFAULT_RECIPE
+from launcher.errors import UsageError
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line.
+
+    Raises:
+        UsageError: A word is neither an option nor `key=value`.
+    """
+    parser = argparse.ArgumentParser(
+        prog="launcher/train.py", description="Pretrain a model.", allow_abbrev=False, exit_on_error=False
+    )
+    parser.add_argument(
+        "--ds_config", metavar="NAME_OR_PATH", help="DeepSpeed JSON: a path or a file of ds_configs/ (needed)"
+    )
+    parser.add_argument(
+        "--recipe",
+        default=DEFAULT_RECIPE,
+        metavar="NAME_OR_PATH",
+        help="YAML file or a name from recipes/ (%(default)s)",
+    )
+    parser.add_argument("--local_rank", type=int, help="given by DeepSpeed's launcher; the environment says the same")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="fields of the recipe, e.g. train.num_steps=50"
+    )
+    try:
+        options, unknown = parser.parse_known_intermixed_args(arguments)
+    except (argparse.ArgumentError, argparse.ArgumentTypeError) as error:
+        raise UsageError(str(error), "command line", parser.format_usage().strip()) from None
+    if unknown:
+        raise UsageError(f"unknown option {unknown[0]}", "command line", parser.format_usage().strip())
+    if options.ds_config is None:  # checked here: argparse would print and exit by itself
+        raise UsageError("--ds_config is missing", "command line", "e.g. --ds_config zero3.json")
+    return options
