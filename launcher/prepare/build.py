@@ -6,6 +6,7 @@ of them are.
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -243,8 +244,13 @@ def _build(plan: Plan, console: Console) -> list[PartRecord]:
     if left:
         if request.dedupe:
             _mark_duplicates(plan, console)
-        run_parts(build_part, settings, left, _workers(plan, left), "tokenizing", _num_bytes(plan, left), console)
-        finished = _finished(plan)
+        try:
+            run_parts(build_part, settings, left, _workers(plan, left), "tokenizing", _num_bytes(plan, left), console)
+        finally:
+            finished = _finished(plan)
+            if not finished and request.tasks == 1:  # nothing to go on from: of several tasks another may be at work
+                for place in (settings.folder, settings.records):
+                    shutil.rmtree(place, ignore_errors=True)
     return [finished[number] for number in sorted(finished)]
 
 
