@@ -363,6 +363,6 @@ def test_a_tokenizer_that_does_not_know_the_text_is_told_loudly(request_: BuildR
 def test_a_build_that_finished_no_part_leaves_nothing_behind(request_: BuildRequest, tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text('{"completion": "a"}\n{bad\n')
-    with pytest.raises(CorpusError, match="bad.jsonl:2"):
+    with pytest.raises(CorpusError, match=r"bad\.jsonl:2"):
         build_shards(replace(request_, corpus=(str(path),)))
     assert [left.name for left in tmp_path.iterdir()] == ["bad.jsonl"]
