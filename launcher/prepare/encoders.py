@@ -22,9 +22,12 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from launcher.prepare.sentences import sentence_lengths
+from launcher.prepare.wordpiece import VERSION, CachedWordPiece, fits
 from launcher.prepare.words import WordMarker
 
 REFERENCE = "tokenizers"
+OWN = "cached-wordpiece"
+"""The one that needs no installing: `launcher.prepare.wordpiece`."""
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
 
 
@@ -78,17 +81,18 @@ def build_encoder(options: EncodeOptions, tokenizer_json: str) -> Encoder:
     reference = ReferenceEncoder(tokenizer_json)
     if options.encoder == REFERENCE:
         return reference
-    return FastEncoder(FAST[options.encoder].load(without_special(tokenizer_json)), reference)
+    return FastEncoder(FAST[options.encoder].load(tokenizer_json), reference)
 
 
 def candidates(tokenizer_json: str) -> list[str]:
     """The faster programs installed here that take this kind of tokenizer, the one to be preferred first."""
-    kind = json.loads(tokenizer_json)["model"]["type"]
-    return [name for name, fast in FAST.items() if kind in fast.kinds and installed(name)]
+    return [name for name, fast in FAST.items() if installed(name) and fast.takes(tokenizer_json)]
 
 
 def installed(name: str) -> str:
     """The version of a program, empty where it is not installed."""
+    if name == OWN:
+        return VERSION
     try:
         return version(name)
     except PackageNotFoundError:
@@ -196,10 +200,28 @@ def _flat(ids: Sequence[Sequence[int]]) -> Encoded:
     return Encoded(np.concatenate([np.empty(0, dtype=np.int32), *arrays]), lengths_D)
 
 
+def _is(*models: str) -> Callable[[str], bool]:
+    """Whether a tokenizer's model is one of these."""
+
+    def takes(tokenizer_json: str) -> bool:
+        return json.loads(tokenizer_json)["model"]["type"] in models
+
+    return takes
+
+
+def _load_cached_wordpiece(tokenizer_json: str) -> Callable[[list[str]], Encoded]:
+    cached = CachedWordPiece(plain_tokenizer(tokenizer_json))
+
+    def encode(texts: list[str]) -> Encoded:
+        return Encoded(*cached.encode(texts))
+
+    return encode
+
+
 def _load_gigatoken(tokenizer_json: str) -> Callable[[list[str]], Encoded]:
     import gigatoken
 
-    backend: Any = gigatoken.Tokenizer.from_json(tokenizer_json)._backend
+    backend: Any = gigatoken.Tokenizer.from_json(without_special(tokenizer_json))._backend
 
     def encode(texts: list[str]) -> Encoded:
         layout = backend.encode_batch(texts, parallel=False).layout
@@ -213,7 +235,7 @@ def _load_gigatoken(tokenizer_json: str) -> Callable[[list[str]], Encoded]:
 def _load_fastokens(tokenizer_json: str) -> Callable[[list[str]], Encoded]:
     from fastokens import _native
 
-    backend: Any = _native.Tokenizer.from_json_str(tokenizer_json)
+    backend: Any = _native.Tokenizer.from_json_str(without_special(tokenizer_json))
 
     def encode(texts: list[str]) -> Encoded:
         return _flat([encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)])
@@ -225,7 +247,7 @@ def _load_tokie(tokenizer_json: str) -> Callable[[list[str]], Encoded]:
     import tokie
 
     with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:  # it reads files only
-        file.write(tokenizer_json)
+        file.write(without_special(tokenizer_json))
         file.flush()
         backend: Any = tokie.Tokenizer.from_json(str(Path(file.name)))
 
@@ -239,8 +261,8 @@ def _load_tokie(tokenizer_json: str) -> Callable[[list[str]], Encoded]:
 class _Fast:
     """A faster program."""
 
-    kinds: tuple[str, ...]
-    """Models it takes."""
+    takes: Callable[[str], bool]
+    """Whether it is for this tokenizer, given as JSON."""
     load: Callable[[str], Callable[[list[str]], Encoded]]
     """Makes its call from a tokenizer's JSON."""
     unsound: str = ""
@@ -248,10 +270,11 @@ class _Fast:
 
 
 FAST = {
-    "gigatoken": _Fast(("BPE",), _load_gigatoken),
-    "fastokens": _Fast(("BPE",), _load_fastokens),
+    OWN: _Fast(fits, _load_cached_wordpiece),
+    "gigatoken": _Fast(_is("BPE"), _load_gigatoken),
+    "fastokens": _Fast(_is("BPE"), _load_fastokens),
     "tokie": _Fast(
-        ("WordPiece", "BPE"),
+        _is("WordPiece", "BPE"),
         _load_tokie,
         # A sample cannot clear it: whether it fails on a text depends on where its threads happen to cut the bytes.
         unsound="cuts texts between the bytes of a character (seen: it panics on 2 of 3,699 wiki articles)",
