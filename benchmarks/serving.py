@@ -31,7 +31,7 @@ from launcher.shards.reader import open_split
 SHAPES = ((512, 32, 4.0), (2048, 8, 4.0), (8192, 4, 3.0))
 """Tokens of a row, rows, and the bar against np.memmap."""
 MEGATRON_BAR = 40.0
-CALLS, PEER_CALLS = 200, 20
+CALLS, PEER_CALLS = 1000, 20
 PEERS = ("megatron", "litdata", "datatrove", "streaming")
 
 

@@ -131,8 +131,10 @@ def validation_batches(recipe: Recipe, data: Data, world_size: int, rank: int) -
     size = recipe.eval.micro_batch
     for loader in data.validation:
         num_samples = min(loader.num_samples, recipe.eval.max_samples or loader.num_samples)
-        for first in range(0, num_samples, size * world_size):
+        every = size * world_size
+        for first in range(0, num_samples, every):
             wanted = first + rank * size + np.arange(size, dtype=np.int64)
+            loader.advise(np.minimum(wanted + every if first else np.append(wanted, wanted + every), num_samples - 1))
             batch = data.fixed_objective.batch(loader.fetch(np.minimum(wanted, num_samples - 1)))
             # Rows that only fill the last round count for nothing.
             batch["labels"][wanted >= num_samples] = IGNORE_INDEX

@@ -77,13 +77,22 @@ class SampleOrder(ABC):
         lowest, highest = bounds(positions_N)
         if lowest < 0:
             raise IndexError("a position is negative")
-        epoch, first = divmod(lowest, self.num_samples)
-        last = highest - epoch * self.num_samples
-        block = first // BLOCK_POSITIONS
-        if last < self.num_samples and last // BLOCK_POSITIONS == block:
-            kept = self._blocks.get((epoch, block), self._block)
-            return kept[positions_N - (epoch * self.num_samples + block * BLOCK_POSITIONS)]
-        return self._spread(positions_N)
+        begin, samples = self._recent
+        if lowest < begin or highest >= begin + len(samples):
+            epoch, first = divmod(lowest, self.num_samples)
+            block = first // BLOCK_POSITIONS
+            samples = self._blocks.get((epoch, block), self._block)
+            begin = epoch * self.num_samples + block * BLOCK_POSITIONS
+            if highest >= begin + len(samples):
+                return self._spread(positions_N)
+            # A run asks for one batch behind the other, nearly all out of one block.
+            self.__dict__["_recent"] = begin, samples
+        return samples[positions_N - begin]
+
+    @cached_property
+    def _recent(self) -> tuple[int, NDArray[np.int64]]:
+        """The first position of the block asked for last, and its samples."""
+        return 0, np.empty(0, dtype=np.int64)
 
     @cached_property
     def _blocks(self) -> Recent[tuple[int, int], NDArray[np.int64]]:

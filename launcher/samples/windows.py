@@ -6,13 +6,12 @@ Shapes: B samples, L tokens of a window, P pieces.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from launcher.samples.grouping import bounds
 from launcher.samples.order import Order
 from launcher.samples.pieces import Pieces
 from launcher.samples.shapes import Integers, TokenStream, check_document, check_samples, fill_behind
@@ -69,15 +68,13 @@ class Windows:
         """Fill a row with each of these windows; see `Samples.read`."""
         if not sample_ids_B.size:
             return np.empty(0, dtype=np.int64)
-        lowest, highest = bounds(sample_ids_B)
-        if lowest < 0 or highest >= self.num_samples:
-            check_samples(sample_ids_B, self.num_samples)
-        if highest < self.num_samples - 1:  # only the last window can reach beyond the stream
-            lengths_B = np.full(len(sample_ids_B), self.length, dtype=np.int64)
-            self.stream.read_rows(sample_ids_B * self.stride, lengths_B, out_BL)
-            return lengths_B
+        starts_B = sample_ids_B * self.stride
+        # Only the last window can reach beyond the stream, and what is no window at all does.
+        if self.stream.read_full_rows(starts_B, out_BL):
+            return _full(len(sample_ids_B), self.length)
+        check_samples(sample_ids_B, self.num_samples)
         lengths_B = self.num_real(sample_ids_B)
-        self.stream.read_rows(sample_ids_B * self.stride, lengths_B, out_BL)
+        self.stream.read_rows(starts_B, lengths_B, out_BL)
         fill_behind(out_BL, lengths_B, self.fill)
         return lengths_B
 
@@ -130,3 +127,10 @@ class Windows:
         """Say which windows are read next; never waits."""
         check_samples(sample_ids_B, self.num_samples)
         self.stream.advise(sample_ids_B * self.stride, self.num_real(sample_ids_B))
+
+
+@lru_cache(maxsize=16)
+def _full(num_rows: int, length: int) -> NDArray[np.int64]:
+    lengths_B = np.full(num_rows, length, dtype=np.int64)
+    lengths_B.setflags(write=False)
+    return lengths_B

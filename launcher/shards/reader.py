@@ -115,42 +115,45 @@ class Split:
             IndexError: A row lies outside the stream.
             ShardError: A block is not what was written.
         """
-        token_starts, shards, num_tokens, width = self._token_starts, self._shards, self.num_tokens, out_BL.shape[1]
-        if self._read_at_once(starts_B, lengths_B, out_BL):
-            return
-        # A microsecond a row is a third of what a row of 2,048 tokens costs: no call that can be left out.
         for row_L, start, length in zip(out_BL, starts_B.tolist(), lengths_B.tolist(), strict=True):
-            if start < 0 or start + length > num_tokens or not length:
-                self.read(start, row_L[:length])  # nothing, or an error to tell
-                continue
-            number = bisect_right(token_starts, start) - 1
-            shard = shards[number] or self._shard(number)
-            first = start - token_starts[number]
-            if shard.file.num_unchecked:
-                shard.check(first, first + length)
-            part = shard.array[first : first + length]
-            if len(part) < length:  # goes on in the next shard
-                self.read(start, row_L[:length])
-            elif length == width:
-                row_L[:] = part
-            else:
-                row_L[:length] = part
+            self.read(start, row_L[:length])
 
-    def _read_at_once(self, starts_B: NDArray[np.int64], lengths_B: NDArray[np.int64], out_BL: NDArray[Any]) -> bool:
-        """Read full rows of one shard in a single call of numpy's, a third of the time of a call a row; else False."""
-        width = out_BL.shape[1]
-        starts, lengths = starts_B.tolist(), lengths_B.tolist()
-        if not starts or lengths.count(width) != len(lengths):
+    def read_full_rows(self, starts_B: NDArray[np.int64], out_BL: NDArray[Any]) -> bool:
+        """Copy as many tokens from each start on as a row of `out_BL` takes.
+
+        Args:
+            starts_B: First token of each row, int64 [B], B at least 1.
+            out_BL: Any integer type, [B, L], filled.
+
+        Returns:
+            False where a row does not lie inside the stream: nothing was read.
+
+        Raises:
+            ShardError: A block is not what was written.
+        """
+        # A microsecond a row is a third of what a row of 2,048 tokens costs: no call that can be left out.
+        starts, width = starts_B.tolist(), out_BL.shape[1]
+        lowest, highest = min(starts), max(starts) + width
+        if lowest < 0 or highest > self.num_tokens:
             return False
-        lowest, highest = min(starts), max(starts)
         number = bisect_right(self._token_starts, lowest) - 1
-        if lowest < 0 or number >= len(self._entries) or highest + width > self._token_starts[number + 1]:
-            return False
-        shard, base = self._shard(number), self._token_starts[number]
-        if shard.file.num_unchecked:
-            for start in starts:
-                shard.check(start - base, start - base + width)
-        out_BL[:] = shard.windows(width)[starts_B - base if base else starts_B]
+        if highest <= self._token_starts[number + 1]:  # one call of numpy's for all
+            shard, base = self._shard(number), self._token_starts[number]
+            if shard.file.num_unchecked:
+                item = shard.itemsize
+                shard.file.check_rows([(start - base) * item for start in starts], width * item)
+            out_BL[:] = shard.windows(width)[starts_B - base if base else starts_B]
+            return True
+        for row_L, start in zip(out_BL, starts, strict=True):
+            number = bisect_right(self._token_starts, start) - 1
+            shard, first = self._shards[number] or self._shard(number), start - self._token_starts[number]
+            if shard.file.num_unchecked:
+                shard.check(first, first + width)
+            part = shard.array[first : first + width]
+            if len(part) == width:
+                row_L[:] = part
+            else:  # goes on in the next shard
+                self.read(start, row_L)
         return True
 
     def read_words(self, start: int, out: NDArray[np.bool_]) -> None:
@@ -309,7 +312,7 @@ class _Shard:
     ) -> None:
         self._folder, self._entry, self._sums, self._guard = folder, entry, sums, guard
         self.file = self._open(".bin")
-        self._itemsize = dtype.itemsize
+        self.itemsize = dtype.itemsize
         if self.file.num_bytes != entry.num_tokens * dtype.itemsize:
             what = f"the file has {self.file.num_bytes} bytes, the manifest says {entry.num_tokens} {dtype.name} tokens"
             raise ShardError(what, str(self.file.path), FIX)
@@ -325,17 +328,17 @@ class _Shard:
     def windows(self, width: int) -> NDArray[np.generic]:
         """All windows of `width` tokens, one for each token that begins one: a view, nothing is copied."""
         if self._width != width:
-            shape, item = (len(self.array) - width + 1, width), self._itemsize
+            shape, item = (len(self.array) - width + 1, width), self.itemsize
             self._windows, self._width = as_strided(self.array, shape, (item, item), writeable=False), width
         return self._windows
 
     def check(self, first: int, last: int) -> None:
         """Hold the blocks of tokens [first, last), as far as the shard goes, against their checksums."""
-        self.file.check(first * self._itemsize, min(last * self._itemsize, self.file.num_bytes))
+        self.file.check(first * self.itemsize, min(last * self.itemsize, self.file.num_bytes))
 
     def advise(self, first: int, last: int) -> None:
         """Ask for tokens [first, last) to be read ahead."""
-        self.file.advise(first * self._itemsize, last * self._itemsize)
+        self.file.advise(first * self.itemsize, last * self.itemsize)
 
     @cached_property
     def index(self) -> Index:
