@@ -112,19 +112,26 @@ class MaskedLM:
             mask_BS[:, 1:-1][rows.hidden_BL] = 0
 
         keys_B = noise.sample_keys(self.seed, _MLM_LABEL, rows.positions_B)
-        places_N, kinds_N = self._draw(keys_B, rows)
+        places_N, draws_N = self._draw(keys_B, rows)
         # Most places are not drawn, so what is left to do is done for the drawn alone.
         flat_inputs = inputs_BS.reshape(-1)
         shown_N = flat_inputs[places_N]
         targets_N = self._targets_V[shown_N]
-        kinds_N[targets_N == IGNORE_INDEX] = 1.0
-        shown_N[kinds_N < self.share_random + self.share_replaced] = required(self.special.mask, "mask", "mlm")
-        random = np.flatnonzero(kinds_N < self.share_random)
+        draws_N[targets_N == IGNORE_INDEX] = self._threshold  # special tokens stay
+        share = int(self._threshold)
+        mask_below = round(share * (self.share_random + self.share_replaced))
+        shown_N[draws_N < mask_below] = required(self.special.mask, "mask", "mlm")
+        random = np.flatnonzero(draws_N < round(share * self.share_random))
         shown_N[random] = self._random_tokens(keys_B, places_N[random])
         flat_inputs[places_N] = shown_N
         labels_BS.fill(IGNORE_INDEX)
         labels_BS.reshape(-1)[places_N] = targets_N
         return {"input_ids": inputs_BS, "labels": labels_BS, "attention_mask": mask_BS}
+
+    @cached_property
+    def _threshold(self) -> np.uint16:
+        """The draw below which a place is chosen."""
+        return noise.short_threshold(self.mask_share)
 
     @cached_property
     def _targets_V(self) -> NDArray[np.int64]:
@@ -138,23 +145,24 @@ class MaskedLM:
     def _ordinary_ids(self) -> NDArray[np.int64]:
         return np.flatnonzero(self._targets_V[: self.vocab_size] != IGNORE_INDEX)
 
-    def _draw(self, keys_B: NDArray[np.uint64], rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """The places drawn, special tokens among them: int64 [N] into the flattened batch, and for each a uniform
-        number in [0, 1) that says what is shown there, float32 [N].
+    def _draw(self, keys_B: NDArray[np.uint64], rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
+        """The places drawn, special tokens among them, int64 [N] into the flattened batch, and for each a number below
+        the threshold, uniform, that says what is shown there, uint16 [N].
 
         A draw that fell below the threshold is uniform below it, which serves for the second number.
         """
         draws_BS = noise.short_draws(keys_B, self.seq_len)
-        threshold = noise.short_threshold(self.mask_share)
-        below_BS = draws_BS < threshold
+        below_BS = draws_BS < self._threshold
         if not self.whole_words:
             places_N = np.flatnonzero(below_BS)
-            return places_N, draws_BS.reshape(-1)[places_N].astype(np.float32) / np.float32(threshold)
-        first, behind = _places_of_words(below_BS, rows.continues_BL)
-        # Behind the first place of a word any draw may stand.
-        thresholds_N = np.repeat(np.array([threshold, 2**16], dtype=np.float32), [len(first), len(behind)])
-        places_N = np.concatenate([first, behind])
-        return places_N, draws_BS.reshape(-1)[places_N].astype(np.float32) / thresholds_N
+            return places_N, draws_BS.reshape(-1)[places_N]
+        first_N, behind_N = _places_of_words(below_BS, rows.continues_BL)
+        places_N = np.concatenate([first_N, behind_N])
+        draws_N = draws_BS.reshape(-1)[places_N]
+        # Behind the first place of a word any draw may stand: it is brought below the threshold.
+        any_draw = draws_N[len(first_N) :]
+        any_draw[:] = any_draw.astype(np.uint32) * self._threshold >> np.uint32(16)
+        return places_N, draws_N
 
     def _random_tokens(self, keys_B: NDArray[np.uint64], places_N: NDArray[np.int64]) -> NDArray[np.int64]:
         """An ordinary token for each of these places, int64 [N]."""

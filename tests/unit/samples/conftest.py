@@ -40,6 +40,14 @@ class MemoryStream:
         for row_L, start, length in zip(out_BL, starts_B.tolist(), lengths_B.tolist(), strict=True):
             self.read(start, row_L[:length])
 
+    def read_full_rows(self, starts_B: NDArray[np.int64], out_BL: NDArray[np.integer[Any]]) -> bool:
+        width = out_BL.shape[1]
+        if not all(0 <= start <= self.num_tokens - width for start in starts_B.tolist()):
+            return False
+        for row_L, start in zip(out_BL, starts_B.tolist(), strict=True):
+            self.read(start, row_L)
+        return True
+
     def read_words(self, start: int, out: NDArray[np.bool_]) -> None:
         assert 0 <= start <= start + len(out) <= self.num_tokens, "a read outside the stream"
         out[:] = self.words[start : start + len(out)]
