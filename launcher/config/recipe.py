@@ -155,7 +155,8 @@ class ModelConfig(Record):
     num_attention_heads: PositiveInt | None = None
     """Attention heads of a layer."""
     num_key_value_heads: PositiveInt | None = None
-    """Key and value heads of a layer (grouped-query attention), where the family has them."""
+    """Key and value heads of a layer (grouped-query attention), where the family has them; as many as attention heads
+    unless given."""
     intermediate_size: PositiveInt | None = None
     """Width of the feed-forward layer."""
     max_position_embeddings: PositiveInt | None = None

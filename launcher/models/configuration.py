@@ -33,8 +33,19 @@ DECODER_TWINS = {
         "intermediate_size": "decoder_ffn_dim",
     },
 }
-# Read by the modelling code of families whose configuration does not declare it (Qwen3-MoE in transformers 5.23).
-UNDECLARED = frozenset({"head_dim"})
+# Read by the modelling code of families whose configuration does not declare them (transformers 5.23): Qwen3-MoE, and
+# DeBERTa-v2's by getattr.
+UNDECLARED = frozenset(
+    (
+        "head_dim",
+        "position_buckets",
+        "share_att_key",
+        "norm_rel_ebd",
+        "conv_kernel_size",
+        "conv_act",
+        "attention_head_size",
+    )
+)
 # Families that number positions from pad_token_id + 1 on (create_position_ids_from_input_ids), so that so many
 # fewer than max_position_embeddings can be used.
 POSITIONS_BEGIN_BEHIND_PAD = frozenset(
@@ -110,16 +121,28 @@ def _positions(config: PreTrainedConfig) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return None
-    if config.model_type in POSITIONS_BEGIN_BEHIND_PAD:
-        return positions - (config.pad_token_id or 0) - 1
-    return positions
+    return positions - first_position(config)
+
+
+def first_position(config: PreTrainedConfig) -> int:
+    """The number of a sequence's first position in the table of learned positions."""
+    return (config.pad_token_id or 0) + 1 if config.model_type in POSITIONS_BEGIN_BEHIND_PAD else 0
 
 
 def _check_heads(config: PreTrainedConfig, model: ModelConfig) -> None:
-    if model.continue_from or config.model_type in ("t5", "mt5") or "head_dim" in model.config:
-        return  # a head's size is a number of its own there
+    if model.continue_from:
+        return
     heads = getattr(config, "num_attention_heads", None)
-    if isinstance(heads, int) and config.hidden_size % heads:
+    groups = getattr(config, "num_key_value_heads", None)
+    if isinstance(heads, int) and isinstance(groups, int) and heads % groups:
+        divisors = [number for number in range(1, heads + 1) if heads % number == 0]
+        raise ModelError(
+            f"{heads} attention heads cannot share {groups} key and value heads",
+            "model.num_key_value_heads",
+            f"use one of {', '.join(map(str, divisors))}",
+        )
+    own_size = config.model_type in ("t5", "mt5") or "head_dim" in model.config  # a head's is a number of its own
+    if isinstance(heads, int) and not own_size and config.hidden_size % heads:
         raise ModelError(
             f"a width of {config.hidden_size} cannot be cut into {heads} heads",
             "model.hidden_size",
@@ -195,6 +218,9 @@ def _numbers(model: ModelConfig, defaults: PreTrainedConfig) -> dict[str, Any]:
         if not hasattr(defaults, own):
             raise ModelError(f"{family} has no {name}", f"model.{name}", "delete it from the recipe")
         values[own] = value
+        if name == "num_attention_heads" and hasattr(defaults, "num_key_value_heads"):
+            # Not the family's default, which belongs to its own number of heads (Qwen3's is 32).
+            values.setdefault("num_key_value_heads", value)
         twin = DECODER_TWINS.get(family, {}).get(name)
         if twin:
             values[twin] = value
