@@ -46,6 +46,7 @@ class Batch:
     positions_B: NDArray[np.int64]
     continues_BL: NDArray[np.bool_]
     hidden_BL: None = None
+    segments_BL: None = None
 
 
 def main() -> None:

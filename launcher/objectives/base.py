@@ -5,6 +5,7 @@ Shapes: B samples, L raw tokens of a window, S tokens of a sequence, T tokens of
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -47,6 +48,55 @@ class Rows(Protocol):
         """Tokens that continue the word of the token before, bool [B, L]; there for an objective that needs words."""
         ...
 
+    @property
+    def segments_BL(self) -> NDArray[np.int32] | None:
+        """Number of the document's piece inside its row, from 0; -1 on padding; int32 [B, L].
+
+        None where the documents of a row may see each other.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlainRows:
+    """Rows that an objective made of others."""
+
+    tokens_BL: NDArray[np.int32]
+    num_tokens_B: NDArray[np.int64]
+    positions_B: NDArray[np.int64]
+    hidden_BL: NDArray[np.bool_] | None
+    continues_BL: NDArray[np.bool_] | None
+    segments_BL: NDArray[np.int32] | None
+
+
+def all_rows(rows: Rows) -> PlainRows:
+    """The rows as a record of their own, from which `dataclasses.replace` makes others."""
+    return PlainRows(
+        tokens_BL=rows.tokens_BL,
+        num_tokens_B=rows.num_tokens_B,
+        positions_B=rows.positions_B,
+        hidden_BL=rows.hidden_BL,
+        continues_BL=rows.continues_BL,
+        segments_BL=rows.segments_BL,
+    )
+
+
+def some_rows(rows: Rows, chosen_G: NDArray[np.int64]) -> PlainRows:
+    """Some of the rows, in the order given.
+
+    Args:
+        rows: B samples.
+        chosen_G: Which of them, int64 [G].
+    """
+    return PlainRows(
+        tokens_BL=rows.tokens_BL[chosen_G],
+        num_tokens_B=rows.num_tokens_B[chosen_G],
+        positions_B=rows.positions_B[chosen_G],
+        hidden_BL=None if rows.hidden_BL is None else rows.hidden_BL[chosen_G],
+        continues_BL=None if rows.continues_BL is None else rows.continues_BL[chosen_G],
+        segments_BL=None if rows.segments_BL is None else rows.segments_BL[chosen_G],
+    )
+
 
 class Objective(Protocol):
     """Turns windows of raw tokens into inputs and labels.
@@ -83,7 +133,9 @@ class Objective(Protocol):
         Returns:
             int64 arrays: `input_ids` [B, S]; `attention_mask` [B, S], 0 on padding; `labels`, aligned with the logits
             (already shifted where a model predicts the next token), IGNORE_INDEX where nothing is predicted: [B, S],
-            or [B, T] with `decoder_input_ids` [B, T] for an encoder-decoder.
+            or [B, T] with `decoder_input_ids` [B, T] for an encoder-decoder. Where the rows tell their documents apart,
+            `segment_ids` [B, S], and `decoder_segment_ids` [B, T] for an encoder-decoder: the number of the document's
+            piece inside its row, -1 on padding and hidden tokens; a token may attend to those of its own number only.
         """
         ...
 

@@ -52,7 +52,10 @@ class CausalLM:
         return False
 
     def batch(self, rows: Rows) -> Batch:
-        """See `Objective.batch`. `labels[:, i]` is the token after `input_ids[:, i]`; the position has no say."""
+        """See `Objective.batch`. `labels[:, i]` is the token after `input_ids[:, i]`; the position has no say.
+
+        Where documents are kept apart, nothing is predicted across the end of one.
+        """
         mask_BS = attention_mask(rows.num_tokens_B, self.seq_len)
         known_BS = attention_mask(rows.num_tokens_B - 1, self.seq_len)
         if rows.hidden_BL is not None:
@@ -62,4 +65,9 @@ class CausalLM:
         inputs_BS[mask_BS == 0] = self.fill_id
         labels_BS = rows.tokens_BL[:, 1:].astype(np.int64)
         labels_BS[known_BS == 0] = IGNORE_INDEX
-        return {"input_ids": inputs_BS, "labels": labels_BS, "attention_mask": mask_BS}
+        batch = {"input_ids": inputs_BS, "labels": labels_BS, "attention_mask": mask_BS}
+        if rows.segments_BL is not None:
+            # The first token of a document does not follow from the document before it.
+            labels_BS[rows.segments_BL[:, 1:] != rows.segments_BL[:, :-1]] = IGNORE_INDEX
+            batch["segment_ids"] = np.where(mask_BS == 0, -1, rows.segments_BL[:, :-1].astype(np.int64))
+        return batch

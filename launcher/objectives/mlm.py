@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from launcher.errors import ObjectiveError
 from launcher.objectives import noise
 from launcher.objectives.base import IGNORE_INDEX, Batch, Rows, refuse_short, required
+from launcher.objectives.spans_of_places import geometric_shares, ngram_shares, places_in_spans
 from launcher.shards.manifest import SpecialTokens
 
 _MLM_LABEL = 0x6D6C6D00  # "mlm"
@@ -24,16 +26,16 @@ _FIRST_TOKEN_DRAW = 2**32
 
 @dataclass(frozen=True)
 class MaskedLM:
-    """Each token, or each word, is chosen with probability `mask_share`; of the chosen tokens 80 % become the mask
-    token, 10 % a random token, 10 % stay. Special tokens, padding and hidden tokens are never chosen, and never drawn
-    as the random token.
+    """Each token, or each word, is chosen with probability `mask_share`, or n-grams and spans are until so many are; of
+    the chosen tokens 80 % become the mask token, 10 % a random token, 10 % stay. Special tokens, padding and hidden
+    tokens are never chosen, and never drawn as the random token.
 
     A row is `[CLS] window [SEP]`, padding behind. One draw of 16 bits decides a token, which rounds `mask_share` to a
     65,536th and the other two shares to that over `mask_share`: 80.00 % is met to 0.01 % at 0.15.
 
     Raises:
         ObjectiveError: The tokenizer lacks a cls, sep, mask or pad token or has special tokens only, the sequence is
-            shorter than three tokens, or the shares are not shares.
+            shorter than three tokens, the shares are not shares, or n-grams have no length.
 
     Source: Devlin et al. 2018, section 3.1 (arXiv:1810.04805).
     """
@@ -52,9 +54,15 @@ class MaskedLM:
     """Share of the chosen that become the mask token."""
     share_random: float = 0.1
     """Share of the chosen that become a random token; the rest stay as they are."""
-    whole_words: bool = False
-    """Choose words, and all tokens of a chosen one; what stands in its place is drawn token by token, as BERT's own
-    whole-word masking does (google-research/bert, create_pretraining_data.py)."""
+    unit: Literal["token", "word", "ngram", "span"] = "token"
+    """What is chosen at once. `word`: all tokens of a word; what stands in its place is drawn token by token, as BERT's
+    own whole-word masking does (google-research/bert, create_pretraining_data.py). `ngram`: up to `max_ngram` words,
+    drawn token by token too (Lan et al. 2019). `span`: up to ten words, all of them hidden, random or left alone
+    together (Joshi et al. 2020)."""
+    max_ngram: int = 3
+    """Longest n-gram, in words."""
+    has_words: bool = False
+    """Whether rows tell words to `span`, which counts tokens where they do not."""
 
     def __post_init__(self) -> None:
         for token_id, name in ((self.special.cls, "cls"), (self.special.sep, "sep"), (self.special.mask, "mask")):
@@ -68,6 +76,10 @@ class MaskedLM:
                 f"of the chosen tokens {self.share_replaced} cannot be hidden and {self.share_random} random",
                 "share_replaced, share_random",
                 "use shares whose sum is at most 1; Devlin et al. use 0.8 and 0.1",
+            )
+        if self.max_ngram < 1:
+            raise ObjectiveError(
+                f"n-grams of up to {self.max_ngram} words cannot be masked", "objective.max_ngram", "use 3, as ALBERT"
             )
         if not self._ordinary_ids.size:
             raise ObjectiveError(
@@ -93,8 +105,8 @@ class MaskedLM:
 
     @property
     def needs_words(self) -> bool:
-        """Where whole words are masked."""
-        return self.whole_words
+        """Where words are masked whole."""
+        return self.unit in ("word", "ngram") or (self.unit == "span" and self.has_words)
 
     def batch(self, rows: Rows) -> Batch:
         """See `Objective.batch`. `labels` hold the true id at the chosen places."""
@@ -112,7 +124,8 @@ class MaskedLM:
             mask_BS[:, 1:-1][rows.hidden_BL] = 0
 
         keys_B = noise.sample_keys(self.seed, _MLM_LABEL, rows.positions_B)
-        places_N, draws_N = self._draw(keys_B, rows)
+        in_runs = self.unit in ("ngram", "span")
+        places_N, draws_N = self._draw_spans(inputs_BS, rows) if in_runs else self._draw(keys_B, rows)
         # Most places are not drawn, so what is left to do is done for the drawn alone.
         flat_inputs = inputs_BS.reshape(-1)
         shown_N = flat_inputs[places_N]
@@ -126,7 +139,10 @@ class MaskedLM:
         flat_inputs[places_N] = shown_N
         labels_BS.fill(IGNORE_INDEX)
         labels_BS.reshape(-1)[places_N] = targets_N
-        return {"input_ids": inputs_BS, "labels": labels_BS, "attention_mask": mask_BS}
+        batch = {"input_ids": inputs_BS, "labels": labels_BS, "attention_mask": mask_BS}
+        if rows.segments_BL is not None:
+            batch["segment_ids"] = _segment_ids(rows.segments_BL, rows.num_tokens_B, mask_BS)
+        return batch
 
     @cached_property
     def _threshold(self) -> np.uint16:
@@ -153,7 +169,7 @@ class MaskedLM:
         """
         draws_BS = noise.short_draws(keys_B, self.seq_len)
         below_BS = draws_BS < self._threshold
-        if not self.whole_words:
+        if self.unit == "token":
             places_N = np.flatnonzero(below_BS)
             return places_N, draws_BS.reshape(-1)[places_N]
         first_N, behind_N = _places_of_words(below_BS, rows.continues_BL)
@@ -163,6 +179,20 @@ class MaskedLM:
         any_draw = draws_N[len(first_N) :]
         any_draw[:] = any_draw.astype(np.uint32) * self._threshold >> np.uint32(16)
         return places_N, draws_N
+
+    def _draw_spans(self, inputs_BS: NDArray[np.int64], rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
+        """What `_draw` gives, for runs of words."""
+        goes_on_BS = None
+        if self.needs_words:
+            goes_on_BS = np.zeros(inputs_BS.shape, dtype=np.bool_)
+            goes_on_BS[:, 2:-1] = _told(rows.continues_BL)[:, 1:]
+        alike = self.unit == "span"
+        lengths = geometric_shares() if alike else ngram_shares(self.max_ngram)
+        ordinary_BS = self._targets_V[inputs_BS] != IGNORE_INDEX
+        places_N, kinds_N = places_in_spans(
+            ordinary_BS, goes_on_BS, rows.positions_B, self.seed, self.mask_share, lengths, alike=alike
+        )
+        return places_N, (kinds_N * np.float32(self._threshold)).astype(np.uint16)
 
     def _random_tokens(self, keys_B: NDArray[np.uint64], places_N: NDArray[np.int64]) -> NDArray[np.int64]:
         """An ordinary token for each of these places, int64 [N]."""
@@ -181,10 +211,8 @@ def _places_of_words(
 
     A word that the window cuts begins where the window does.
     """
-    if continues_BL is None:
-        raise ValueError("whole words are masked, and nobody told which tokens continue one")
     goes_on_BS = np.zeros(below_BS.shape, dtype=np.bool_)  # behind a place; never around [CLS] and [SEP]
-    goes_on_BS[:, 1:-2] = continues_BL[:, 1:]
+    goes_on_BS[:, 1:-2] = _told(continues_BL)[:, 1:]
     goes_on = goes_on_BS.reshape(-1)
     below = np.flatnonzero(below_BS)
     first = last = below[~goes_on[below - 1]]
@@ -193,3 +221,25 @@ def _places_of_words(
         last = last[goes_on[last]] + 1
         behind.append(last)
     return first, np.concatenate([*behind, np.empty(0, dtype=np.int64)])
+
+
+def _told(continues_BL: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+    if continues_BL is None:
+        raise ValueError("whole words are masked, and nobody told which tokens continue one")
+    return continues_BL
+
+
+def _segment_ids(
+    segments_BL: NDArray[np.int32], num_tokens_B: NDArray[np.int64], mask_BS: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """`segment_ids`: `[CLS]` goes with the first document that is not hidden, `[SEP]` with the last; int64 [B, S]."""
+    ids_BS = np.full(mask_BS.shape, -1, dtype=np.int64)
+    ids_BS[:, 1:-1] = segments_BL
+    # Behind a short row [SEP] stands among the window's places.
+    ids_BS[:, 1:-1][(mask_BS[:, 1:-1] == 0) | (np.arange(segments_BL.shape[1]) >= num_tokens_B[:, None])] = -1
+    rows_B = np.arange(len(ids_BS))
+    first_B = ids_BS[rows_B, np.argmax(ids_BS >= 0, axis=1)]
+    last_B = ids_BS.max(axis=1)
+    ids_BS[:, 0] = np.maximum(first_B, 0)
+    ids_BS[rows_B, num_tokens_B + 1] = np.maximum(last_B, 0)
+    return ids_BS

@@ -50,6 +50,9 @@ class SampleBatch:
     """Tokens that continue the word of the token before them, bool [B, L]; None when the loader does not read them."""
     pieces: Callable[[], Pieces]
     """Where documents begin and end in the rows; computed when called."""
+    segments_BL: NDArray[np.int32] | None = None
+    """Number of the document's piece inside its row, -1 on padding, int32 [B, L]; None where documents of a row may see
+    each other."""
 
 
 @dataclass(frozen=True)

@@ -17,3 +17,4 @@ class RawRows:
     positions_B: NDArray[np.int64]
     hidden_BL: NDArray[np.bool_] | None = None
     continues_BL: NDArray[np.bool_] | None = None
+    segments_BL: NDArray[np.int32] | None = None
