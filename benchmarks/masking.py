@@ -62,7 +62,7 @@ def main() -> None:
     bare = [[example["input_ids"] for example in examples] for examples in for_words]
     seed, info = 1, handle.info
     tokens = MaskedLM(SEQ_LEN, seed, info.special, info.vocab_size)
-    words = MaskedLM(SEQ_LEN, seed, info.special, info.vocab_size, whole_words=True)
+    words = MaskedLM(SEQ_LEN, seed, info.special, info.vocab_size, unit="word")
     results = [
         _compare(name, objective, batches, given, examples, handle, form, options.rounds, bar)
         for name, objective, given, examples, bar in (
@@ -92,7 +92,7 @@ def _compare(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it only hides whole words
         collator = DataCollatorForLanguageModeling(
-            _for_transformers(handle), whole_word_mask=objective.whole_words, return_tensors=form
+            _for_transformers(handle), whole_word_mask=objective.unit == "word", return_tensors=form
         )
     rows, their_rows = itertools.cycle(batches), itertools.cycle(examples)
     return ratio(

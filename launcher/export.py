@@ -75,7 +75,7 @@ def _refuse_other_content(out: Path) -> None:
 
 def _write(path: Path, recipe: Recipe, run: Path, folder: Path) -> None:
     config = AutoConfig.from_pretrained(path)
-    auto = AUTO_CLASSES[recipe.objective.kind]
+    auto = AUTO_CLASSES[recipe.objective.head]
     with torch.device("meta"):
         model = auto.from_config(config, dtype=torch.float32)
     model.to_empty(device="cpu")
@@ -99,13 +99,13 @@ def _write(path: Path, recipe: Recipe, run: Path, folder: Path) -> None:
 
 def model_card(recipe: Recipe, state: dict[str, Any], num_parameters: int) -> str:
     """The card that goes with an exported model: data, recipe, losses."""
-    kinds = {"mlm": "fill-mask", "clm": "text-generation", "span": "text2text-generation"}
+    tasks = {"masked": "fill-mask", "causal": "text-generation", "seq2seq": "text2text-generation"}
     fields = recipe.model_dump(mode="json", exclude_none=True)
     data = state["data"]
     lines = [
         "---",
         "library_name: transformers",
-        f"pipeline_tag: {kinds[recipe.objective.kind]}",
+        f"pipeline_tag: {tasks[recipe.objective.head]}",
         "---",
         f"# {recipe.name}",
         "",

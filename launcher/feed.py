@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.config.batch import BatchPlan
-from launcher.config.recipe import CausalObjective, CorpusConfig, DataConfig, MaskedObjective, Recipe, SpanObjective
+from launcher.config.recipe import CorpusConfig, DataConfig, Recipe
 from launcher.engine.records import Arrays, StepBatch
 from launcher.errors import ShardError, TokenizerError
 from launcher.objectives.base import IGNORE_INDEX, Objective
-from launcher.objectives.clm import CausalLM
-from launcher.objectives.mlm import MaskedLM
-from launcher.objectives.span import SpanCorruption
+from launcher.objectives.build import Builder
+from launcher.objectives.mixed import PART_IDS
 from launcher.samples.bestfit import BestFit
 from launcher.samples.digest import combine, digest
 from launcher.samples.loader import Corpus, Loader
@@ -68,8 +67,9 @@ def open_data(recipe: Recipe) -> Data:
     data, seed = recipe.data, recipe.train.seed
     manifests = {name: read_manifest(corpus.shards) for name, corpus in data.corpora.items()}
     tokenizer = _one_tokenizer(data, manifests)
-    objective = build_objective(recipe, tokenizer, seed)
-    fixed = build_objective(recipe, tokenizer, VALIDATION_SEED)
+    has_words = all(manifest.words for manifest in manifests.values())
+    objective = build_objective(recipe, tokenizer, seed, has_words=has_words)
+    fixed = build_objective(recipe, tokenizer, VALIDATION_SEED, has_words=has_words)
     train: list[Corpus] = []
     validation: list[Loader] = []
     for name, corpus in data.corpora.items():
@@ -94,16 +94,20 @@ def open_data(recipe: Recipe) -> Data:
     )
 
 
-def build_objective(recipe: Recipe, tokenizer: TokenizerInfo, seed: int) -> Objective:
-    """The objective the recipe names."""
-    seq_len, special = recipe.data.seq_len, tokenizer.special
-    match recipe.objective:
-        case MaskedObjective(mask_share=share, whole_words=whole_words):
-            return MaskedLM(seq_len, seed, special, tokenizer.vocab_size, mask_share=share, whole_words=whole_words)
-        case CausalObjective():
-            return CausalLM(seq_len, special)
-        case SpanObjective(density=density, mean_span=mean_span):
-            return SpanCorruption(seq_len, seed, special, density=density, mean_span=mean_span)
+def build_objective(recipe: Recipe, tokenizer: TokenizerInfo, seed: int, *, has_words: bool) -> Objective:
+    """The objective the recipe names.
+
+    Args:
+        recipe: Of the run.
+        tokenizer: Of the shards.
+        seed: Chooses the noise of every position.
+        has_words: Whether every corpus tells which tokens continue a word.
+
+    Raises:
+        ObjectiveError: The tokenizer or the length cannot serve it.
+    """
+    builder = Builder(seq_len=recipe.data.seq_len, tokenizer=tokenizer, seed=seed, has_words=has_words)
+    return builder.build(recipe.objective)
 
 
 def step_batches(data: Data, plan: BatchPlan, rank: int, first: int, last: int) -> Iterator[StepBatch]:
@@ -142,8 +146,9 @@ def validation_batches(recipe: Recipe, data: Data, world_size: int, rank: int) -
 
 
 def model_inputs(batch: Arrays) -> Arrays:
-    """Leave out an attention mask that hides nothing: attention is faster without one."""
-    return {name: array for name, array in batch.items() if name != "attention_mask" or not array.all()}
+    """Leave out an attention mask that hides nothing: attention is faster without one; and what no model takes."""
+    without = {PART_IDS, "attention_mask"} if batch["attention_mask"].all() else {PART_IDS}
+    return {name: array for name, array in batch.items() if name not in without}
 
 
 def wasted(data: Data) -> list[str]:

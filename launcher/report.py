@@ -8,9 +8,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from launcher.config.recipe import Recipe
+from launcher.config.recipe import Head, Recipe
 
-ASK = {"mlm": ("fill", "人民[MASK]院"), "clm": ("generate", "第一条"), "span": ("generate", "人民<extra_id_0>院")}
+ASK: dict[Head, tuple[str, str]] = {
+    "masked": ("fill", "人民[MASK]院"),
+    "causal": ("generate", "第一条"),
+    "seq2seq": ("generate", "人民<extra_id_0>院"),
+}
 
 
 def show_answers(console: Console, answers: list[Any]) -> None:
@@ -46,7 +50,7 @@ def show_summary(console: Console, recipe: Recipe, state: dict[str, Any], checkp
     if answers:
         console.print()
         show_answers(console, answers)
-    verb, text = ASK[recipe.objective.kind]
+    verb, text = ASK[recipe.objective.head]
     rows = [
         ("model", f"{run / 'export'}/", "a transformers folder"),
         ("checkpoint", f"{checkpoint}/", "the same command goes on from here"),

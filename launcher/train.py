@@ -39,7 +39,7 @@ from launcher.config.loading import (
     read_yaml,
     resolved_yaml,
 )
-from launcher.config.recipe import MaskedObjective, Recipe
+from launcher.config.recipe import Recipe
 from launcher.engine.records import Progress
 from launcher.errors import (
     EXIT_DONE,
@@ -242,7 +242,7 @@ def configure(recipe: Recipe, data: Data) -> Any:
     """
     from launcher.models.configuration import build_config
 
-    return build_config(recipe.model, recipe.objective.kind, data.tokenizer, recipe.data.seq_len)
+    return build_config(recipe.model, recipe.objective.head, data.tokenizer, recipe.data.seq_len)
 
 
 def keep_log(recipe: Recipe, rank: int) -> None:
@@ -263,8 +263,8 @@ def start(recipe: Recipe, config: Any, ds_config: dict[str, Any], device: str) -
     from launcher.models.build import build_model
     from launcher.models.initial import seed_dropout
 
-    kind, seed = recipe.objective.kind, recipe.train.seed
-    model = build_model(config, recipe.model, kind, seed=seed, ds_config=ds_config, device=device)
+    head, seed = recipe.objective.head, recipe.train.seed
+    model = build_model(config, recipe.model, head, seed=seed, ds_config=ds_config, device=device)
     engine = start_engine(model, recipe.optim, ds_config)
     seed_dropout(seed, engine.global_rank)
     return engine
@@ -333,8 +333,7 @@ def open_metrics(recipe: Recipe, engine: Any, progress: Progress, console: Conso
 
     if engine.global_rank != 0:
         return Silence()
-    config, objective = engine.module.config, recipe.objective
-    share = objective.mask_share if isinstance(objective, MaskedObjective) else 1.0
+    config, share = engine.module.config, recipe.objective.predicted_share
     # An encoder-decoder's tokens pass through one of the two; its targets are a few per cent of its inputs.
     flops = flops_per_token(
         parameters_per_token(engine.module, share), config.num_hidden_layers, config.hidden_size, recipe.data.seq_len
@@ -392,7 +391,7 @@ def summarise(recipe: Recipe, console: Console) -> None:
     prompts = list(recipe.eval.prompts)
     answers = []
     if prompts:
-        answers = fill(folder, prompts) if recipe.objective.kind == "mlm" else generate(folder, prompts)
+        answers = fill(folder, prompts) if recipe.objective.head == "masked" else generate(folder, prompts)
     show_summary(console, recipe, state, path, answers)
 
 

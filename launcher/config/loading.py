@@ -239,6 +239,8 @@ def _describe(error: dict[str, Any]) -> str:
     path = [str(part) for part in error["loc"]]
     if len(path) > 2 and path[0] == "objective":
         del path[1]
+        if len(path) > 4 and path[1] == "parts":
+            del path[3]
     field = ".".join(path)
     if error["type"] == "missing":
         return f"{field} is missing"
@@ -261,7 +263,11 @@ def _leaves(tree: dict[str, Any]) -> list[str]:
 def _describe_record(record: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
     for name, field in record.model_fields.items():
         records = _records(field.annotation)
+        of_field: dict[str, list[str]] = {}
         for inner in records:
-            yield from _describe_record(inner, f"{prefix}{name}.")
+            for dotted, meaning in _describe_record(inner, f"{prefix}{name}."):
+                of_field.setdefault(dotted, []).append(meaning)
+        # A field that several records of a union have, such as `kind`, may mean something in each.
+        yield from ((dotted, " ".join(dict.fromkeys(meanings))) for dotted, meanings in of_field.items())
         if not records:
             yield f"{prefix}{name}", " ".join((field.description or "").split())

@@ -109,6 +109,16 @@ class DataConfig(Record):
         return phases
 
 
+Head = Literal["masked", "causal", "seq2seq"]
+"""What a model must be able to do for an objective: predict a token from both sides, from those before it, or write a
+text after reading another."""
+
+
+Mode = Literal["R", "S", "X"]
+"""UL2's kinds of denoiser: regular, sequential, extreme."""
+ModeTokens = Literal["tokenizer", "none"] | tuple[int, int, int]
+
+
 class MaskedObjective(Record):
     """Masked language modelling (Devlin et al. 2018)."""
 
@@ -116,8 +126,21 @@ class MaskedObjective(Record):
     """`mlm`: hide tokens and predict them from both sides."""
     mask_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
     """Share of tokens to predict: 0.15 as BERT, 0.3 as ModernBERT."""
-    whole_words: bool = False
-    """Mask words, not tokens; the shards must tell them (`pretrain prepare --words`)."""
+    unit: Literal["token", "word", "ngram", "span"] = "token"
+    """What is masked at once: `token`; `word`; `ngram`, up to `max_ngram` words (ALBERT); `span`, 3.8 words on average
+    (SpanBERT), or tokens where the shards tell no words; `word` and `ngram` need words (`pretrain prepare --words`)."""
+    max_ngram: Annotated[int, Field(ge=1, le=64)] = 3
+    """`unit: ngram` only: longest n-gram, in words; one of n words is 1/n times as frequent as a single word."""
+
+    @property
+    def head(self) -> Head:
+        """What the model must be able to do."""
+        return "masked"
+
+    @property
+    def predicted_share(self) -> float:
+        """Share of the tokens on which the output layer computes."""
+        return self.mask_share
 
 
 class CausalObjective(Record):
@@ -125,6 +148,21 @@ class CausalObjective(Record):
 
     kind: Literal["clm"]
     """`clm`: predict each token from those before it."""
+    fim_share: Share = 0.0
+    """Share of the texts whose middle is put last, to be filled in (Bavarian et al. 2022); needs a tokenizer with
+    <fim_prefix>, <fim_middle> and <fim_suffix>. A full sequence loses three tokens for each."""
+    fim_spm_share: Share = 0.5
+    """Share of those that begin with their end (SPM); the others begin with their beginning (PSM)."""
+
+    @property
+    def head(self) -> Head:
+        """What the model must be able to do."""
+        return "causal"
+
+    @property
+    def predicted_share(self) -> float:
+        """Share of the tokens on which the output layer computes."""
+        return 1.0
 
 
 class SpanObjective(Record):
@@ -136,9 +174,146 @@ class SpanObjective(Record):
     """Share of tokens that are cut out."""
     mean_span: Annotated[float, Field(ge=1.0)] = 3.0
     """Mean length of a span, in tokens."""
+    mode: Mode | None = None
+    """Begin what the encoder reads with UL2's token for this kind of denoiser."""
+
+    @property
+    def head(self) -> Head:
+        """What the model must be able to do."""
+        return "seq2seq"
+
+    @property
+    def predicted_share(self) -> float:
+        """Share of the tokens on which the output layer computes."""
+        return 1.0
 
 
-ObjectiveConfig = Annotated[MaskedObjective | CausalObjective | SpanObjective, Field(discriminator="kind")]
+class PrefixObjective(Record):
+    """Prefix language modelling (Raffel et al. 2020, section 3.3.1)."""
+
+    kind: Literal["prefix"]
+    """`prefix`: read the beginning of a text, cut anywhere, and write the rest."""
+    head: Literal["seq2seq", "causal"] = "seq2seq"
+    """`seq2seq`: the encoder reads the beginning and the decoder writes the rest; `causal`: a decoder reads both from
+    left to right, with loss behind the cut only."""
+    mode: Mode | None = None
+    """Begin what the encoder reads with UL2's token for this kind of denoiser."""
+
+    @model_validator(mode="after")
+    def _has_an_encoder_for_its_mode(self) -> PrefixObjective:
+        if self.mode is not None and self.head == "causal":
+            raise ValueError("a mode token begins what an encoder reads: use head: seq2seq, or no mode")
+        return self
+
+    @property
+    def predicted_share(self) -> float:
+        """Share of the tokens on which the output layer computes."""
+        return 1.0
+
+
+class Part(Record):
+    """One objective of a mixture."""
+
+    weight: Annotated[float, Field(gt=0.0, allow_inf_nan=False)] = 1.0
+    """Its part of the samples, relative to the others'."""
+
+
+class MaskedPart(MaskedObjective, Part):
+    """Masked language modelling as a part."""
+
+
+class CausalPart(CausalObjective, Part):
+    """Next-token prediction as a part."""
+
+
+class SpanPart(SpanObjective, Part):
+    """Span corruption as a part."""
+
+
+class PrefixPart(PrefixObjective, Part):
+    """Prefix language modelling as a part."""
+
+
+PartConfig = Annotated[MaskedPart | CausalPart | SpanPart | PrefixPart, Field(discriminator="kind")]
+
+
+class MixedObjective(Record):
+    """Several objectives; which of them makes a sample is drawn by weight."""
+
+    kind: Literal["mixture"]
+    """`mixture`: several objectives, drawn for each sample by weight."""
+    parts: Annotated[tuple[PartConfig, ...], Field(min_length=1)]
+    """The objectives, each with a weight: `[{weight: 0.7, kind: span}, {weight: 0.3, kind: prefix}]`; all for one kind
+    of model."""
+    mode_tokens: ModeTokens = "tokenizer"
+    """Tokens of the modes R, S and X: the tokenizer's own, three ids, or `none` to leave them out."""
+
+    @field_validator("parts", "mode_tokens", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _is_for_one_kind_of_model(self) -> MixedObjective:
+        heads = {part.head for part in self.parts}
+        if len(heads) > 1:
+            told = ", ".join(f"{part.kind} ({part.head})" for part in self.parts)
+            raise ValueError(f"the parts of a mixture train one kind of model, these need several: {told}")
+        return self
+
+    @property
+    def head(self) -> Head:
+        """What the model must be able to do."""
+        return self.parts[0].head
+
+    @property
+    def predicted_share(self) -> float:
+        """Share of the tokens on which the output layer computes."""
+        total = sum(part.weight for part in self.parts)
+        return sum(part.weight * part.predicted_share for part in self.parts) / total
+
+
+class UL2Objective(Record):
+    """UL2's mixture of denoisers (Tay et al. 2022, table 1; arXiv:2205.05131)."""
+
+    kind: Literal["ul2"]
+    """`ul2`: short, long and dense spans and prefixes, mixed: UL2's seven denoisers."""
+    mode_tokens: ModeTokens = "tokenizer"
+    """Tokens of the modes R, S and X: the tokenizer's own, three ids, or `none` to leave them out."""
+
+    @field_validator("mode_tokens", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @property
+    def parts(self) -> tuple[SpanPart | PrefixPart, ...]:
+        """The denoisers. Equal weights are an assumption: the paper calls it a mixture of seven, and tells no other."""
+        return (
+            SpanPart(kind="span", mean_span=3.0, density=0.15, mode="R"),
+            SpanPart(kind="span", mean_span=8.0, density=0.15, mode="R"),
+            PrefixPart(kind="prefix", mode="S"),
+            SpanPart(kind="span", mean_span=3.0, density=0.5, mode="X"),
+            SpanPart(kind="span", mean_span=8.0, density=0.5, mode="X"),
+            SpanPart(kind="span", mean_span=64.0, density=0.15, mode="X"),
+            SpanPart(kind="span", mean_span=64.0, density=0.5, mode="X"),
+        )
+
+    @property
+    def head(self) -> Head:
+        """What the model must be able to do."""
+        return "seq2seq"
+
+    @property
+    def predicted_share(self) -> float:
+        """Share of the tokens on which the output layer computes."""
+        return 1.0
+
+
+ObjectiveConfig = Annotated[
+    MaskedObjective | CausalObjective | SpanObjective | PrefixObjective | MixedObjective | UL2Objective,
+    Field(discriminator="kind"),
+]
 
 
 class ModelConfig(Record):

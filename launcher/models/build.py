@@ -19,19 +19,23 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, prevent_arange_dtype_change
 
-from launcher.config.recipe import ModelConfig
+from launcher.config.recipe import Head, ModelConfig
 from launcher.errors import ModelError
 from launcher.models.initial import draw_weights
 from launcher.models.places import predict_only_places
 
 ATTENTION_TROUBLE = re.compile(r"attention.implementation|attn_implementation|(flash|flex).?attention", re.IGNORECASE)
-AUTO_CLASSES = {"mlm": AutoModelForMaskedLM, "clm": AutoModelForCausalLM, "span": AutoModelForSeq2SeqLM}
+AUTO_CLASSES: dict[Head, Any] = {
+    "masked": AutoModelForMaskedLM,
+    "causal": AutoModelForCausalLM,
+    "seq2seq": AutoModelForSeq2SeqLM,
+}
 
 
 def build_model(
     config: PreTrainedConfig,
     model: ModelConfig,
-    objective: str,
+    head: Head,
     *,
     seed: int,
     ds_config: dict[str, Any] | None = None,
@@ -42,7 +46,7 @@ def build_model(
     Args:
         config: What `build_config` made.
         model: The recipe's model section: attention, activation checkpointing, folder to continue from.
-        objective: `mlm`, `clm` or `span`; chooses the head.
+        head: What the objective needs the model to do.
         seed: Decides the initial weights, which are the same for any ZeRO stage and number of ranks.
         ds_config: The resolved DeepSpeed configuration; at stage 3 the model is partitioned as it is built, so that no
             rank ever holds it whole.
@@ -55,12 +59,10 @@ def build_model(
     stage = (ds_config or {}).get("zero_optimization", {}).get("stage", 0)
     try:
         if model.continue_from is not None:
-            built = _load(config, model, objective, seed, ds_config if stage == 3 else None)
+            built = _load(config, model, head, seed, ds_config if stage == 3 else None)
         else:
             with _empty_weights(ds_config if stage == 3 else None, device):
-                built = AUTO_CLASSES[objective].from_config(
-                    config, dtype=torch.float32, attn_implementation=model.attention
-                )
+                built = AUTO_CLASSES[head].from_config(config, dtype=torch.float32, attn_implementation=model.attention)
             built.tie_weights()
             draw_weights(built, seed)
     except (ImportError, ValueError) as error:
@@ -73,14 +75,14 @@ def build_model(
         raise ModelError(f"transformers cannot build this model: {first_sentence}", "model") from None
     if model.activation_checkpointing:
         built.activation_checkpointing_enable()
-    if objective == "mlm":
+    if head == "masked":
         predict_only_places(built)
     built.train()
     return built
 
 
 def _load(
-    config: PreTrainedConfig, model: ModelConfig, objective: str, seed: int, ds_config: dict[str, Any] | None
+    config: PreTrainedConfig, model: ModelConfig, head: Head, seed: int, ds_config: dict[str, Any] | None
 ) -> PreTrainedModel:
     """Load the weights of a folder; partitioned while they are read where a configuration is given.
 
@@ -90,7 +92,7 @@ def _load(
     keep = HfDeepSpeedConfig(ds_config) if ds_config is not None else None  # transformers looks for it while it lives
     torch.manual_seed(seed)
     try:
-        built, told = AUTO_CLASSES[objective].from_pretrained(
+        built, told = AUTO_CLASSES[head].from_pretrained(
             model.continue_from,
             config=config,
             dtype=torch.float32,
@@ -106,7 +108,7 @@ def _load(
         raise ModelError(
             f"the folder lacks {len(missing)} of the model's weights, {missing[0]} among them",
             str(model.continue_from),
-            f"continue from a model that was saved with its {objective} head",
+            f"continue from a model that was saved with its {head} head",
         )
     return built
 

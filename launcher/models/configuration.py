@@ -13,7 +13,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from launcher.config.recipe import ModelConfig
+from launcher.config.recipe import Head, ModelConfig
 from launcher.errors import ModelError, did_you_mean
 from launcher.shards.manifest import TokenizerInfo
 
@@ -71,20 +71,29 @@ NUMBERS = (
     "intermediate_size",
     "max_position_embeddings",
 )
-MAPPINGS = {
-    "mlm": MODEL_FOR_MASKED_LM_MAPPING,
-    "clm": MODEL_FOR_CAUSAL_LM_MAPPING,
-    "span": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+MAPPINGS: dict[Head, Any] = {
+    "masked": MODEL_FOR_MASKED_LM_MAPPING,
+    "causal": MODEL_FOR_CAUSAL_LM_MAPPING,
+    "seq2seq": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
 }
-EXAMPLES = {"mlm": "bert, roberta, modernbert", "clm": "gpt2, llama, qwen3", "span": "t5, mt5, bart"}
+TASKS: dict[Head, str] = {
+    "masked": "masked language modelling",
+    "causal": "next-token prediction",
+    "seq2seq": "reading one text and writing another",
+}
+EXAMPLES: dict[Head, str] = {
+    "masked": "bert, roberta, modernbert",
+    "causal": "gpt2, llama, qwen3",
+    "seq2seq": "t5, mt5, bart",
+}
 
 
-def build_config(model: ModelConfig, objective: str, tokenizer: TokenizerInfo, seq_len: int) -> PreTrainedConfig:
+def build_config(model: ModelConfig, head: Head, tokenizer: TokenizerInfo, seq_len: int) -> PreTrainedConfig:
     """The `transformers` configuration of a run.
 
     Args:
         model: The recipe's model section.
-        objective: `mlm`, `clm` or `span`.
+        head: What the objective needs the model to do.
         tokenizer: The tokenizer of the shards; gives the vocabulary and the special ids.
         seq_len: Longest sequence, in tokens.
 
@@ -93,17 +102,17 @@ def build_config(model: ModelConfig, objective: str, tokenizer: TokenizerInfo, s
             positions that is too small.
     """
     config = _continued(model, tokenizer) if model.continue_from else _from_scratch(model, tokenizer)
-    if type(config) not in MAPPINGS[objective]:
+    if type(config) not in MAPPINGS[head]:
         raise ModelError(
-            f"{config.model_type} cannot be trained with {objective}",
+            f"{config.model_type} cannot be trained with an objective for {TASKS[head]}",
             "objective.kind",
-            f"choose a family that can, such as {EXAMPLES[objective]}, or another objective",
+            f"choose a family that can, such as {EXAMPLES[head]}, or another objective",
         )
-    if objective == "clm" and type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+    if head == "causal" and type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         raise ModelError(
             f"{config.model_type} sees the tokens on its right: next-token prediction would be trivial",
             "objective.kind",
-            f"use mlm, or a decoder such as {EXAMPLES['clm']}",
+            f"use mlm, or a decoder such as {EXAMPLES['causal']}",
         )
     _check_heads(config, model)
     positions = _positions(config)

@@ -224,7 +224,7 @@ def _laid_out(
 
 
 def _segments_of(segments_GW: NDArray[np.int64], cut: Cut) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The numbers of the documents of what `_corrupt` gives: a span goes with its first token, the end with the last."""
+    """The documents of what `_corrupt` gives: a span goes with its first token, and the end with what it ends."""
     first_GW = np.where(cut.is_first_GW, np.arange(segments_GW.shape[1]), 0)
     np.maximum.accumulate(first_GW, axis=1, out=first_GW)
     of_spans_GW = np.where(cut.is_noise_GW, np.take_along_axis(segments_GW, first_GW, axis=1), segments_GW)
@@ -246,9 +246,7 @@ def _segments(keys_G: NDArray[np.uint64], num_items: int, num_segments: int) -> 
     return np.diff(bounds, axis=1)
 
 
-def _spans(
-    kept_lengths_GK: NDArray[np.int64], noise_lengths_GK: NDArray[np.int64]
-) -> Cut:
+def _spans(kept_lengths_GK: NDArray[np.int64], noise_lengths_GK: NDArray[np.int64]) -> Cut:
     """Lay the segments out in turn, kept text first."""
     num_rows, num_spans = kept_lengths_GK.shape
     lengths = np.stack([kept_lengths_GK, noise_lengths_GK], axis=-1).reshape(num_rows, 2 * num_spans)

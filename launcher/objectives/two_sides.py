@@ -49,9 +49,7 @@ def decoder_inputs(labels_BT: NDArray[np.int64], start: int) -> NDArray[np.int64
     return inputs_BT
 
 
-def keep_apart(
-    batch: Batch, segments_BS: NDArray[np.int64], segments_BT: NDArray[np.int64], start: int
-) -> Batch:
+def keep_apart(batch: Batch, segments_BS: NDArray[np.int64], segments_BT: NDArray[np.int64], start: int) -> Batch:
     """The batch with the numbers of its documents; each of them starts the decoder anew.
 
     Args:

@@ -27,6 +27,14 @@ ROLES = {
     "eos": ("</s>", "<|endoftext|>", "<|end_of_text|>"),
 }
 SENTINEL = re.compile(r"^<extra_id_(\d+)>$")
+# Ours and StarCoder's, Qwen's, InCoder-like spellings, Code Llama's, DeepSeek's.
+FILL_IN = {
+    "fim_prefix": ("<fim_prefix>", "<|fim_prefix|>", "<fim-prefix>", "<PRE>", "▁<PRE>", "<｜fim▁begin｜>"),
+    "fim_middle": ("<fim_middle>", "<|fim_middle|>", "<fim-middle>", "<MID>", "▁<MID>", "<｜fim▁end｜>"),
+    "fim_suffix": ("<fim_suffix>", "<|fim_suffix|>", "<fim-suffix>", "<SUF>", "▁<SUF>", "<｜fim▁hole｜>"),
+}
+# UL2's R, S and X: ours, the paper's, and those of the published models.
+MODES = (("<mode_R>", "[R]", "[NLU]"), ("<mode_S>", "[S]", "[S2S]"), ("<mode_X>", "[X]", "[NLG]"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +94,12 @@ def describe_tokenizer(tokenizer: Tokenizer, name: str, config: dict[str, Any] |
         (int(match.group(1)), token_id) for token, token_id in vocabulary.items() if (match := SENTINEL.match(token))
     ]
     sentinels = tuple(token_id for _, token_id in sorted(numbered))
+    fill_in = {role: _first_of(tokenizer, names) for role, names in FILL_IN.items()}
+    modes = [_first_of(tokenizer, names) for names in MODES]
     added = {token_id for token_id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
-    known = {token_id for token_id in roles.values() if token_id is not None}
+    # Code Llama's and Qwen's are added tokens that are not marked as special.
+    named = (*roles.values(), *fill_in.values())
+    known = {token_id for token_id in named if token_id is not None}
     end = next((roles[role] for role in ("eos", "sep", "bos") if roles[role] is not None), None)
     if end is None:
         raise TokenizerError(
@@ -96,7 +108,13 @@ def describe_tokenizer(tokenizer: Tokenizer, name: str, config: dict[str, Any] |
             'name one in its tokenizer_config.json, e.g. "eos_token": "</s>"',
         )
     special = SpecialTokens(
-        **roles, sentinels=sentinels, all_ids=tuple(sorted(added | known | set(sentinels))), document_end=end
+        **roles,
+        **fill_in,
+        sentinels=sentinels,
+        # "[S]" may be an ordinary word of a vocabulary: a mode is what was added as a special token.
+        modes=tuple(token_id for token_id in modes if token_id is not None) if added.issuperset(modes) else (),
+        all_ids=tuple(sorted(added | known | set(sentinels))),
+        document_end=end,
     )
     # not get_vocab_size(): ids may have holes, and embeddings must reach the highest
     vocab_size = max(vocabulary.values()) + 1
@@ -113,8 +131,10 @@ def save_tokenizer(handle: TokenizerHandle, folder: Path) -> None:
         token_id = getattr(special, role)
         if token_id is not None:
             config[f"{role}_token"] = handle.tokenizer.id_to_token(token_id)
-    if special.sentinels:
-        config["extra_special_tokens"] = [handle.tokenizer.id_to_token(token_id) for token_id in special.sentinels]
+    fill_in = (getattr(special, role) for role in FILL_IN)
+    extra = [*special.sentinels, *special.modes, *(token_id for token_id in fill_in if token_id is not None)]
+    if extra:
+        config["extra_special_tokens"] = [handle.tokenizer.id_to_token(token_id) for token_id in extra]
     (folder / "tokenizer.json").write_text(handle.tokenizer.to_str(pretty=True), encoding="utf-8")
     text = json.dumps(config, ensure_ascii=False, indent=2)
     (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
@@ -163,6 +183,11 @@ def _role_id(tokenizer: Tokenizer, role: str, config: dict[str, Any]) -> int | N
         if token_id is not None:
             return int(token_id)
     return None
+
+
+def _first_of(tokenizer: Tokenizer, names: Iterable[str]) -> int | None:
+    ids = (tokenizer.token_to_id(name) for name in names)
+    return next((int(token_id) for token_id in ids if token_id is not None), None)
 
 
 def _bert(vocab: Path, lowercase: bool) -> Tokenizer:

@@ -13,13 +13,24 @@ from tokenizers.models import BPE, Unigram, WordPiece
 
 from launcher.errors import LauncherError, TokenizerError
 from launcher.prepare.encoders import one_thread
-from launcher.prepare.tokenizer import TokenizerHandle, bert_template, describe_tokenizer, save_tokenizer
+from launcher.prepare.tokenizer import (
+    FILL_IN,
+    MODES,
+    TokenizerHandle,
+    bert_template,
+    describe_tokenizer,
+    save_tokenizer,
+)
 
 # T5's 100: enough for sequences of 1,700 tokens at density 0.15 and mean span 3.
 SENTINELS = tuple(f"<extra_id_{number}>" for number in range(100))
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 OWN_FILES = {"tokenizer.json", "tokenizer_config.json"}
 OTHER_SPECIALS = ("<pad>", "<s>", "</s>", "<unk>", "<mask>")
+# Tokens of bpe vocabularies for filling in the middle, and of bpe and unigram for UL2, behind the sentinels. A
+# wordpiece vocabulary, which is made for masked models, has neither.
+FILL_IN_SPECIALS = tuple(names[0] for names in FILL_IN.values())
+MODE_SPECIALS = tuple(names[0] for names in MODES)
 
 
 def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int, out: Path) -> TokenizerHandle:
@@ -45,8 +56,7 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int, out: Path)
         raise TokenizerError(f"{str(out)!r} names no folder to make", "--out", "give the folder's name")
     if out.is_file() or (out.is_dir() and not {path.name for path in out.iterdir()} <= OWN_FILES):
         raise TokenizerError("there is something else under this name, not a tokenizer", str(out), "give another --out")
-    # The special tokens and, for bpe, the 256 bytes.
-    least = len(SENTINELS) + len(BERT_SPECIALS) + (256 if kind == "bpe" else 1)
+    least = LEAST[kind]
     if vocab_size < least:
         raise TokenizerError(
             f"a vocabulary of {vocab_size} has no room for words", "--vocab-size", f"use {least} at the very least"
@@ -84,7 +94,7 @@ def _wordpiece(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     trained = _untrained_wordpiece({})
     trained.train_from_iterator(texts, trainer)
     tokenizer = _untrained_wordpiece(trained.get_vocab())
-    tokenizer.add_special_tokens(_special(BERT_SPECIALS))
+    tokenizer.add_special_tokens(_special((*BERT_SPECIALS, *SENTINELS)))
     # The trainer numbers special tokens in the order it is given them.
     tokenizer.post_processor = bert_template(BERT_SPECIALS.index("[CLS]"), BERT_SPECIALS.index("[SEP]"))
     return tokenizer
@@ -122,7 +132,7 @@ def _bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=_special(OTHER_SPECIALS),
+        special_tokens=_special((*OTHER_SPECIALS, *SENTINELS, *MODE_SPECIALS, *FILL_IN_SPECIALS)),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
@@ -136,7 +146,10 @@ def _unigram(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.decoder = decoders.Metaspace()
     trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size, special_tokens=_special(OTHER_SPECIALS), unk_token="<unk>", show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=_special((*OTHER_SPECIALS, *SENTINELS, *MODE_SPECIALS)),
+        unk_token="<unk>",
+        show_progress=False,
     )
     try:
         tokenizer.train_from_iterator(texts, trainer)
@@ -160,11 +173,17 @@ def _too_few_for_characters(vocab_size: int) -> TokenizerError:
 
 
 def _special(names: tuple[str, ...]) -> list[AddedToken]:
-    return [AddedToken(name, special=True) for name in (*names, *SENTINELS)]
+    return [AddedToken(name, special=True) for name in names]
 
 
 TRAINERS: dict[str, Callable[[Iterable[str], int], Tokenizer]] = {
     "wordpiece": _wordpiece,
     "bpe": _bpe,
     "unigram": _unigram,
+}
+# The special tokens and a word; for bpe the 256 bytes.
+LEAST = {
+    "wordpiece": len(BERT_SPECIALS) + len(SENTINELS) + 1,
+    "bpe": len(OTHER_SPECIALS) + len(SENTINELS) + len(MODE_SPECIALS) + len(FILL_IN_SPECIALS) + 256,
+    "unigram": len(OTHER_SPECIALS) + len(SENTINELS) + len(MODE_SPECIALS) + 1,
 }

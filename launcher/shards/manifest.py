@@ -54,6 +54,14 @@ class SpecialTokens:
     """Every special token: never masked, never drawn at random."""
     document_end: int
     """Stands after each document: eos, or sep, or bos."""
+    fim_prefix: int | None = None
+    """Stands before the beginning of a text whose middle is to be filled in."""
+    fim_middle: int | None = None
+    """Stands before the middle."""
+    fim_suffix: int | None = None
+    """Stands before the end of the text."""
+    modes: tuple[int, ...] = ()
+    """UL2's R, S and X, in that order; all of them or none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -287,7 +295,7 @@ def _own_checksum(fields: dict[str, Any]) -> str:
 def _from_json(fields: dict[str, Any]) -> Manifest:
     tokenizer = fields["tokenizer"]
     special = tokenizer["special"]
-    special |= {"sentinels": tuple(special["sentinels"]), "all_ids": tuple(special["all_ids"])}
+    special |= {name: tuple(special[name]) for name in ("sentinels", "all_ids", "modes") if name in special}
     if set(fields["splits"]) != set(SPLITS):
         raise ValueError(f"splits are {', '.join(fields['splits'])}, not {' and '.join(SPLITS)}")
     return Manifest(

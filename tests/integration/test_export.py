@@ -24,7 +24,7 @@ def test_exported_logits_equal_the_engines_bit_for_bit(
     arguments = ["--ds_config", f"zero{stage}", "--recipe", str(path)]
     inputs, logits = run_ranks(jobs.live_logits, ranks, arguments)[0]
     assert cli.main(["export", str(tmp_path / "tiny"), "--out", str(tmp_path / "out")]) == 0
-    (again,) = run_ranks(jobs.exported_logits, 1, str(tmp_path / "out"), objective, inputs)
+    (again,) = run_ranks(jobs.exported_logits, 1, str(tmp_path / "out"), tiny.HEADS[objective], inputs)
     np.testing.assert_array_equal(again, logits)
 
 
@@ -46,7 +46,7 @@ def test_what_is_no_parameter_is_exported_too(stage: int, ranks: int, shards: Pa
     arguments = ["--ds_config", f"zero{stage}", "--recipe", str(path)]
     inputs, logits = run_ranks(jobs.live_logits, ranks, arguments)[0]
     assert cli.main(["export", str(tmp_path / "tiny"), "--out", str(tmp_path / "out")]) == 0
-    (again,) = run_ranks(jobs.exported_logits, 1, str(tmp_path / "out"), "span", inputs)
+    (again,) = run_ranks(jobs.exported_logits, 1, str(tmp_path / "out"), "seq2seq", inputs)
     np.testing.assert_array_equal(again, logits)
     assert run_ranks(jobs.train, ranks, [*arguments, "train.num_steps=3"]) == [0] * ranks
 

@@ -10,11 +10,11 @@ import tiny
 from ranks import run_ranks
 
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "modernbert": ("mlm", tiny.MODELS["mlm"]),
-    "gpt2: rules that reach into child modules, tied head": ("clm", tiny.MODELS["clm"]),
-    "t5": ("span", tiny.MODELS["span"]),
+    "modernbert": ("masked", tiny.MODELS["mlm"]),
+    "gpt2: rules that reach into child modules, tied head": ("causal", tiny.MODELS["clm"]),
+    "t5": ("seq2seq", tiny.MODELS["span"]),
     "bert: padding row of the embedding": (
-        "mlm",
+        "masked",
         {
             "family": "bert",
             "hidden_size": 32,
@@ -24,7 +24,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "llama: rotary table in fp32": (
-        "clm",
+        "causal",
         {
             "family": "llama",
             "hidden_size": 32,
@@ -34,7 +34,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "qwen3_moe: experts": (
-        "clm",
+        "causal",
         {
             "family": "qwen3_moe",
             "hidden_size": 32,
@@ -50,7 +50,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_stage_0_on_one_rank_and_stage_3_on_two_begin_alike(family: str, precision: str) -> None:
-    objective, model = FAMILIES[family]
-    (whole,) = run_ranks(jobs.initial_weights, 1, model, objective, 0, precision)
-    first, second = run_ranks(jobs.initial_weights, 2, model, objective, 3, precision)
+    head, model = FAMILIES[family]
+    (whole,) = run_ranks(jobs.initial_weights, 1, model, head, 0, precision)
+    first, second = run_ranks(jobs.initial_weights, 2, model, head, 3, precision)
     assert first == second == whole

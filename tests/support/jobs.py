@@ -60,13 +60,13 @@ def begin(program: dict[str, Any], arguments: list[str]) -> tuple[Any, Any, Any]
     return recipe, data, program["start"](recipe, program["configure"](recipe, data), config, device)
 
 
-def exported_logits(folder: str, kind: str, inputs: dict[str, Any]) -> Any:
+def exported_logits(folder: str, head: str, inputs: dict[str, Any]) -> Any:
     """What the exported folder answers to the same inputs."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
     torch.set_num_threads(1)
-    auto = {"mlm": AutoModelForMaskedLM, "clm": AutoModelForCausalLM, "span": AutoModelForSeq2SeqLM}[kind]
+    auto = {"masked": AutoModelForMaskedLM, "causal": AutoModelForCausalLM, "seq2seq": AutoModelForSeq2SeqLM}[head]
     model = auto.from_pretrained(folder).eval()
     with torch.no_grad():
         return model(**{name: torch.from_numpy(array) for name, array in inputs.items()}).logits.numpy().copy()
@@ -86,9 +86,9 @@ def plain_losses(recipe_path: str) -> list[float]:
     torch.set_num_threads(1)
     recipe = load_recipe(recipe_path).recipe
     data = open_data(recipe)
-    kind = recipe.objective.kind
-    config = build_config(recipe.model, kind, data.tokenizer, recipe.data.seq_len)
-    model = build_model(config, recipe.model, kind, seed=recipe.train.seed)
+    head = recipe.objective.head
+    config = build_config(recipe.model, head, data.tokenizer, recipe.data.seq_len)
+    model = build_model(config, recipe.model, head, seed=recipe.train.seed)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -115,7 +115,7 @@ def plain_losses(recipe_path: str) -> list[float]:
     return losses
 
 
-def initial_weights(model: dict[str, Any], objective: str, stage: int, precision: str) -> dict[str, str]:
+def initial_weights(model: dict[str, Any], head: str, stage: int, precision: str) -> dict[str, str]:
     """Parameter and buffer → hash of its values in fp32, as the engine holds them before the first step."""
     import deepspeed
 
@@ -129,7 +129,7 @@ def initial_weights(model: dict[str, Any], objective: str, stage: int, precision
     place = find_place(os.environ)
     join_ranks(place, 1)
     record = ModelConfig.model_validate(model)
-    config = build_config(record, objective, tokenizer_info(), 16)
+    config = build_config(record, head, tokenizer_info(), 16)
     ds_config = {
         "train_batch_size": 4,
         "train_micro_batch_size_per_gpu": 4 // place.world_size,
@@ -139,7 +139,7 @@ def initial_weights(model: dict[str, Any], objective: str, stage: int, precision
     }
     if precision == "bf16":
         ds_config["bf16"] = {"enabled": True}
-    built = build_model(config, record, objective, seed=3, ds_config=ds_config)
+    built = build_model(config, record, head, seed=3, ds_config=ds_config)
     engine = start_engine(built, OptimConfig(lr=1e-3), ds_config)
     hashes = {}
     for name, parameter in engine.module.named_parameters():

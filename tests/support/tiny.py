@@ -37,6 +37,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "config": {"d_kv": 16, "dropout_rate": 0.0, "feed_forward_proj": "gated-gelu"},
     },
 }
+HEADS = {"mlm": "masked", "clm": "causal", "span": "seq2seq"}
 
 
 def write_corpus(path: Path, num_documents: int = 150) -> Path:

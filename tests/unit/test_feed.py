@@ -100,7 +100,7 @@ def test_an_excluded_document_becomes_padding_and_moves_nobody(
 
 def test_whole_words_are_masked_from_the_shards_own_plane(corpora: dict[str, Path], tmp_path: Path) -> None:
     shards = {"shards": str(corpora["law"])}
-    data = open_data(recipe_of("mlm", shards, objective__whole_words=True, objective__mask_share=0.5))
+    data = open_data(recipe_of("mlm", shards, objective__unit="word", objective__mask_share=0.5))
     rows = data.train.fetch(np.arange(40, dtype=np.int64))
     assert rows.continues_BL is not None
     # The test's shards say that an odd id continues the word before it, but at the ends of documents.
@@ -111,7 +111,7 @@ def test_whole_words_are_masked_from_the_shards_own_plane(corpora: dict[str, Pat
     assert (chosen[:, 1:] == chosen[:, :-1])[rows.continues_BL[:, 1:]].all()
     write_shards(tmp_path / "plain", random_documents(30, 15))
     with pytest.raises(ShardError, match="--words"):
-        open_data(recipe_of("mlm", {"shards": str(tmp_path / "plain")}, objective__whole_words=True))
+        open_data(recipe_of("mlm", {"shards": str(tmp_path / "plain")}, objective__unit="word"))
 
 
 def test_every_corpus_is_validated_on_its_own_documents(corpora: dict[str, Path]) -> None:

@@ -18,75 +18,73 @@ POSITIONS = {"max_position_embeddings": 77}
 
 
 @pytest.mark.parametrize(
-    ("family", "objective", "numbers", "expected"),
+    ("family", "head", "numbers", "expected"),
     [
         (
             "bert",
-            "mlm",
+            "masked",
             NUMBERS | POSITIONS,
             {"hidden_size": 32, "num_hidden_layers": 3, "max_position_embeddings": 77},
         ),
         (
             "modernbert",
-            "mlm",
+            "masked",
             NUMBERS,
             {"intermediate_size": 48, "vocab_size": 96, "pad_token_id": 0, "cls_token_id": 2},
         ),
         (
             "gpt2",
-            "clm",
+            "causal",
             NUMBERS | POSITIONS,
             {"n_embd": 32, "n_layer": 3, "n_inner": 48, "n_positions": 77, "eos_token_id": 3},
         ),
-        ("llama", "clm", NUMBERS | {"num_key_value_heads": 1}, {"num_key_value_heads": 1, "vocab_size": 96}),
+        ("llama", "causal", NUMBERS | {"num_key_value_heads": 1}, {"num_key_value_heads": 1, "vocab_size": 96}),
         (
             "t5",
-            "span",
+            "seq2seq",
             NUMBERS,
             {"d_model": 32, "num_layers": 3, "num_decoder_layers": 3, "d_ff": 48, "decoder_start_token_id": 0},
         ),
         (
             "bart",
-            "span",
+            "seq2seq",
             NUMBERS,
             {"encoder_layers": 3, "decoder_layers": 3, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48},
         ),
     ],
 )
 def test_numbers_reach_the_family_under_its_own_names(
-    family: str, objective: str, numbers: dict[str, int], expected: dict[str, Any]
+    family: str, head: str, numbers: dict[str, int], expected: dict[str, Any]
 ) -> None:
-    config = build_config(
-        ModelConfig.model_validate({"family": family, **numbers}), objective, jobs.tokenizer_info(), 16
-    )
+    config = build_config(ModelConfig.model_validate({"family": family, **numbers}), head, jobs.tokenizer_info(), 16)
     assert {name: getattr(config, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize("name", places.names("recipes", ".yaml"))
 def test_every_shipped_recipe_has_a_model(name: str) -> None:
     recipe = load_recipe(name).recipe
-    config = build_config(recipe.model, recipe.objective.kind, jobs.tokenizer_info(), recipe.data.seq_len)
+    config = build_config(recipe.model, recipe.objective.head, jobs.tokenizer_info(), recipe.data.seq_len)
     assert config.hidden_size == recipe.model.hidden_size
 
 
 @pytest.mark.parametrize(
-    ("model", "objective", "message"),
+    ("model", "head", "message"),
     [
-        ({"family": "brt"}, "mlm", "did you mean 'bert'?"),
-        ({}, "mlm", "set model.family or model.continue_from"),
-        ({"family": "t5", "max_position_embeddings": 9}, "span", "t5 has no max_position_embeddings"),
-        ({"family": "t5"}, "clm", "t5 cannot be trained with clm"),
-        ({"family": "gpt2"}, "mlm", "gpt2 cannot be trained with mlm"),
-        ({"family": "bert"}, "clm", "sees the tokens on its right"),
-        ({"family": "gpt2", "max_position_embeddings": 8}, "clm", "longer than the model's 8 positions"),
-        ({"family": "bert", "config": {"hiden_act": "relu"}}, "mlm", "did you mean 'hidden_act'?"),
-        ({"family": "roberta", "max_position_embeddings": 16}, "mlm", "longer than the model's 15 positions"),
-        ({"family": "gpt2", "hidden_size": 130, "num_attention_heads": 4}, "clm", "use 128 or 132"),
-        ({"family": "bert", "hidden_size": 130, "num_attention_heads": 4}, "mlm", "cannot be cut into 4 heads"),
-        ({"continue_from": "/nowhere"}, "mlm", "holds no config.json"),
+        ({"family": "brt"}, "masked", "did you mean 'bert'?"),
+        ({}, "masked", "set model.family or model.continue_from"),
+        ({"family": "t5", "max_position_embeddings": 9}, "seq2seq", "t5 has no max_position_embeddings"),
+        ({"family": "t5"}, "causal", "t5 cannot be trained with an objective for next-token prediction"),
+        ({"family": "gpt2"}, "masked", "gpt2 cannot be trained with an objective for masked language modelling"),
+        ({"family": "bert"}, "causal", "sees the tokens on its right"),
+        ({"family": "gpt2", "max_position_embeddings": 8}, "causal", "longer than the model's 8 positions"),
+        ({"family": "bert", "config": {"hiden_act": "relu"}}, "masked", "did you mean 'hidden_act'?"),
+        ({"family": "roberta", "max_position_embeddings": 16}, "masked", "longer than the model's 15 positions"),
+        ({"family": "gpt2", "hidden_size": 130, "num_attention_heads": 4}, "causal", "use 128 or 132"),
+        ({"family": "bert", "hidden_size": 130, "num_attention_heads": 4}, "masked", "cannot be cut into 4 heads"),
+        ({"continue_from": "/nowhere"}, "masked", "holds no config.json"),
     ],
 )
-def test_what_cannot_be_is_refused_with_its_fix(model: dict[str, Any], objective: str, message: str) -> None:
+def test_what_cannot_be_is_refused_with_its_fix(model: dict[str, Any], head: str, message: str) -> None:
     with pytest.raises(ModelError) as caught:
-        build_config(ModelConfig.model_validate(model), objective, jobs.tokenizer_info(), 16)
+        build_config(ModelConfig.model_validate(model), head, jobs.tokenizer_info(), 16)
     assert message in str(caught.value)

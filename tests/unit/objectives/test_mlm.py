@@ -190,7 +190,7 @@ def test_a_word_is_masked_whole_or_not_at_all_and_the_share_is_kept(special: Spe
     tokens = text_rows(1000, 126)
     continues = np.random.default_rng(0).random(tokens.shape) < 0.4
     continues[:, 0] = False
-    objective = MaskedLM(128, 7, special, 1000, whole_words=True)
+    objective = MaskedLM(128, 7, special, 1000, unit="word")
     assert objective.needs_words
     rows = RawRows(tokens, np.full(1000, 126), np.arange(1000), continues_BL=continues)
     batch = objective.batch(rows)
@@ -210,14 +210,14 @@ def test_words_are_chosen_by_their_first_token_as_single_tokens_are(special: Spe
     tokens = text_rows(200, 30)
     single = masked(MaskedLM(32, 7, special, 1000), tokens)
     alone = RawRows(tokens, np.full(200, 30), np.arange(200), continues_BL=np.zeros(tokens.shape, dtype=np.bool_))
-    words = MaskedLM(32, 7, special, 1000, whole_words=True).batch(alone)
+    words = MaskedLM(32, 7, special, 1000, unit="word").batch(alone)
     assert all((single[name] == words[name]).all() for name in single)
 
 
 def test_whole_words_without_words_are_refused(special: SpecialTokens, text_rows: Rows) -> None:
     rows = RawRows(text_rows(2, 30), np.full(2, 30), np.arange(2))
     with pytest.raises(ValueError, match="nobody told which tokens continue one"):
-        MaskedLM(32, 7, special, 1000, whole_words=True).batch(rows)
+        MaskedLM(32, 7, special, 1000, unit="word").batch(rows)
 
 
 def test_words_written_out(special: SpecialTokens) -> None:
@@ -227,7 +227,7 @@ def test_words_written_out(special: SpecialTokens) -> None:
     hidden = np.array([[0, 0, 0, 0, 0, 0, 0, 1, 0, 0]], dtype=np.bool_)
     chosen = set()
     for seed in range(100):
-        objective = MaskedLM(12, seed, special, 1000, mask_share=0.5, whole_words=True)
+        objective = MaskedLM(12, seed, special, 1000, mask_share=0.5, unit="word")
         rows = RawRows(tokens, np.array([8]), np.array([0]), hidden_BL=hidden, continues_BL=continues)
         labels = objective.batch(rows)["labels"][0]
         chosen.add(tuple(labels[labels != IGNORE_INDEX].tolist()))
@@ -245,7 +245,7 @@ def test_the_tokens_of_a_chosen_word_share_80_10_10_wherever_they_stand_in_it(
     continues = np.zeros(tokens.shape, dtype=np.bool_)
     continues[:, 1::3] = continues[:, 2::3] = True
     rows = RawRows(tokens, np.full(1500, 126), np.arange(1500), continues_BL=continues)
-    batch = MaskedLM(128, 7, special, 1000, whole_words=True).batch(rows)
+    batch = MaskedLM(128, 7, special, 1000, unit="word").batch(rows)
     for place in range(3):
         inputs, labels = batch["input_ids"][:, 1 + place : -1 : 3], batch["labels"][:, 1 + place : -1 : 3]
         chosen = labels != IGNORE_INDEX

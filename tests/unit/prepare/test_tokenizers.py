@@ -156,7 +156,7 @@ def test_a_tokenizer_that_cannot_end_a_document_is_refused(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("kind", "size", "message"), [("bqe", 500, "no tokenizer kind 'bqe'"), ("bpe", 200, "use 361")]
+    ("kind", "size", "message"), [("bqe", 500, "no tokenizer kind 'bqe'"), ("bpe", 200, "use 367")]
 )
 def test_a_tokenizer_that_cannot_be_trained_is_refused(tmp_path: Path, kind: str, size: int, message: str) -> None:
     with pytest.raises(TokenizerError, match=message):
