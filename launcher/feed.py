@@ -70,6 +70,7 @@ def open_data(recipe: Recipe) -> Data:
     has_words = all(manifest.words for manifest in manifests.values())
     objective = build_objective(recipe, tokenizer, seed, has_words=has_words)
     fixed = build_objective(recipe, tokenizer, VALIDATION_SEED, has_words=has_words)
+    apart = data.keeps_documents_apart
     train: list[Corpus] = []
     validation: list[Loader] = []
     for name, corpus in data.corpora.items():
@@ -78,7 +79,7 @@ def open_data(recipe: Recipe) -> Data:
         train.append(_corpus(name, splits["train"], data, objective, seed, excluded.get("train")))
         if splits["validation"].num_documents:
             held_out = _corpus(name, splits["validation"], data, fixed, VALIDATION_SEED, excluded.get("validation"))
-            validation.append(Loader((held_out,), with_words=fixed.needs_words))
+            validation.append(Loader((held_out,), with_words=fixed.needs_words, with_segments=apart))
     # A corpus with weight 0 waits for its phase: the mixture only names those that get something.
     phases = tuple(
         Phase(first=step * recipe.batch.global_batch, weights={name: w for name, w in weights.items() if w})
@@ -88,7 +89,7 @@ def open_data(recipe: Recipe) -> Data:
     return Data(
         manifests=manifests,
         objective=objective,
-        train=Loader(tuple(train), mixture, with_words=objective.needs_words),
+        train=Loader(tuple(train), mixture, with_words=objective.needs_words, with_segments=apart),
         fixed_objective=fixed,
         validation=tuple(validation),
     )
@@ -146,8 +147,11 @@ def validation_batches(recipe: Recipe, data: Data, world_size: int, rank: int) -
 
 
 def model_inputs(batch: Arrays) -> Arrays:
-    """Leave out an attention mask that hides nothing: attention is faster without one; and what no model takes."""
-    without = {PART_IDS, "attention_mask"} if batch["attention_mask"].all() else {PART_IDS}
+    """Leave out an attention mask that hides nothing, or what the documents' numbers tell: attention is faster without;
+    and what no model takes.
+    """
+    needless = "segment_ids" in batch or batch["attention_mask"].all()
+    without = {PART_IDS, "attention_mask"} if needless else {PART_IDS}
     return {name: array for name, array in batch.items() if name not in without}
 
 

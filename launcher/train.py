@@ -263,8 +263,16 @@ def start(recipe: Recipe, config: Any, ds_config: dict[str, Any], device: str) -
     from launcher.models.build import build_model
     from launcher.models.initial import seed_dropout
 
-    head, seed = recipe.objective.head, recipe.train.seed
-    model = build_model(config, recipe.model, head, seed=seed, ds_config=ds_config, device=device)
+    seed = recipe.train.seed
+    model = build_model(
+        config,
+        recipe.model,
+        recipe.objective.head,
+        seed=seed,
+        documents_apart=recipe.data.keeps_documents_apart,
+        ds_config=ds_config,
+        device=device,
+    )
     engine = start_engine(model, recipe.optim, ds_config)
     seed_dropout(seed, engine.global_rank)
     return engine

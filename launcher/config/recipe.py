@@ -60,6 +60,9 @@ class DataConfig(Record):
     packing: Literal["concat", "bestfit", "pad"] = "concat"
     """`concat` cuts the stream of documents into sequences; `bestfit` packs whole documents, and cuts only those that
     are longer than a sequence; `pad` puts one document into each, and drops what does not fit."""
+    documents: Literal["joined", "apart"] = "joined"
+    """Whether the documents of a sequence see each other: `apart` keeps attention and positions inside a document, and
+    predicts nothing across its end. It costs a mask of sequence by sequence, except with flash and flex attention."""
     exclude: FolderPath | None = None
     """File that names documents to leave out, a line each: FILE:LINE, or the xxh3-128 of the text. No other document
     moves: their tokens become padding without attention or loss."""
@@ -98,6 +101,11 @@ class DataConfig(Record):
         if self.shards is None:
             return self.mixture
         return {self.shards.name: CorpusConfig(shards=self.shards, exclude=self.exclude)}
+
+    @property
+    def keeps_documents_apart(self) -> bool:
+        """Whether a row may hold several documents that do not see each other."""
+        return self.documents == "apart" and self.packing != "pad"
 
     def phases(self) -> dict[int, dict[str, float]]:
         """The weights of all corpora from each step on at which they change, from step 0."""

@@ -21,6 +21,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig, prevent_arang
 
 from launcher.config.recipe import Head, ModelConfig
 from launcher.errors import ModelError
+from launcher.models.documents import keep_documents_apart
 from launcher.models.initial import draw_weights
 from launcher.models.places import predict_only_places
 
@@ -38,6 +39,7 @@ def build_model(
     head: Head,
     *,
     seed: int,
+    documents_apart: bool = False,
     ds_config: dict[str, Any] | None = None,
     device: str = "cpu",
 ) -> PreTrainedModel:
@@ -48,6 +50,7 @@ def build_model(
         model: The recipe's model section: attention, activation checkpointing, folder to continue from.
         head: What the objective needs the model to do.
         seed: Decides the initial weights, which are the same for any ZeRO stage and number of ranks.
+        documents_apart: Whether the model takes the numbers of documents, and keeps them from each other.
         ds_config: The resolved DeepSpeed configuration; at stage 3 the model is partitioned as it is built, so that no
             rank ever holds it whole.
         device: Where weights are drawn; the accelerator's own generator where there is one.
@@ -67,14 +70,14 @@ def build_model(
             draw_weights(built, seed)
     except (ImportError, ValueError) as error:
         first_sentence = " ".join(str(error).split()).partition(". ")[0]
-        if re.search(
-            r"attention.implementation|attn_implementation|flash.?attention|flex.?attention", str(error), re.I
-        ):
+        if ATTENTION_TROUBLE.search(str(error)):
             fix = "use model.attention=eager, or sdpa where it is supported"
             raise ModelError(first_sentence, "model.attention", fix) from None
         raise ModelError(f"transformers cannot build this model: {first_sentence}", "model") from None
     if model.activation_checkpointing:
         built.activation_checkpointing_enable()
+    if documents_apart:
+        keep_documents_apart(built)
     if head == "masked":
         predict_only_places(built)
     built.train()

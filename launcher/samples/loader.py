@@ -48,11 +48,11 @@ class SampleBatch:
     """Tokens of excluded documents, bool [B, L]; None when no row has one."""
     continues_BL: NDArray[np.bool_] | None
     """Tokens that continue the word of the token before them, bool [B, L]; None when the loader does not read them."""
-    pieces: Callable[[], Pieces]
-    """Where documents begin and end in the rows; computed when called."""
-    segments_BL: NDArray[np.int32] | None = None
+    segments_BL: NDArray[np.int32] | None
     """Number of the document's piece inside its row, -1 on padding, int32 [B, L]; None where documents of a row may see
     each other."""
+    pieces: Callable[[], Pieces]
+    """Where documents begin and end in the rows; computed when called."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ class Loader:
         corpora: All with rows of one length.
         mixture: Names the same corpora in the same order; may be left out where there is one.
         with_words: Whether batches carry `continues_BL`.
+        with_segments: Whether batches carry `segments_BL`.
 
     Raises:
         ValueError: The corpora differ in length, or from those of the mixture.
@@ -108,11 +109,16 @@ class Loader:
     """
 
     def __init__(
-        self, corpora: tuple[Corpus, ...], mixture: Mixture | None = None, *, with_words: bool = False
+        self,
+        corpora: tuple[Corpus, ...],
+        mixture: Mixture | None = None,
+        *,
+        with_words: bool = False,
+        with_segments: bool = False,
     ) -> None:
         self.corpora = corpora
         self.mixture = Mixture.alone(corpora[0].name) if mixture is None else mixture
-        self.with_words = with_words
+        self.with_words, self.with_segments = with_words, with_segments
         names = tuple(corpus.name for corpus in corpora)
         if names != self.mixture.names:
             raise ValueError(f"a mixture of {self.mixture.names} for {names}")
@@ -170,6 +176,7 @@ class Loader:
                 words = np.empty(part.shape, dtype=np.bool_)
                 corpus.samples.read_words(sample_ids, words)
                 continues_BL[rows] = words
+        pieces = partial(self._pieces, corpora_B, sample_ids_B)
         return SampleBatch(
             tokens_BL=tokens_BL,
             num_tokens_B=num_tokens_B,
@@ -179,7 +186,8 @@ class Loader:
             corpora_B=corpora_B,
             hidden_BL=hidden_BL,
             continues_BL=continues_BL,
-            pieces=partial(self._pieces, corpora_B, sample_ids_B),
+            segments_BL=pieces().segments(shape) if self.with_segments else None,
+            pieces=pieces,
         )
 
     def advise(self, positions_B: NDArray[np.int64]) -> None:

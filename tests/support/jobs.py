@@ -88,7 +88,8 @@ def plain_losses(recipe_path: str) -> list[float]:
     data = open_data(recipe)
     head = recipe.objective.head
     config = build_config(recipe.model, head, data.tokenizer, recipe.data.seq_len)
-    model = build_model(config, recipe.model, head, seed=recipe.train.seed)
+    apart = recipe.data.keeps_documents_apart
+    model = build_model(config, recipe.model, head, seed=recipe.train.seed, documents_apart=apart)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     vectors = [p for p in model.parameters() if p.ndim <= 1]
     optimizer = torch.optim.AdamW(

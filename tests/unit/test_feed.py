@@ -47,12 +47,13 @@ def digests(data: Data, world_size: int, micro_batch: int | None, first: int, la
     return [sum(each) % 2**64 for each in zip(*ranks, strict=True)]
 
 
+@pytest.mark.parametrize("documents", ["joined", "apart"])
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("objective", ["mlm", "clm", "span"])
 def test_the_batch_of_a_step_is_the_same_on_any_ranks_in_any_passes_from_any_start(
-    corpora: dict[str, Path], objective: str, packing: str
+    corpora: dict[str, Path], objective: str, packing: str, documents: str
 ) -> None:
-    recipe = recipe_of(objective, {**mixture(corpora, law=0.7, wiki=0.3), "packing": packing})
+    recipe = recipe_of(objective, {**mixture(corpora, law=0.7, wiki=0.3), "packing": packing, "documents": documents})
     whole = digests(open_data(recipe), 1, None, 0, 12)
     assert len(set(whole)) == 12
     for world_size, micro_batch in ((2, 4), (3, 16), (4, None), (8, 3), (1, 1)):
@@ -75,6 +76,20 @@ def test_a_change_of_weights_ahead_and_a_corpus_added_leave_the_past_as_it_was(c
         count = np.count_nonzero(batch.corpora_B == corpus)
         expected = changed.train.corpora[corpus].order.samples_at(np.arange(count))
         assert batch.sample_ids_B[batch.corpora_B == corpus].tolist() == expected.tolist()
+
+
+def test_rows_tell_their_documents_apart_where_they_are_to_be(corpora: dict[str, Path]) -> None:
+    shards = {"shards": str(corpora["law"]), "packing": "bestfit"}
+    data = open_data(recipe_of("clm", {**shards, "documents": "apart"}))
+    rows = data.train.fetch(np.arange(data.train.num_samples, dtype=np.int64))
+    batch = data.objective.batch(rows)
+    # In the test's shards documents end with END, and nowhere else does it stand.
+    inputs_BS, segments_BS = batch["input_ids"], batch["segment_ids"]
+    ends_BS = (inputs_BS == END) & (segments_BS >= 0)
+    assert ends_BS.sum() > len(inputs_BS) / 2
+    assert (segments_BS[:, 1:] != segments_BS[:, :-1])[ends_BS[:, :-1]].all()
+    assert (batch["labels"][ends_BS] == IGNORE_INDEX).all()
+    assert "segment_ids" not in data.objective.batch(open_data(recipe_of("clm", shards)).train.fetch(np.arange(4)))
 
 
 @pytest.mark.parametrize("packing", PACKINGS)

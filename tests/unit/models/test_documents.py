@@ -8,7 +8,7 @@ import jobs
 import pytest
 import torch
 
-from launcher.config.recipe import ModelConfig
+from launcher.config.recipe import Head, ModelConfig
 from launcher.engine.loss import IGNORE_INDEX
 from launcher.errors import ModelError
 from launcher.models.build import build_model
@@ -20,33 +20,33 @@ LENGTHS = ((7, 1, 5, 3), (9, 7), (4, 4, 4))  # the rows of 16 places, padding be
 NUMBERS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 FAMILIES: list[Any] = [
-    ("mlm", "bert", {}),
-    ("mlm", "roberta", {}),
-    ("mlm", "albert", {"embedding_size": 16}),
-    ("mlm", "electra", {"embedding_size": 16}),
-    ("mlm", "deberta", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16}),
-    ("mlm", "deberta-v2", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 4}),
-    ("mlm", "modernbert", {"local_attention": 4, "layer_types": ["full_attention", "sliding_attention"]}),
-    ("clm", "gpt2", {}),
-    ("clm", "gpt_neox", {}),
-    ("clm", "llama", {}),
-    ("clm", "qwen3", {"head_dim": 16}),
-    ("clm", "mistral", {"sliding_window": 3, "head_dim": 16}),
-    ("clm", "olmo", {}),
-    ("clm", "mixtral", {"num_local_experts": 4, "head_dim": 16}),
-    ("clm", "qwen3_moe", {**EXPERTS, "head_dim": 16}),
-    ("clm", "olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
-    ("span", "t5", {"d_kv": 16}),
-    ("span", "mt5", {"d_kv": 16}),
-    ("span", "bart", {}),
+    ("masked", "bert", {}),
+    ("masked", "roberta", {}),
+    ("masked", "albert", {"embedding_size": 16}),
+    ("masked", "electra", {"embedding_size": 16}),
+    ("masked", "deberta", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16}),
+    ("masked", "deberta-v2", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 4}),
+    ("masked", "modernbert", {"local_attention": 4, "layer_types": ["full_attention", "sliding_attention"]}),
+    ("causal", "gpt2", {}),
+    ("causal", "gpt_neox", {}),
+    ("causal", "llama", {}),
+    ("causal", "qwen3", {"head_dim": 16}),
+    ("causal", "mistral", {"sliding_window": 3, "head_dim": 16}),
+    ("causal", "olmo", {}),
+    ("causal", "mixtral", {"num_local_experts": 4, "head_dim": 16}),
+    ("causal", "qwen3_moe", {**EXPERTS, "head_dim": 16}),
+    ("causal", "olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
+    ("seq2seq", "t5", {"d_kv": 16}),
+    ("seq2seq", "mt5", {"d_kv": 16}),
+    ("seq2seq", "bart", {}),
 ]
 ONLY_EAGER = ("deberta", "deberta-v2")
 
 
-def build(objective: str, family: str, config: dict[str, Any], attention: str) -> Any:
+def build(head: Head, family: str, config: dict[str, Any], attention: str) -> Any:
     record = ModelConfig.model_validate({"family": family, "attention": attention, **NUMBERS, "config": config})
-    made = build_config(record, objective, jobs.tokenizer_info(), 16)
-    model = build_model(made, record, objective, seed=3).eval()
+    made = build_config(record, head, jobs.tokenizer_info(), 16)
+    model = build_model(made, record, head, seed=3).eval()
     keep_documents_apart(model)
     return model
 
@@ -61,30 +61,30 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize(("objective", "family", "config"), FAMILIES, ids=[family for _, family, _ in FAMILIES])
+@pytest.mark.parametrize(("head", "family", "config"), FAMILIES, ids=[family for _, family, _ in FAMILIES])
 def test_a_row_of_documents_is_its_documents_one_by_one(
-    objective: str, family: str, config: dict[str, Any], attention: str
+    head: Head, family: str, config: dict[str, Any], attention: str
 ) -> None:
     if attention == "sdpa" and family in ONLY_EAGER:
         pytest.skip(f"{family} has no sdpa")
-    model = build(objective, family, config, attention)
+    model = build(head, family, config, attention)
     ids_BS, segments_BS = rows()
-    is_span = objective == "span"  # its decoder's documents have other lengths than the encoder's
+    writes = head == "seq2seq"  # its decoder's documents have other lengths than the encoder's
     decoder_BT, decoder_ids_BT = segments_BS[:, 1:-1], ids_BS[:, 1:-1].flip(0)
-    both = {"decoder_input_ids": decoder_ids_BT, "decoder_segment_ids": decoder_BT} if is_span else {}
+    both = {"decoder_input_ids": decoder_ids_BT, "decoder_segment_ids": decoder_BT} if writes else {}
     with torch.no_grad():
         packed_BSV = model(input_ids=ids_BS, segment_ids=segments_BS, **both).logits
         for row, lengths in enumerate(LENGTHS):
             for number in range(len(lengths)):
                 alone = {"input_ids": ids_BS[row, segments_BS[row] == number][None]}
-                here = (segments_BS if not is_span else decoder_BT)[row] == number
-                if is_span:
+                here = (segments_BS if not writes else decoder_BT)[row] == number
+                if writes:
                     alone["decoder_input_ids"] = decoder_ids_BT[row, here][None]
                 torch.testing.assert_close(packed_BSV[row, here], model(**alone).logits[0], rtol=1e-5, atol=1e-5)
 
 
 def test_without_numbers_nothing_changes_and_a_failed_call_leaves_nothing_behind() -> None:
-    model = build("clm", "llama", {}, "sdpa")
+    model = build("causal", "llama", {}, "sdpa")
     ids_BS, segments_BS = rows()
     with torch.no_grad():
         before = model(input_ids=ids_BS).logits
@@ -95,7 +95,7 @@ def test_without_numbers_nothing_changes_and_a_failed_call_leaves_nothing_behind
 
 
 def test_gradients_do_not_cross_a_document_with_activation_checkpointing() -> None:
-    model = build("clm", "llama", {}, "sdpa").train()
+    model = build("causal", "llama", {}, "sdpa").train()
     model.gradient_checkpointing_enable()
     ids_BS, segments_BS = rows()
     embedded = model.get_input_embeddings()(ids_BS).detach().requires_grad_()
@@ -114,21 +114,21 @@ def test_positions_and_lengths_begin_anew_with_every_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("objective", "family", "config", "attention", "message"),
+    ("head", "family", "config", "attention", "message"),
     [
-        ("clm", "mamba", {}, "eager", "layers of mamba carry a state from document to document"),
-        ("clm", "bloom", {}, "eager", "bloom cannot be told where documents end"),
-        ("mlm", "deberta-v2", {"conv_kernel_size": 3}, "eager", "mixes neighbouring places by a convolution"),
+        ("causal", "mamba", {}, "eager", "layers of mamba carry a state from document to document"),
+        ("causal", "bloom", {}, "eager", "bloom cannot be told where documents end"),
+        ("masked", "deberta-v2", {"conv_kernel_size": 3}, "eager", "mixes neighbouring places by a convolution"),
     ],
 )
 def test_families_that_mix_places_in_other_ways_are_refused(
-    objective: str, family: str, config: dict[str, Any], attention: str, message: str
+    head: Head, family: str, config: dict[str, Any], attention: str, message: str
 ) -> None:
     numbers = {"hidden_size": 48, "num_hidden_layers": 1}
     record = ModelConfig.model_validate({"family": family, "attention": attention, **numbers, "config": config})
-    made = build_config(record, objective, jobs.tokenizer_info(), 16)
+    made = build_config(record, head, jobs.tokenizer_info(), 16)
     with pytest.raises(ModelError, match=message):
-        keep_documents_apart(build_model(made, record, objective, seed=3))
+        keep_documents_apart(build_model(made, record, head, seed=3))
 
 
 @pytest.mark.gpu
@@ -137,10 +137,10 @@ def test_flash_attention_keeps_documents_apart(family: str) -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs a GPU")
     pytest.importorskip("flash_attn", reason="needs flash-attn")
-    objective, _, config = next(entry for entry in FAMILIES if entry[1] == family)
+    head, _, config = next(entry for entry in FAMILIES if entry[1] == family)
     ids_BS, segments_BS = (tensor.cuda() for tensor in rows())
-    sdpa = build(objective, family, config, "sdpa").cuda().bfloat16()
-    flash = build(objective, family, config, "flash_attention_2").cuda().bfloat16()
+    sdpa = build(head, family, config, "sdpa").cuda().bfloat16()
+    flash = build(head, family, config, "flash_attention_2").cuda().bfloat16()
     with torch.no_grad():
         expected = sdpa(input_ids=ids_BS, segment_ids=segments_BS).logits
         real_BS = segments_BS != IGNORE_INDEX
