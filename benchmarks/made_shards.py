@@ -62,7 +62,7 @@ def make_shards(folder: Path, num_documents: int, mean_tokens: int, seed: int = 
     (folder / "tokenizer").mkdir()
     (folder / "tokenizer" / "tokenizer.json").write_text("{}", encoding="utf-8")
     shard = ShardEntry(part=0, num_documents=num_documents, num_tokens=writer.num_tokens, files=writer.files())
-    nothing = SplitStats(num_documents=0, num_tokens=0, num_chars=0, unigram_entropy=0.0, shards=())
+    nothing = SplitStats(num_documents=0, num_tokens=0, text_bytes=0, unigram_entropy=0.0, shards=())
     manifest = Manifest(
         format_version=FORMAT_VERSION,
         launcher_version=__version__,
@@ -76,7 +76,7 @@ def make_shards(folder: Path, num_documents: int, mean_tokens: int, seed: int = 
             "train": SplitStats(
                 num_documents=num_documents,
                 num_tokens=writer.num_tokens,
-                num_chars=0,
+                text_bytes=0,
                 unigram_entropy=0.0,
                 shards=(shard,),
             ),

@@ -215,7 +215,7 @@ def _write(folder: Path, files: dict[str, list[TokenFile]], handle: TokenizerHan
         splits[name] = SplitStats(
             num_documents=sum(shard.num_documents for shard in shards),
             num_tokens=sum(shard.num_tokens for shard in shards),
-            num_chars=0,
+            text_bytes=0,
             unigram_entropy=entropy(frequencies),
             shards=tuple(shards),
         )

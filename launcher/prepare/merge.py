@@ -125,7 +125,7 @@ def _split(name: str, records: Sequence[PartRecord], frequencies_V: NDArray[np.i
     return SplitStats(
         num_documents=sum(shard.num_documents for shard in shards),
         num_tokens=sum(shard.num_tokens for shard in shards),
-        num_chars=sum(record.num_chars[name] for record in records),
+        text_bytes=sum(record.text_bytes[name] for record in records),
         unigram_entropy=entropy(frequencies_V),
         shards=tuple(shards),
         num_unknown=0 if unk is None else int(frequencies_V[unk]),

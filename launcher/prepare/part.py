@@ -87,7 +87,7 @@ class PartRecord:
     segments: tuple[SegmentEntry, ...]
     counts: dict[str, int]
     shards: dict[str, ShardEntry]
-    num_chars: dict[str, int]
+    text_bytes: dict[str, int]
 
 
 class PartFiles:
@@ -131,7 +131,7 @@ def read_record(settings: PartSettings, part: Part) -> PartRecord | None:
             segments=tuple(SegmentEntry(**entry) for entry in fields["segments"]),
             counts=fields["counts"],
             shards={name: shard_from_json(entry) for name, entry in fields["shards"].items()},
-            num_chars=fields["num_chars"],
+            text_bytes=fields["text_bytes"],
         )
         complete = files.arrays.is_file() and all(
             (settings.folder / entry.name).stat().st_size == entry.num_bytes
@@ -155,7 +155,7 @@ def build_part(settings: PartSettings, part: Part, report: Report) -> None:
     encoder = _encoder(settings)
     end = settings.tokenizer.special.document_end
     frequencies = {name: np.zeros(settings.tokenizer.vocab_size, dtype=np.int64) for name in SPLITS}
-    num_chars = dict.fromkeys(SPLITS, 0)
+    text_bytes = dict.fromkeys(SPLITS, 0)
     counts: Counter[str] = Counter()
     segments: list[SegmentEntry] = []
     writers: dict[str, ShardWriter] = {}
@@ -176,7 +176,7 @@ def build_part(settings: PartSettings, part: Part, report: Report) -> None:
                 chosen = documents if wanted_D.all() else select(documents, wanted_D)
                 writers[name].append(chosen)
                 frequencies[name] += np.bincount(chosen.tokens_N, minlength=len(frequencies[name]))
-                num_chars[name] += int(chosen.origins_D["num_chars"].sum())
+                text_bytes[name] += int(np.array(batch.text_bytes)[wanted_D].sum())
     arrays: dict[str, NDArray[Any]] = {}
     shards: dict[str, ShardEntry] = {}
     for name, writer in writers.items():
@@ -185,7 +185,9 @@ def build_part(settings: PartSettings, part: Part, report: Report) -> None:
         shards[name] = _take_names(settings.folder, part.number, writer, own, arrays)
     with replacing(files.arrays) as path, path.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    record = PartRecord(key=part.key, segments=tuple(segments), counts=dict(counts), shards=shards, num_chars=num_chars)
+    record = PartRecord(
+        key=part.key, segments=tuple(segments), counts=dict(counts), shards=shards, text_bytes=text_bytes
+    )
     with replacing(files.record) as path:
         path.write_text(json.dumps(asdict(record)), encoding="utf-8")
 
@@ -209,7 +211,7 @@ class _Batch:
     held_out: list[bool]
     numbers: list[int]
     segments: list[int]
-    num_bytes: int = 0
+    text_bytes: list[int]
 
     def origins(self) -> NDArray[np.void]:
         origins_D = np.empty(len(self.texts), dtype=ORIGIN)
@@ -233,7 +235,7 @@ def _batches(
     duplicates = None
     if settings.dedupe and drop_duplicates:
         duplicates = iter(np.load(PartFiles(settings.records, part).duplicates).tolist())
-    batch = _Batch([], [], [], [], [])
+    batch, num_bytes = _Batch([], [], [], [], [], []), 0
     for place, segment in enumerate(part.segments):
         source = settings.sources[segment.source]
         done = 0
@@ -252,11 +254,12 @@ def _batches(
                 batch.held_out.append(is_held_out(utf8, settings.validation_share))
                 batch.numbers.append(record.number)
                 batch.segments.append(place)
-                batch.num_bytes += len(utf8)
-                if batch.num_bytes >= BATCH_BYTES or len(batch.texts) >= MAX_BATCH:
+                batch.text_bytes.append(len(utf8))
+                num_bytes += len(utf8)
+                if num_bytes >= BATCH_BYTES or len(batch.texts) >= MAX_BATCH:
                     yield batch
                     report(reader.bytes_done - done, len(batch.texts))
-                    batch, done = _Batch([], [], [], [], []), reader.bytes_done
+                    batch, num_bytes, done = _Batch([], [], [], [], [], []), 0, reader.bytes_done
             report(reader.bytes_done - done, 0)
             segments.append(
                 SegmentEntry(

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from launcher.errors import ShardError
 from launcher.shards.blocks import FIX, check_size, num_blocks
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 CHECKSUMS = "checksums.xxh3"
 SPLITS = ("train", "validation")
@@ -114,8 +114,8 @@ class SplitStats:
     """Documents in the split."""
     num_tokens: int
     """Document ends included."""
-    num_chars: int
-    """Of their text."""
+    text_bytes: int
+    """Of their text in UTF-8; 0 where only tokens are known (adopted shards)."""
     unigram_entropy: float
     """Of the split's own tokens without document ends, nats a token: what guessing by frequency alone cannot beat."""
     shards: tuple[ShardEntry, ...]

@@ -93,7 +93,7 @@ def write_shards(
         splits[name] = SplitStats(
             num_documents=len(documents),
             num_tokens=sum(map(len, documents)),
-            num_chars=10 * len(documents),
+            text_bytes=10 * len(documents),
             unigram_entropy=1.0,
             shards=tuple(shards),
         )
