@@ -52,9 +52,9 @@ def places_in_spans(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """Choose spans of words until a share of a sample's words is chosen; the last one is cut to what is left.
 
-    Spans never overlap and lie anywhere with the same probability. A span that meets a special token goes on behind
-    it. The share of the words is met in each sample to less than one word, and on average exactly; since spans lie
-    anywhere, so is the share of the tokens.
+    Spans never overlap, and every word is chosen as often as any other. A span that meets a special token goes on
+    behind it, one that meets the end of the sample at its beginning. The share of the words is met in each sample to
+    less than one word, and on average exactly; on average, so is the share of the tokens.
 
     Args:
         ordinary_BS: Places that may be chosen, bool [B, S].
@@ -94,18 +94,18 @@ def _spans_of_words(
 ) -> NDArray[np.int64]:
     """The number of the span of each word inside its sample, -1 where it is in none: int64 [W].
 
-    The words and spans of a sample fill slots in a row, one slot for each span and one for each word that stays. Which
-    slots are spans is drawn, so that every arrangement is equally likely.
+    The words and spans of a sample fill slots in a ring, one slot for each span and one for each word that stays. Which
+    slots are spans is drawn, and where the ring begins: in a line the words near its ends would be chosen less often.
     """
     num_rows = len(num_words_B)
     length_keys_B = noise.sample_keys(seed, _LENGTH_LABEL, positions_B)
-    first_B = _uniform(noise.draws_at(length_keys_B, np.zeros(num_rows, dtype=np.int64)))
-    num_chosen_B = np.minimum((num_words_B * share + first_B).astype(np.int64), num_words_B)
+    rounding_B, turn_B = (_uniform(noise.draws_at(length_keys_B, np.full(num_rows, draw))) for draw in (0, 1))
+    num_chosen_B = np.minimum((num_words_B * share + rounding_B).astype(np.int64), num_words_B)
     most = int(num_chosen_B.max(initial=0))
     if most == 0:
         return np.full(int(num_words_B.sum()), -1, dtype=np.int64)
     # A span has a word at least, so that no sample has more spans than chosen words.
-    draws_BK = _uniform(noise.draws(length_keys_B, most + 1)[:, 1:])
+    draws_BK = _uniform(noise.draws(length_keys_B, most + 2)[:, 2:])
     upto = np.cumsum(length_shares)[:-1]
     ends_BK = np.minimum(np.cumsum(np.searchsorted(upto, draws_BK, side="right") + 1, axis=1), num_chosen_B[:, None])
     lengths_BK = np.diff(ends_BK, axis=1, prepend=0)
@@ -121,7 +121,10 @@ def _spans_of_words(
     is_span_BM = (draws_BM <= last_B1) & (num_spans_B > 0)[:, None] & is_slot_BM
     span_BM = np.where(is_span_BM, np.cumsum(is_span_BM, axis=1) - 1, -1)
     lengths_BM = np.where(is_span_BM, np.take_along_axis(lengths_BK, np.maximum(span_BM, 0), axis=1), is_slot_BM)
-    return np.repeat(span_BM.reshape(-1), lengths_BM.reshape(-1))
+    span_W = np.repeat(span_BM.reshape(-1), lengths_BM.reshape(-1))
+    first_W = np.repeat(np.cumsum(num_words_B) - num_words_B, num_words_B)
+    turned_W = np.arange(len(span_W)) - first_W + np.repeat((turn_B * num_words_B).astype(np.int64), num_words_B)
+    return span_W[first_W + turned_W % np.repeat(num_words_B, num_words_B)]
 
 
 def _uniform(bits: NDArray[np.uint64]) -> NDArray[np.float64]:
