@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.text import Text
 from tokenizers import Tokenizer
 
 from launcher.config.loading import load_recipe
+from launcher.config.recipe import (
+    Head,
+    MixedObjective,
+    ObjectiveConfig,
+    PartConfig,
+    PrefixObjective,
+    SpanObjective,
+    UL2Objective,
+)
 from launcher.feed import Data, open_data
 from launcher.objectives.base import IGNORE_INDEX
-from launcher.shards.manifest import Manifest, read_manifest
+from launcher.objectives.mixed import PART_IDS
+from launcher.shards.manifest import Manifest, SpecialTokens, read_manifest
 from launcher.shards.reader import Split
 
 
@@ -44,8 +54,8 @@ def show(
     documents = [_document(opened, number, tokenizer) for number in numbers]
     samples: list[dict[str, Any]] = []
     if num_samples:
-        data = open_data(load_recipe(recipe or _fitting(manifest), [f"data.shards={folder}"]).recipe)
-        samples = _samples(data, split, first, num_samples, tokenizer)
+        loaded = load_recipe(recipe or _fitting(manifest), [f"data.shards={folder}"]).recipe
+        samples = _samples(open_data(loaded), loaded.objective, split, first, num_samples, tokenizer)
     if as_json:
         print(json.dumps({"documents": documents, "samples": samples}, ensure_ascii=False, indent=1))
         return
@@ -55,8 +65,9 @@ def show(
         console.print(Text(head, style="bold"))
         console.print(Text(document["text"]))
     for sample in samples:
-        console.print(Text(f"sample at position {sample['position']}: {', '.join(sample['documents'])}", style="bold"))
-        console.print(_coloured(sample, tokenizer))
+        head = f"sample at position {sample['position']} ({sample['objective']}): {', '.join(sample['documents'])}"
+        console.print(Text(head, style="bold"))
+        console.print(COLOURED[sample["head"]](sample, tokenizer, manifest.tokenizer.special))
 
 
 def _fitting(manifest: Manifest) -> str:
@@ -76,64 +87,133 @@ def _document(split: Split, number: int, tokenizer: Tokenizer) -> dict[str, Any]
     }
 
 
-def _samples(data: Data, split: str, first: int, count: int, tokenizer: Tokenizer) -> list[dict[str, Any]]:
+def _samples(
+    data: Data, objective: ObjectiveConfig, split: str, first: int, count: int, tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
     loader = data.train if split == "train" else next(iter(data.validation), None)
     if loader is None:
         return []
-    objective = data.objective if split == "train" else data.fixed_objective
+    makes = data.objective if split == "train" else data.fixed_objective
     rows = loader.fetch(np.arange(first, first + count, dtype=np.int64))
-    batch, pieces = objective.batch(rows), rows.pieces()
+    batch, pieces = makes.batch(rows), rows.pieces()
     samples = []
     for row, position in enumerate(rows.positions_B.tolist()):
         stream = loader.corpora[int(rows.corpora_B[row])].samples.stream
         numbers = pieces.documents_P[pieces.rows_P == row].tolist()
         origins = [stream.origin(number) for number in numbers] if isinstance(stream, Split) else []
         inputs, labels = batch["input_ids"][row], batch["labels"][row]
+        made_by: ObjectiveConfig | PartConfig = objective
+        if isinstance(objective, MixedObjective | UL2Objective):
+            made_by = objective.parts[int(batch[PART_IDS][row])]
         samples.append(
             {
                 "position": position,
                 "documents": [f"{origin.source}:{origin.number}" for origin in origins],
+                "objective": _in_words(made_by),
+                "head": objective.head,
+                "begins_with_mode": _has_mode(objective, made_by),
                 "input_ids": inputs.tolist(),
                 "labels": labels.tolist(),
+                "attention_mask": batch["attention_mask"][row].tolist(),
                 "input": tokenizer.decode(inputs.tolist(), skip_special_tokens=False),
                 "target": tokenizer.decode(labels[labels != IGNORE_INDEX].tolist(), skip_special_tokens=False),
-                "masked": "decoder_input_ids" not in batch and not _is_shifted(inputs, labels),
             }
         )
     return samples
 
 
-def _is_shifted(inputs_S: NDArray[np.int64], labels_S: NDArray[np.int64]) -> bool:
-    """Whether the labels are the tokens after the inputs, as a causal model's are."""
-    told = labels_S[:-1] != IGNORE_INDEX
-    return bool((labels_S[:-1][told] == inputs_S[1:][told]).all())
+def _has_mode(objective: ObjectiveConfig, made_by: ObjectiveConfig | PartConfig) -> bool:
+    given = not isinstance(objective, MixedObjective | UL2Objective) or objective.mode_tokens != "none"
+    return given and isinstance(made_by, SpanObjective | PrefixObjective) and made_by.mode is not None
 
 
-def _coloured(sample: dict[str, Any], tokenizer: Tokenizer) -> Text:
-    """What the model reads; a masked token as what it hides, red behind the mask token, yellow behind a random one,
-    green where it stands as it is.
+def _in_words(objective: ObjectiveConfig | PartConfig) -> str:
+    """An objective's kind and what is not as it is by default."""
+    fields = objective.model_dump(mode="json", exclude_defaults=True, exclude={"kind", "weight"})
+    return ", ".join([objective.kind, *(f"{name} {value}" for name, value in fields.items())])
+
+
+def _coloured_masks(sample: dict[str, Any], tokenizer: Tokenizer, special: SpecialTokens) -> Text:
+    """What a masked model reads; a masked token as what it hides, red behind the mask token, yellow behind a random
+    one, green where it stands as it is.
     """
-    if not sample["masked"]:
-        return Text.assemble(
-            sample["input"], *([("\n→ ", "bold"), (sample["target"], "green")] if sample["target"] else [])
-        )
-    text = Text()
-    plain: list[int] = []
-
-    def flush() -> None:
-        if plain:
-            text.append(tokenizer.decode(plain, skip_special_tokens=False))
-            plain.clear()
-
-    mask = tokenizer.token_to_id("[MASK]") or tokenizer.token_to_id("<mask>")
+    text = _Runs(tokenizer)
     for token, label in zip(sample["input_ids"], sample["labels"], strict=True):
         if label == IGNORE_INDEX:
-            plain.append(token)
+            text.add(token, "")
             continue
-        flush()
-        style = "red" if token == mask else "green" if token == label else "yellow"
-        shown = tokenizer.decode([label], skip_special_tokens=False)
-        random = f"←{tokenizer.decode([token], skip_special_tokens=False)}" if style == "yellow" else ""
-        text.append(f"⟦{shown}{random}⟧", style=f"bold {style}")
-    flush()
-    return text
+        style = "red" if token == special.mask else "green" if token == label else "yellow"
+        random = f"←{text.read([token])}" if style == "yellow" else ""
+        text.add_written(f"⟦{text.read([label])}{random}⟧", f"bold {style}")
+    return text.whole()
+
+
+def _coloured_continuation(sample: dict[str, Any], tokenizer: Tokenizer, special: SpecialTokens) -> Text:
+    """What a causal model reads and, green, what it must predict; cyan the tokens that turn a text around."""
+    signs = {special.fim_prefix, special.fim_middle, special.fim_suffix}
+    text = _Runs(tokenizer)
+    labels = sample["labels"]
+    # A token is green where the label of the place before it asks for it; the last label has no input of its own.
+    tokens, read = [*sample["input_ids"], labels[-1]], [*sample["attention_mask"], labels[-1] != IGNORE_INDEX]
+    for token, is_read, label in zip(tokens, read, [IGNORE_INDEX, *labels], strict=True):
+        if is_read:
+            text.add(token, "bold cyan" if token in signs else "green" if label == token else "")
+    return text.whole()
+
+
+def _coloured_pair(sample: dict[str, Any], tokenizer: Tokenizer, special: SpecialTokens) -> Text:
+    """What the encoder reads and, below and green, what the decoder must write; cyan the sentinels, magenta a mode."""
+    text = _Runs(tokenizer)
+    sentinels = set(special.sentinels)
+    for place, (token, is_read) in enumerate(zip(sample["input_ids"], sample["attention_mask"], strict=True)):
+        if is_read:
+            is_mode = place == 0 and sample["begins_with_mode"]
+            text.add(token, "bold magenta" if is_mode else "bold cyan" if token in sentinels else "")
+    written = [token for token in sample["labels"] if token != IGNORE_INDEX]
+    if written:
+        text.add_written("\n→ ", "bold")
+    for token in written:
+        text.add(token, "bold cyan" if token in sentinels else "green")
+    return text.whole()
+
+
+class _Runs:
+    """Text put together of tokens, those of one colour decoded together: a character may have several."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer, self._text = tokenizer, Text()
+        self._run: list[int] = []
+        self._style = ""
+
+    def read(self, tokens: list[int]) -> str:
+        """The text of some tokens."""
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=False))
+
+    def add(self, token: int, style: str) -> None:
+        """Go on with a token."""
+        if style != self._style:
+            self._flush()
+        self._style = style
+        self._run.append(token)
+
+    def add_written(self, written: str, style: str) -> None:
+        """Go on with a text."""
+        self._flush()
+        self._text.append(written, style=style)
+
+    def whole(self) -> Text:
+        """All of it."""
+        self._flush()
+        return self._text
+
+    def _flush(self) -> None:
+        if self._run:
+            self._text.append(self.read(self._run), style=self._style)
+            self._run = []
+
+
+COLOURED: dict[Head, Callable[[dict[str, Any], Tokenizer, SpecialTokens], Text]] = {
+    "masked": _coloured_masks,
+    "causal": _coloured_continuation,
+    "seq2seq": _coloured_pair,
+}

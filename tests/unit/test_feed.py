@@ -14,12 +14,27 @@ from launcher.config.batch import plan_batch
 from launcher.config.loading import check_recipe
 from launcher.config.recipe import Recipe
 from launcher.errors import ShardError, TokenizerError
-from launcher.feed import Data, open_data, step_batches, validation_batches, wasted
+from launcher.feed import Data, model_inputs, open_data, step_batches, validation_batches, wasted
 from launcher.objectives.base import IGNORE_INDEX
 from launcher.shards.manifest import read_manifest
 
 GLOBAL_BATCH = 48
 PACKINGS = ("concat", "bestfit", "pad")
+# The tiny model of one that needs the same head, and the objective.
+OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mlm": ("mlm", {"kind": "mlm"}),
+    "mlm, n-grams": ("mlm", {"kind": "mlm", "unit": "ngram"}),
+    "mlm, spans": ("mlm", {"kind": "mlm", "unit": "span"}),
+    "clm": ("clm", {"kind": "clm"}),
+    "span": ("span", {"kind": "span"}),
+    "prefix": ("span", {"kind": "prefix"}),
+    "prefix, causal": ("clm", {"kind": "prefix", "head": "causal"}),
+    "ul2": ("span", {"kind": "ul2", "mode_tokens": [22, 23, 24]}),
+    "mixture": (
+        "clm",
+        {"kind": "mixture", "parts": [{"kind": "clm", "weight": 0.5}, {"kind": "prefix", "head": "causal"}]},
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +46,7 @@ def corpora(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in ("law", "wiki", "late")}
 
 
-def recipe_of(objective: str, data: dict[str, Any], **changes: Any) -> Recipe:
+def recipe_of(objective: str, data: dict[str, Any], /, **changes: Any) -> Recipe:
     tree = tiny.recipe_tree(objective, Path("unused"), Path("runs"), batch__global_batch=GLOBAL_BATCH, **changes)
     tree["data"] = {"seq_len": 24, **data}
     return check_recipe(tree, "a test")
@@ -48,12 +63,21 @@ def digests(data: Data, world_size: int, micro_batch: int | None, first: int, la
 
 
 @pytest.mark.parametrize("documents", ["joined", "apart"])
-@pytest.mark.parametrize("packing", PACKINGS)
-@pytest.mark.parametrize("objective", ["mlm", "clm", "span"])
+@pytest.mark.parametrize(
+    ("objective", "packing"),
+    [
+        *((name, packing) for name in ("mlm", "clm", "span") for packing in PACKINGS),
+        *((name, "concat") for name in OBJECTIVES if name not in ("mlm", "clm", "span")),
+        ("ul2", "bestfit"),
+        ("mixture", "pad"),
+    ],
+)
 def test_the_batch_of_a_step_is_the_same_on_any_ranks_in_any_passes_from_any_start(
     corpora: dict[str, Path], objective: str, packing: str, documents: str
 ) -> None:
-    recipe = recipe_of(objective, {**mixture(corpora, law=0.7, wiki=0.3), "packing": packing, "documents": documents})
+    model, section = OBJECTIVES[objective]
+    text = {**mixture(corpora, law=0.7, wiki=0.3), "packing": packing, "documents": documents}
+    recipe = recipe_of(model, text, objective=section)
     whole = digests(open_data(recipe), 1, None, 0, 12)
     assert len(set(whole)) == 12
     for world_size, micro_batch in ((2, 4), (3, 16), (4, None), (8, 3), (1, 1)):
@@ -127,6 +151,31 @@ def test_whole_words_are_masked_from_the_shards_own_plane(corpora: dict[str, Pat
     write_shards(tmp_path / "plain", random_documents(30, 15))
     with pytest.raises(ShardError, match="--words"):
         open_data(recipe_of("mlm", {"shards": str(tmp_path / "plain")}, objective__unit="word"))
+
+
+def test_spans_are_spans_of_words_where_every_corpus_tells_them(corpora: dict[str, Path], tmp_path: Path) -> None:
+    write_shards(tmp_path / "plain", random_documents(30, 15))
+    with_words = open_data(recipe_of("mlm", {"shards": str(corpora["law"])}, objective__unit="span"))
+    assert with_words.objective.needs_words
+    without = mixture({**corpora, "plain": tmp_path / "plain"}, law=0.5, plain=0.5)
+    assert not open_data(recipe_of("mlm", without, objective__unit="span")).objective.needs_words
+    with pytest.raises(ShardError, match="--words"):
+        open_data(recipe_of("mlm", without, objective__unit="ngram"))
+
+
+def test_what_made_a_sample_is_told_and_no_model_is_given_it(corpora: dict[str, Path]) -> None:
+    model, section = OBJECTIVES["ul2"]
+    data = open_data(recipe_of(model, {"shards": str(corpora["law"])}, objective=section))
+    batch = data.objective.batch(data.train.fetch(np.arange(60, dtype=np.int64)))
+    assert set(batch["part_ids"].tolist()) == set(range(7))
+    assert set(model_inputs(batch)) == {"input_ids", "labels", "attention_mask", "decoder_input_ids"}
+
+
+def test_every_token_is_in_one_sample_under_a_mixture_of_objectives(corpora: dict[str, Path]) -> None:
+    model, section = OBJECTIVES["ul2"]
+    data = open_data(recipe_of(model, {"shards": str(corpora["law"])}, objective=section))
+    rows = data.train.fetch(np.arange(data.train.num_samples, dtype=np.int64))
+    assert rows.num_tokens_B.sum() == read_manifest(corpora["law"]).splits["train"].num_tokens
 
 
 def test_every_corpus_is_validated_on_its_own_documents(corpora: dict[str, Path]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -50,6 +51,43 @@ def test_every_field_explains_itself() -> None:
     assert [name for name, meaning in describe_fields().items() if not meaning] == []
 
 
+def test_a_field_that_several_objectives_have_is_explained_for_all_of_them() -> None:
+    meanings = describe_fields()
+    for kind in ("mlm", "clm", "span", "prefix", "mixture", "ul2"):
+        assert f"`{kind}`:" in meanings["objective.kind"]
+    assert meanings["objective.mask_share"].count("BERT,") == 1
+    assert "weight" in meanings["objective.parts"]
+
+
+@pytest.mark.parametrize(
+    ("objective", "head", "predicted_share"),
+    [
+        ({"kind": "mlm", "mask_share": 0.3, "unit": "span"}, "masked", 0.3),
+        ({"kind": "clm", "fim_share": 0.5}, "causal", 1.0),
+        ({"kind": "span", "mode": "X"}, "seq2seq", 1.0),
+        ({"kind": "prefix"}, "seq2seq", 1.0),
+        ({"kind": "prefix", "head": "causal"}, "causal", 1.0),
+        ({"kind": "ul2", "mode_tokens": [5, 6, 7]}, "seq2seq", 1.0),
+        (
+            {"kind": "mixture", "parts": [{"kind": "mlm", "weight": 3.0}, {"kind": "mlm", "mask_share": 0.55}]},
+            "masked",
+            0.25,
+        ),
+        ({"kind": "mixture", "parts": [{"kind": "clm"}, {"kind": "prefix", "head": "causal"}]}, "causal", 1.0),
+    ],
+)
+def test_an_objective_says_what_model_it_needs_and_survives_a_round_trip(
+    objective: dict[str, Any], head: str, predicted_share: float, tmp_path: Path
+) -> None:
+    recipe = check_recipe(tiny.recipe_tree("span", tmp_path, tmp_path, objective=objective), "a test")
+    assert recipe.objective.head == head
+    assert recipe.objective.predicted_share == pytest.approx(predicted_share)
+    path = tmp_path / "again.yaml"
+    path.write_text(resolved_yaml(recipe), encoding="utf-8")
+    assert check_recipe(read_yaml(path), "again") == recipe
+    assert fingerprint(check_recipe(read_yaml(path), "again")) == fingerprint(recipe)
+
+
 def test_each_field_knows_where_it_came_from() -> None:
     loaded = load_recipe("law-gpt-zh", ["train.num_steps=50", "model.hidden_size=128", "optim.lr=2e-4"])
     assert (loaded.recipe.train.num_steps, loaded.recipe.model.hidden_size, loaded.recipe.optim.lr) == (50, 128, 2e-4)
@@ -75,7 +113,22 @@ def test_a_recipe_cannot_be_changed() -> None:
         ("train.num_steps=2.5", "train.num_steps: input should be a valid integer"),
         ("batch.global_batch=0", "batch.global_batch: input should be greater than 0"),
         ("objective.mask_share=1.5", "objective.mask_share: input should be less than 1"),
-        ("objective.kind=mlmm", "'mlm', 'clm', 'span'"),
+        ("objective.kind=mlmm", "'mlm', 'clm', 'span', 'prefix', 'mixture', 'ul2'"),
+        ("objective.unit=words", "objective.unit: input should be 'token', 'word', 'ngram' or 'span', got 'words'"),
+        ("objective.whole_words=true", "unknown key objective.whole_words"),
+        ("objective.max_ngram=0", "objective.max_ngram: input should be greater than or equal to 1"),
+        ("objective={kind: clm, fim_share: 1.5}", "objective.fim_share: input should be less than or equal to 1"),
+        ("objective={kind: mixture}", "objective.parts is missing"),
+        ("objective={kind: mixture, parts: []}", "objective.parts: tuple should have at least 1 item"),
+        ("objective={kind: mixture, parts: [{kind: span, weight: 0}]}", "objective.parts.0.weight: input should be"),
+        ("objective={kind: mixture, parts: [{kind: span, densty: 0.1}]}", "objective.parts.0.densty: extra inputs"),
+        ("objective={kind: mixture, parts: [{kind: ul2}]}", "'mlm', 'clm', 'span', 'prefix'"),
+        (
+            "objective={kind: mixture, parts: [{kind: span}, {kind: mlm}]}",
+            "train one kind of model, these need several: span (seq2seq), mlm (masked)",
+        ),
+        ("objective={kind: prefix, head: causal, mode: S}", "a mode token begins what an encoder reads"),
+        ("objective={kind: ul2, mode_tokens: [1, 2]}", "objective.mode_tokens"),
         ("train.precision=bf17", "train.precision"),
         ("name=a/b", "name: string should match pattern"),
         ("optim.betas=[0.9,1.0]", "optim.betas.1: input should be less than 1"),

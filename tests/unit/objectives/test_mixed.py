@@ -115,7 +115,7 @@ def test_ul2_has_the_seven_denoisers_of_tay_et_al(special: SpecialTokens, text_r
         cut_out = (batch["labels"] != IGNORE_INDEX).sum() - is_sentinel.sum() - 70
         assert cut_out / rows.tokens_BL.size == pytest.approx(density, abs=0.5 / 511)
         assert cut_out / is_sentinel.sum() == pytest.approx(
-            mean_span, rel=0.2 if mean_span == 64 else 0.04
+            mean_span, rel=0.25 if mean_span == 64 else 0.04
         )  # whole spans
     batch = mixed.batch(rows)
     assert batch["input_ids"].shape == (70, 512)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 
 from launcher.errors import TokenizerError
-from launcher.prepare.tokenizer import load_tokenizer, measure_tokenizer, save_tokenizer
+from launcher.prepare.tokenizer import describe_tokenizer, load_tokenizer, measure_tokenizer, save_tokenizer
 from launcher.prepare.tokenizer_training import train_tokenizer
 
 KINDS = [("wordpiece", 300), ("bpe", 500), ("unigram", 250)]
@@ -43,6 +43,43 @@ def test_a_trained_tokenizer_is_loaded_by_transformers(
     text = texts[3] + " <extra_id_7>"
     assert loaded(text)["input_ids"] == handle.tokenizer.encode(text).ids
     assert special.sentinels[7] in handle.tokenizer.encode(text).ids
+
+
+@pytest.mark.parametrize(
+    ("kind", "vocab_size", "fills_in", "has_modes"),
+    [("wordpiece", 300, False, False), ("bpe", 500, True, True), ("unigram", 250, False, True)],
+)
+def test_a_trained_tokenizer_has_the_tokens_of_the_objectives_it_serves(
+    tmp_path: Path, texts: list[str], kind: str, vocab_size: int, fills_in: bool, has_modes: bool
+) -> None:
+    handle = train_tokenizer(texts, kind, vocab_size, tmp_path / "trained")
+    special = handle.info.special
+    fill_in = [special.fim_prefix, special.fim_middle, special.fim_suffix]
+    names = ["<fim_prefix>", "<fim_middle>", "<fim_suffix>"]
+    assert fill_in == [handle.tokenizer.token_to_id(name) for name in names]
+    assert (None not in fill_in) == fills_in
+    assert len(special.modes) == (3 if has_modes else 0)
+    assert {*special.modes, *(fill_in if fills_in else ())} <= set(special.all_ids)
+    assert not set(special.modes) & set(special.sentinels)
+
+
+@pytest.mark.parametrize(
+    ("names", "modes"),
+    [
+        (["<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>", "[R]", "[S]", "[X]"], (3, 4, 5)),
+        (["<PRE>", "<MID>", "<SUF>", "[NLU]", "[S2S]", "[NLG]"], (3, 4, 5)),
+        (["<｜fim▁begin｜>", "<｜fim▁end｜>", "<｜fim▁hole｜>", "[R]", "[S]"], ()),
+    ],
+    ids=["Qwen's and the paper's", "Code Llama's and UL2's", "DeepSeek's, and a mode missing"],
+)
+def test_tokens_for_the_middle_and_for_modes_are_known_by_the_fields_names(
+    names: list[str], modes: tuple[int, ...]
+) -> None:
+    tokenizer = Tokenizer(WordLevel({}, unk_token="<unk>"))
+    tokenizer.add_special_tokens([*names, "</s>"])
+    special = describe_tokenizer(tokenizer, "t").info.special
+    assert (special.fim_prefix, special.fim_middle, special.fim_suffix) == (0, 1, 2)
+    assert special.modes == modes
 
 
 @pytest.mark.parametrize(("kind", "vocab_size"), KINDS)
