@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from launcher.config.batch import BatchPlan
 from launcher.config.recipe import CorpusConfig, DataConfig, Recipe
-from launcher.engine.records import Arrays, StepBatch
+from launcher.engine.records import Arrays, EvalBatch, StepBatch
 from launcher.errors import ShardError, TokenizerError
 from launcher.objectives.base import IGNORE_INDEX, Objective
 from launcher.objectives.build import Builder
@@ -131,19 +131,29 @@ def step_batches(data: Data, plan: BatchPlan, rank: int, first: int, last: int) 
         yield StepBatch(passes=passes, num_targets=num_targets, num_tokens=num_tokens, digest=total)
 
 
-def validation_batches(recipe: Recipe, data: Data, world_size: int, rank: int) -> Iterator[Arrays]:
+def validation_batches(recipe: Recipe, data: Data, world_size: int, rank: int) -> Iterator[EvalBatch]:
     """This rank's validation batches; as many on every rank, since a forward pass under ZeRO-3 is a collective."""
     size = recipe.eval.micro_batch
-    for loader in data.validation:
+    every = size * world_size
+    for corpus, loader in enumerate(data.validation):
         num_samples = min(loader.num_samples, recipe.eval.max_samples or loader.num_samples)
-        every = size * world_size
         for first in range(0, num_samples, every):
             wanted = first + rank * size + np.arange(size, dtype=np.int64)
             loader.advise(np.minimum(wanted + every if first else np.append(wanted, wanted + every), num_samples - 1))
             batch = data.fixed_objective.batch(loader.fetch(np.minimum(wanted, num_samples - 1)))
             # Rows that only fill the last round count for nothing.
             batch["labels"][wanted >= num_samples] = IGNORE_INDEX
-            yield model_inputs(batch)
+            yield EvalBatch(corpus=corpus, inputs=model_inputs(batch))
+
+
+def bytes_per_token(data: Data) -> dict[str, float | None]:
+    """Of the held-out documents of each corpus that has some, document ends counted as tokens; None if unknown."""
+    sizes = {}
+    for loader in data.validation:
+        name = loader.corpora[0].name
+        split = data.manifests[name].splits["validation"]
+        sizes[name] = split.text_bytes / split.num_tokens if split.text_bytes else None
+    return sizes
 
 
 def model_inputs(batch: Arrays) -> Arrays:

@@ -23,6 +23,7 @@ import shlex
 import shutil
 import traceback
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -50,7 +51,7 @@ from launcher.errors import (
     ShardError,
     TokenizerError,
 )
-from launcher.feed import Data, open_data, step_batches, validation_batches, wasted
+from launcher.feed import Data, bytes_per_token, open_data, step_batches, validation_batches, wasted
 from launcher.plan.flops import flops_per_token, peak_flops
 from launcher.prepare.quickstart import QUICKSTART_FOLDER, prepare_quickstart
 from launcher.prepare.tokenizer import load_tokenizer
@@ -125,6 +126,7 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place) -> None:
         precision = settle_precision(recipe)
         ds_config = ds.resolve_ds_config(ds_file, recipe, plan, precision)
         config = configure(recipe, data)
+        tell_new_tokens(recipe, config, console)
         keep_log(recipe, place.rank)  # the run's folder begins here: whatever the user can mend was told before
         engine = start(recipe, config, ds_config, device)
         progress = resume(recipe, engine, data, precision, console)
@@ -245,6 +247,20 @@ def configure(recipe: Recipe, data: Data) -> Any:
     return build_config(recipe.model, recipe.objective.head, data.tokenizer, recipe.data.seq_len)
 
 
+def tell_new_tokens(recipe: Recipe, config: Any, console: Console) -> None:
+    """Say how far a continued model's vocabulary grows."""
+    from launcher.models.configuration import num_new_tokens
+
+    new = num_new_tokens(config, recipe.model)
+    if new:
+        told = (
+            f"note: the tokenizer has {new} tokens that {recipe.model.continue_from} does not know: its embeddings grow"
+        )
+        console.print(
+            f"{told} to {config.vocab_size}; each new one begins as the mean of all", highlight=False, soft_wrap=True
+        )
+
+
 def keep_log(recipe: Recipe, rank: int) -> None:
     """Send what libraries log on this rank to the run's folder."""
     logs = recipe.run_folder / "logs"
@@ -270,12 +286,20 @@ def start(recipe: Recipe, config: Any, ds_config: dict[str, Any], device: str) -
         recipe.objective.head,
         seed=seed,
         documents_apart=recipe.data.keeps_documents_apart,
+        micro_batch_tokens=ds_config["train_micro_batch_size_per_gpu"] * targets_per_sample(recipe),
         ds_config=ds_config,
         device=device,
     )
     engine = start_engine(model, recipe.optim, ds_config)
+    if recipe.model.compile:
+        engine.compile()
     seed_dropout(seed, engine.global_rank)
     return engine
+
+
+def targets_per_sample(recipe: Recipe) -> int:
+    """Tokens of a sample on which the output layer computes, about."""
+    return int(recipe.data.seq_len * recipe.objective.predicted_share)
 
 
 def resume(recipe: Recipe, engine: Any, data: Data, precision: str, console: Console) -> Progress:
@@ -370,8 +394,10 @@ def validate(recipe: Recipe, engine: Any, data: Data, progress: Progress, metric
 
     if not data.validation:
         return
-    result = evaluate(engine, validation_batches(recipe, data, engine.world_size, engine.global_rank))
-    progress.evaluations.append({"step": progress.step, "loss": result.loss, "accuracy": result.accuracy})
+    batches = validation_batches(recipe, data, engine.world_size, engine.global_rank)
+    result = evaluate(engine, batches, bytes_per_token(data))
+    score = {name: value for name, value in asdict(result.whole).items() if value is not None}
+    progress.evaluations.append({"step": progress.step, **score})
     metrics.evaluation(progress.step, result)
 
 

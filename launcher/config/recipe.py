@@ -348,8 +348,20 @@ class ModelConfig(Record):
     """Any other field of the family's transformers configuration, by its own name."""
     attention: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = "sdpa"
     """Attention implementation."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    activation_checkpointing: bool | PositiveInt = False
+    """Recompute activations in the backward pass: less memory, about a third more time. `true` for every layer, a
+    number k for every k-th."""
+    initialisation: Literal["family", "depth_scaled"] = "family"
+    """`family`: as its authors prescribe; `depth_scaled`: the matrices that write into the residual stream are drawn
+    smaller by the root of twice the number of layers (GPT-2's, Radford et al. 2019, section 2.3)."""
+    compile: bool = False
+    """Let torch.compile fuse what it can; the first steps take minutes."""
+    liger: bool = False
+    """Replace norms, rotary positions and gated feed-forwards by Liger's fused kernels (a GPU, `pip install
+    liger-kernel`), where it has them for the family."""
+    chunked_loss: Literal["auto", "on", "off"] = "auto"
+    """Compute the loss of a few hundred tokens at a time, so that the scores of a batch never lie in memory together;
+    `auto` where they would take more than 256 MiB."""
 
 
 class BatchConfig(Record):
@@ -402,6 +414,8 @@ class TrainConfig(Record):
     precision: Literal["auto", "fp32", "bf16", "fp16", "bf16_autocast"] = "bf16"
     """bf16 and fp16 keep fp32 master weights; `bf16_autocast` keeps fp32 weights and computes matmuls in bf16;
     `auto` is bf16_autocast where the hardware multiplies bf16 and fp32 elsewhere."""
+    z_loss: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    """Weight of the squared log partition function beside the loss: keeps scores from drifting (PaLM's is 1e-4)."""
     seed: int = 0
     """Decides initial weights, order, noise and dropout."""
 

@@ -128,6 +128,8 @@ class Metrics:
         mfu = tokens_per_s * flops_per_token / peak_flops if flops_per_token and peak_flops else None
         line = asdict(result)
         del line["step_tokens"]
+        if result.log_z_squared is None:
+            del line["log_z_squared"]
         line |= {
             "tokens": self.tokens,
             "samples": result.step * self._samples_per_step,
@@ -146,11 +148,24 @@ class Metrics:
 
     def evaluation(self, step: int, result: EvalResult) -> None:
         """Write one validation."""
-        self.event("evaluation", step=step, loss=result.loss, accuracy=result.accuracy, num_targets=result.num_targets)
-        self._board.add_scalar("validation/loss", result.loss, step)
-        self._board.add_scalar("validation/accuracy", result.accuracy, step)
+        several = len(result.corpora) > 1
+        corpora = {name: asdict(score) for name, score in result.corpora.items()}
+        self.event("evaluation", step=step, **asdict(result.whole), **({"corpora": corpora} if several else {}))
+        named = {
+            "validation": result.whole,
+            **({f"validation-{n}": s for n, s in result.corpora.items()} if several else {}),
+        }
+        for name, score in named.items():
+            self._board.add_scalar(f"{name}/loss", score.loss, step)
+            self._board.add_scalar(f"{name}/accuracy", score.accuracy, step)
+            if score.bits_per_byte is not None:
+                self._board.add_scalar(f"{name}/bits_per_byte", score.bits_per_byte, step)
+        told = "; ".join(f"{n} {s.loss:.4f}" for n, s in result.corpora.items()) if several else ""
         self._console.print(
-            f"step {step}: validation loss {result.loss:.4f}, accuracy {result.accuracy:.1%}", highlight=False
+            f"step {step}: validation loss {result.whole.loss:.4f}, accuracy {result.whole.accuracy:.1%}"
+            + (f", {result.whole.bits_per_byte:.3f} bits a byte" if result.whole.bits_per_byte is not None else "")
+            + (f" ({told})" if told else ""),
+            highlight=False,
         )
 
     def event(self, kind: str, **fields: Any) -> None:

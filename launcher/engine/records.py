@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -33,6 +35,8 @@ class StepResult:
     """Optimizer steps taken so far."""
     loss: float
     """Mean negative log-likelihood of the predicted tokens of the global batch, nats."""
+    log_z_squared: float | None
+    """Mean of the squared log partition function over the same tokens; None without `train.z_loss`."""
     lr: float
     """Learning rate of this step."""
     grad_norm: float | None
@@ -48,15 +52,67 @@ class StepResult:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EvalResult:
-    """One validation."""
+class EvalBatch:
+    """What one rank computes in one pass of a validation."""
+
+    corpus: int
+    """Which corpus it is of, by number."""
+    inputs: Arrays
+    """Model inputs and `labels`, int64 [B, S]."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """How well a model predicts held-out documents."""
 
     loss: float
     """Mean negative log-likelihood of the predicted tokens, nats."""
+    perplexity: float
+    """exp(loss): of all tokens for next-token prediction, a pseudo-perplexity where only some tokens are predicted."""
+    bits_per_byte: float | None
+    """The loss in bits, over the bytes of text that a token stands for on average: comparable between tokenizers. None
+    where the shards do not know their text."""
     accuracy: float
     """Share of predicted tokens whose most likely answer is right."""
     num_targets: int
     """Predicted tokens."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvalResult:
+    """One validation."""
+
+    whole: Score
+    """Of all corpora, every predicted token alike."""
+    corpora: dict[str, Score]
+    """Of each, by name."""
+
+    @classmethod
+    def of(cls, totals_C3: NDArray[np.float64], bytes_per_token: Mapping[str, float | None]) -> EvalResult:
+        """Scores from sums.
+
+        Args:
+            totals_C3: Of each corpus its summed loss, right answers and predicted tokens, float64 [C, 3].
+            bytes_per_token: By corpus.
+        """
+        sizes = np.array([size if size is not None else np.nan for size in bytes_per_token.values()])
+        totals_C4 = np.column_stack([totals_C3, totals_C3[:, 2] * sizes])
+        return cls(
+            whole=_score(totals_C4[totals_C4[:, 2] > 0].sum(axis=0)),
+            corpora={name: _score(total_4) for name, total_4 in zip(bytes_per_token, totals_C4, strict=True)},
+        )
+
+
+def _score(total_4: NDArray[np.float64]) -> Score:
+    loss_sum, correct, targets, num_bytes = (float(number) for number in total_4)
+    loss = loss_sum / max(targets, 1.0)
+    return Score(
+        loss=loss,
+        perplexity=math.exp(min(loss, 700.0)),
+        bits_per_byte=loss_sum / math.log(2) / num_bytes if num_bytes > 0 else None,
+        accuracy=correct / max(targets, 1.0),
+        num_targets=int(targets),
+    )
 
 
 @dataclass(slots=True, kw_only=True)

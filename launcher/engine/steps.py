@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
 from launcher.config.recipe import Recipe
-from launcher.engine.loss import IGNORE_INDEX, count_correct, summed_loss
+from launcher.engine.loss import losses
 from launcher.engine.process import gather
-from launcher.engine.records import Arrays, EvalResult, StepBatch, StepResult
+from launcher.engine.records import Arrays, EvalBatch, EvalResult, StepBatch, StepResult
 from launcher.engine.schedule import learning_rate
 
 
@@ -39,19 +39,20 @@ def train_steps(engine: Any, batches: Iterable[StepBatch], recipe: Recipe, first
         # DeepSpeed divides by the passes and averages over the ranks; this undoes both, so that every predicted token
         # of the global batch weighs the same, however the batch is cut.
         scale = len(batch.passes) * world_size / max(num_targets, 1)
-        loss_sum = 0.0
+        totals = np.zeros(2, dtype=np.float64)
         norm, scale_of_norm = None, 1.0
         for inputs in batch.passes:
-            loss = summed_loss(*_forward(engine, inputs))
-            engine.backward(loss * scale)
+            sums = losses(engine, _tensors(engine, inputs), recipe.train.z_loss)
+            engine.backward(sums[0] * scale)
             norm, scale_of_norm = _plain_norm(engine), _scale_of_norm(engine)
             engine.step()
-            loss_sum += loss.item()
-        losses = gather(np.array([loss_sum], dtype=np.float64))
+            totals += sums[1:3].tolist()
+        loss, square = (float(total) / max(num_targets, 1) for total in gather(totals).sum(axis=0))
         now = time.perf_counter()
         yield StepResult(
             step=step,
-            loss=float(losses.sum()) / max(num_targets, 1),
+            loss=loss,
+            log_z_squared=square if recipe.train.z_loss else None,
             lr=lr,
             grad_norm=norm if norm is not None else _engine_norm(engine, scale_of_norm),
             step_tokens=int(everyone[:, 1].sum()),
@@ -62,33 +63,29 @@ def train_steps(engine: Any, batches: Iterable[StepBatch], recipe: Recipe, first
         started = time.perf_counter()
 
 
-def evaluate(engine: Any, batches: Iterable[Arrays]) -> EvalResult:
+def evaluate(engine: Any, batches: Iterable[EvalBatch], bytes_per_token: Mapping[str, float | None]) -> EvalResult:
     """Measure the model on this rank's validation batches; every rank must bring the same number of batches.
 
     Args:
         engine: DeepSpeed engine.
-        batches: Model inputs and `labels`, int64 [B, S].
+        batches: Of every corpus.
+        bytes_per_token: By corpus, in which the batches count them; None where only tokens are known.
     """
-    totals = np.zeros(3, dtype=np.float64)
+    totals_C3 = np.zeros((len(bytes_per_token), 3), dtype=np.float64)
     engine.eval()
     with torch.no_grad():
-        for inputs in batches:
-            logits, labels = _forward(engine, inputs)
-            num_targets = int((labels >= 0).sum())
-            totals += (summed_loss(logits, labels).item(), count_correct(logits, labels).item(), num_targets)
+        for batch in batches:
+            tensors = _tensors(engine, batch.inputs)
+            num_targets = int((tensors["labels"] >= 0).sum())
+            _, loss, _, correct = losses(engine, tensors).tolist()
+            totals_C3[batch.corpus] += (loss, correct, num_targets)
     engine.train()
-    loss, correct, targets = (float(total) for total in gather(totals).sum(axis=0))
-    return EvalResult(loss=loss / max(targets, 1), accuracy=correct / max(targets, 1), num_targets=int(targets))
+    everyone_C3 = gather(totals_C3.reshape(-1)).sum(axis=0).reshape(totals_C3.shape)
+    return EvalResult.of(everyone_C3, bytes_per_token)
 
 
-def _forward(engine: Any, inputs: Arrays) -> tuple[torch.Tensor, torch.Tensor]:
-    tensors = {name: torch.from_numpy(array).to(engine.device, non_blocking=True) for name, array in inputs.items()}
-    labels = tensors.pop("labels")
-    if getattr(engine.module, "takes_places", False):
-        predicted = labels != IGNORE_INDEX
-        tensors["predicted"] = predicted
-        labels = labels[predicted].unsqueeze(0)
-    return engine(**tensors, return_dict=True).logits, labels
+def _tensors(engine: Any, inputs: Arrays) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array).to(engine.device, non_blocking=True) for name, array in inputs.items()}
 
 
 def _plain_norm(engine: Any) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,8 +22,11 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig, prevent_arang
 
 from launcher.config.recipe import Head, ModelConfig
 from launcher.errors import ModelError
+from launcher.models.chunked_loss import compute_loss_in_output_layer, worth_chunking
+from launcher.models.configuration import num_new_tokens
 from launcher.models.documents import keep_documents_apart
-from launcher.models.initial import draw_weights
+from launcher.models.initial import draw_weights, grow_vocabulary, scale_residual_writers
+from launcher.models.liger import use_liger
 from launcher.models.places import predict_only_places
 
 ATTENTION_TROUBLE = re.compile(r"attention.implementation|attn_implementation|(flash|flex).?attention", re.IGNORECASE)
@@ -40,6 +44,7 @@ def build_model(
     *,
     seed: int,
     documents_apart: bool = False,
+    micro_batch_tokens: int = 0,
     ds_config: dict[str, Any] | None = None,
     device: str = "cpu",
 ) -> PreTrainedModel:
@@ -51,6 +56,7 @@ def build_model(
         head: What the objective needs the model to do.
         seed: Decides the initial weights, which are the same for any ZeRO stage and number of ranks.
         documents_apart: Whether the model takes the numbers of documents, and keeps them from each other.
+        micro_batch_tokens: Tokens that are predicted at once; decides whether their scores are worth avoiding.
         ds_config: The resolved DeepSpeed configuration; at stage 3 the model is partitioned as it is built, so that no
             rank ever holds it whole.
         device: Where weights are drawn; the accelerator's own generator where there is one.
@@ -68,6 +74,8 @@ def build_model(
                 built = AUTO_CLASSES[head].from_config(config, dtype=torch.float32, attn_implementation=model.attention)
             built.tie_weights()
             draw_weights(built, seed)
+            if model.initialisation == "depth_scaled":
+                scale_residual_writers(built)
     except (ImportError, ValueError) as error:
         first_sentence = " ".join(str(error).split()).partition(". ")[0]
         if ATTENTION_TROUBLE.search(str(error)):
@@ -75,11 +83,15 @@ def build_model(
             raise ModelError(first_sentence, "model.attention", fix) from None
         raise ModelError(f"transformers cannot build this model: {first_sentence}", "model") from None
     if model.activation_checkpointing:
-        built.activation_checkpointing_enable()
+        built.activation_checkpointing_enable(every_n_layers=int(model.activation_checkpointing))
+    if model.liger:
+        use_liger(built)
     if documents_apart:
         keep_documents_apart(built)
     if head == "masked":
         predict_only_places(built)
+    if model.chunked_loss == "on" or (model.chunked_loss == "auto" and worth_chunking(built, micro_batch_tokens)):
+        compute_loss_in_output_layer(built)
     built.train()
     return built
 
@@ -94,10 +106,12 @@ def _load(
     """
     keep = HfDeepSpeedConfig(ds_config) if ds_config is not None else None  # transformers looks for it while it lives
     torch.manual_seed(seed)
+    own = copy.deepcopy(config)
+    own.vocab_size -= num_new_tokens(config, model)
     try:
         built, told = AUTO_CLASSES[head].from_pretrained(
             model.continue_from,
-            config=config,
+            config=own,
             dtype=torch.float32,
             attn_implementation=model.attention,
             output_loading_info=True,
@@ -105,7 +119,6 @@ def _load(
     except OSError as error:
         first_line = str(error).strip().splitlines()[0]
         raise ModelError(f"the weights cannot be read: {first_line}", str(model.continue_from)) from None
-    del keep
     missing = sorted(told["missing_keys"])
     if missing:
         raise ModelError(
@@ -113,6 +126,9 @@ def _load(
             str(model.continue_from),
             f"continue from a model that was saved with its {head} head",
         )
+    if config.vocab_size > own.vocab_size:
+        grow_vocabulary(built, config.vocab_size)
+    del keep
     return built
 
 

@@ -206,13 +206,16 @@ def _continued(model: ModelConfig, tokenizer: TokenizerInfo) -> PreTrainedConfig
             "delete these fields, or model.continue_from to train from scratch",
         )
     config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
-    if config.vocab_size < tokenizer.vocab_size:
-        raise ModelError(
-            f"the model has {config.vocab_size} tokens, the shards' tokenizer {tokenizer.vocab_size}",
-            "model.continue_from",
-            "prepare the shards with the model's own tokenizer",
-        )
+    # A smaller vocabulary grows: `build_model` adds the rows.
+    config.vocab_size = max(config.vocab_size, tokenizer.vocab_size)
     return config
+
+
+def num_new_tokens(config: PreTrainedConfig, model: ModelConfig) -> int:
+    """Tokens that the model to continue from does not know; 0 from scratch."""
+    if model.continue_from is None:
+        return 0
+    return int(config.vocab_size - AutoConfig.from_pretrained(model.continue_from).vocab_size)
 
 
 def _numbers(model: ModelConfig, defaults: PreTrainedConfig) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.initialization import guard_torch_init_functions
 
+from launcher.errors import ModelError
 from launcher.units import derive
 
 INIT_STREAM = 1
@@ -72,3 +73,73 @@ def _whole(parameters: list[nn.Parameter]) -> Iterator[None]:
                 if parameter.data.data_ptr() != data.data_ptr():
                     data.copy_(parameter.data)
                 parameter.data = data
+
+
+RESIDUAL_WRITERS = (
+    # Attention: llama and kin, bert and kin, gpt2, gpt_neox, modernbert, t5, bart.
+    "self_attn.o_proj",
+    "attention.output.dense",
+    "attn.c_proj",
+    "attention.dense",
+    "attn.Wo",
+    "SelfAttention.o",
+    "EncDecAttention.o",
+    "self_attn.out_proj",
+    "encoder_attn.out_proj",
+    # Feed-forward, in the same order.
+    "mlp.down_proj",
+    "output.dense",
+    "mlp.c_proj",
+    "mlp.dense_4h_to_h",
+    "mlp.Wo",
+    "DenseReluDense.wo",
+    "fc2",
+)
+"""Ends of the names of the linear layers whose output is added to the residual stream."""
+
+
+def scale_residual_writers(model: PreTrainedModel) -> None:
+    """Divide the weights that write into the residual stream by the root of their number, two a layer.
+
+    Raises:
+        ModelError: The family has none under a known name.
+
+    Source: Radford et al. 2019, section 2.3 ("Language models are unsupervised multitask learners").
+    """
+    writers = [
+        module.weight
+        for name, module in model.named_modules()
+        if any(name.endswith(f".{end}") for end in RESIDUAL_WRITERS) and hasattr(module, "weight")
+    ]
+    stacked = [p for name, p in model.named_parameters() if name.endswith(".experts.down_proj")]
+    if not writers:
+        raise ModelError(
+            f"which matrices of {model.config.model_type} write into the residual stream is not known",
+            "model.initialisation",
+            "use family",
+        )
+    depth = model.config.num_hidden_layers
+    with torch.no_grad():
+        for parameter in (*writers, *stacked):
+            with _whole([parameter]):
+                parameter.data /= (2 * depth) ** 0.5
+
+
+def grow_vocabulary(model: PreTrainedModel, vocab_size: int) -> None:
+    """Add tokens to a trained model: each begins as the mean of those it knows.
+
+    Args:
+        model: Whole, or partitioned while its HfDeepSpeedConfig lives.
+        vocab_size: Tokens to have, more than it has.
+
+    Source: Hewitt 2021 ("Initializing new word embeddings for pretrained language models"): a new token with random
+    weights can take most of the probability from all others.
+    """
+    known = model.config.vocab_size
+    model.resize_token_embeddings(vocab_size, mean_resizing=False)
+    layers = (model.get_input_embeddings(), model.get_output_embeddings())
+    weights = {id(layer.weight): layer.weight for layer in layers if layer is not None}  # tied ones once
+    with torch.no_grad():
+        for parameter in weights.values():
+            with _whole([parameter]):
+                parameter.data[known:] = parameter.data[:known].mean(dim=0)

@@ -39,7 +39,7 @@ def live_logits(arguments: list[str]) -> Any:
     progress = program["Progress"](precision="fp32")
     program["keep_inputs"](recipe, {}, engine.global_rank)
     program["run_steps"](recipe, engine, data, plan, progress, program["Console"](quiet=True))
-    inputs = next(iter(program["validation_batches"](recipe, data, 1, 0)))
+    inputs = next(iter(program["validation_batches"](recipe, data, 1, 0))).inputs
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items() if name != "labels"}
     engine.eval()
     with torch.no_grad():

@@ -182,7 +182,7 @@ def test_every_corpus_is_validated_on_its_own_documents(corpora: dict[str, Path]
     recipe = recipe_of("clm", mixture(corpora, law=0.7, wiki=0.3), eval__max_samples=None)
     data = open_data(recipe)
     num_targets = sum(
-        int(np.count_nonzero(batch["labels"] != IGNORE_INDEX))
+        int(np.count_nonzero(batch.inputs["labels"] != IGNORE_INDEX))
         for rank in range(2)
         for batch in validation_batches(recipe, data, 2, rank)
     )

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
+import numpy as np
+import pytest
 from rich.console import Console
 
 from launcher.engine.metrics import Metrics, read_metrics
@@ -20,6 +23,7 @@ def result(step: int) -> StepResult:
     return StepResult(
         step=step,
         loss=2.0,
+        log_z_squared=None,
         lr=1e-3,
         grad_norm=1.0,
         step_tokens=100,
@@ -46,19 +50,43 @@ def test_a_step_has_every_promised_field(tmp_path: Path) -> None:
     with open_metrics(tmp_path, 1, peak=1e10) as metrics:
         metrics.step(result(1))
         metrics.step(result(2))
-        metrics.evaluation(2, EvalResult(loss=1.5, accuracy=0.4, num_targets=10))
+        metrics.evaluation(2, EvalResult.of(np.array([[15.0, 4.0, 10.0]]), {"law": 1.5 / math.log(2)}))
     first, second, evaluation = read_metrics(tmp_path / "metrics.jsonl")
     assert set(first) == FIELDS
     assert (second["tokens"], second["samples"], second["tokens_per_s"]) == (200, 16, 200.0)
     assert second["mfu"] == 200.0 * 6e6 / 1e10
-    assert evaluation == {"event": "evaluation", "step": 2, "loss": 1.5, "accuracy": 0.4, "num_targets": 10}
+    assert evaluation == {
+        "event": "evaluation",
+        "step": 2,
+        "loss": 1.5,
+        "perplexity": math.exp(1.5),
+        "bits_per_byte": pytest.approx(1.0),
+        "accuracy": 0.4,
+        "num_targets": 10,
+    }
     assert any((tmp_path / "tensorboard").iterdir())
+
+
+def test_corpora_are_scored_each_and_together(tmp_path: Path) -> None:
+    totals = np.array([[20.0, 5.0, 10.0], [60.0, 6.0, 20.0], [8.0, 1.0, 2.0]])
+    sizes: dict[str, float | None] = {"law": 2.0, "wiki": 4.0, "tokens": None}
+    result = EvalResult.of(totals, sizes)
+    assert result.whole.loss == pytest.approx(88 / 32)
+    assert result.whole.accuracy == pytest.approx(12 / 32)
+    assert result.whole.bits_per_byte is None  # of one corpus the bytes are not known
+    assert result.corpora["wiki"].bits_per_byte == pytest.approx(60 / math.log(2) / 80)
+    known = EvalResult.of(totals[:2], {"law": 2.0, "wiki": 4.0})
+    assert known.whole.bits_per_byte == pytest.approx(80 / math.log(2) / 100)
+    with open_metrics(tmp_path, 1) as metrics:
+        metrics.evaluation(0, result)
+    (line,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert {name: score["loss"] for name, score in line["corpora"].items()} == {"law": 2.0, "wiki": 3.0, "tokens": 4.0}
 
 
 def test_a_start_from_nothing_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:
     for _ in range(2):
         with open_metrics(tmp_path, 1) as metrics:
-            metrics.evaluation(0, EvalResult(loss=9.0, accuracy=0.0, num_targets=10))
+            metrics.evaluation(0, EvalResult.of(np.array([[90.0, 0.0, 10.0]]), {"law": None}))
             metrics.step(result(1))
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1]
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1

@@ -7,6 +7,7 @@ from typing import Any
 import jobs
 import pytest
 import torch
+from families import FAMILIES, NUMBERS, ONLY_EAGER
 
 from launcher.config.recipe import Head, ModelConfig
 from launcher.engine.loss import IGNORE_INDEX
@@ -17,30 +18,6 @@ from launcher.models.documents import cumulative_lengths, keep_documents_apart, 
 
 VOCAB, FIRST_ID = 96, 15
 LENGTHS = ((7, 1, 5, 3), (9, 7), (4, 4, 4))  # the rows of 16 places, padding behind
-NUMBERS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-FAMILIES: list[Any] = [
-    ("masked", "bert", {}),
-    ("masked", "roberta", {}),
-    ("masked", "albert", {"embedding_size": 16}),
-    ("masked", "electra", {"embedding_size": 16}),
-    ("masked", "deberta", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "max_relative_positions": 16}),
-    ("masked", "deberta-v2", {"relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 4}),
-    ("masked", "modernbert", {"local_attention": 4, "layer_types": ["full_attention", "sliding_attention"]}),
-    ("causal", "gpt2", {}),
-    ("causal", "gpt_neox", {}),
-    ("causal", "llama", {}),
-    ("causal", "qwen3", {"head_dim": 16}),
-    ("causal", "mistral", {"sliding_window": 3, "head_dim": 16}),
-    ("causal", "olmo", {}),
-    ("causal", "mixtral", {"num_local_experts": 4, "head_dim": 16}),
-    ("causal", "qwen3_moe", {**EXPERTS, "head_dim": 16}),
-    ("causal", "olmoe", {"num_experts": 4, "num_experts_per_tok": 2}),
-    ("seq2seq", "t5", {"d_kv": 16}),
-    ("seq2seq", "mt5", {"d_kv": 16}),
-    ("seq2seq", "bart", {}),
-]
-ONLY_EAGER = ("deberta", "deberta-v2")
 
 
 def build(head: Head, family: str, config: dict[str, Any], attention: str) -> Any:
