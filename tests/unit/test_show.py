@@ -1,0 +1,74 @@
+"""`pretrain show`: what is read, what is predicted, and what turns it into an exercise, each in its colour."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from rich.text import Text
+from tokenizers import Tokenizer
+
+from launcher.config.loading import load_recipe
+from launcher.feed import open_data
+from launcher.prepare.tokenizer import load_tokenizer
+from launcher.show import COLOURED, _samples
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("shown")
+    tiny.make_shards(made)
+    return made
+
+
+def shown(folder: Path, model: str, section: dict[str, Any]) -> list[tuple[dict[str, Any], Text]]:
+    """Twelve samples of the training split and how they are coloured."""
+    tree = tiny.recipe_tree(model, folder / "shards", folder, objective=section)
+    recipe = load_recipe(str(tiny.write_recipe(folder / "r.yaml", tree))).recipe
+    handle = load_tokenizer(folder / "tokenizer")
+    tokenizer: Tokenizer = handle.tokenizer
+    samples = _samples(open_data(recipe), recipe.objective, "train", 0, 12, tokenizer)
+    return [(sample, COLOURED[sample["head"]](sample, tokenizer, handle.info.special)) for sample in samples]
+
+
+def parts(text: Text, style: str) -> list[str]:
+    return [text.plain[span.start : span.end] for span in text.spans if span.style == style]
+
+
+def test_what_a_decoder_predicts_is_green_and_its_prefix_is_not(folder: Path) -> None:
+    for sample, text in shown(folder, "clm", {"kind": "prefix", "head": "causal"}):
+        (green,) = parts(text, "green")
+        assert text.plain.endswith(green)
+        assert len(green) < len(text.plain)
+        assert sample["objective"] == "prefix, head causal"
+    for _, text in shown(folder, "clm", {"kind": "clm"}):
+        (green,) = parts(text, "green")
+        assert len(green) >= len(text.plain) - 5  # all but the first token
+
+
+def test_sentinels_modes_and_targets_have_colours_of_their_own(folder: Path) -> None:
+    modes = list(load_tokenizer(folder / "tokenizer").info.special.sentinels[-3:])
+    seen = set()
+    for sample, text in shown(folder, "span", {"kind": "ul2", "mode_tokens": modes}):
+        assert parts(text, "bold magenta") == [f"<extra_id_{97 + 'RSX'.index(sample['objective'][-1])}>"]
+        cyan = parts(text, "bold cyan")
+        if sample["objective"].startswith("span"):
+            assert cyan.count("<extra_id_0>") == 2  # where the span was, and before what it was
+        else:
+            assert cyan == []
+        assert "→" in text.plain
+        seen.add(sample["objective"])
+    assert len(seen) > 2
+    assert all(parts(text, "bold magenta") == [] for _, text in shown(folder, "span", {"kind": "span"}))
+
+
+def test_masked_tokens_are_shown_as_what_they_hide(folder: Path) -> None:
+    styles = {"bold red": 0, "bold yellow": 0, "bold green": 0}
+    for _, text in shown(folder, "mlm", {"kind": "mlm", "mask_share": 0.6}):
+        for style in styles:
+            styles[style] += len(parts(text, style))
+        assert "[MASK]" not in text.plain
+    assert styles["bold red"] > styles["bold yellow"] > 0
+    assert styles["bold green"] > 0
