@@ -47,6 +47,17 @@ def live_logits(arguments: list[str]) -> Any:
     return {name: array for name, array in inputs.items() if name != "labels"}, logits.numpy().copy()
 
 
+def step_losses(arguments: list[str]) -> list[float]:
+    """Train and keep nothing: the loss of every step."""
+    from launcher.engine.steps import train_steps
+
+    program = runpy.run_module("launcher.train", run_name="launcher_train")
+    recipe, data, engine = begin(program, arguments)
+    plan = program["plan_batch"](recipe.batch.global_batch, recipe.batch.micro_batch, engine.world_size)
+    batches = program["step_batches"](data, plan, engine.global_rank, 0, recipe.train.num_steps)
+    return [result.loss for result in train_steps(engine, batches, recipe, 1)]
+
+
 def begin(program: dict[str, Any], arguments: list[str]) -> tuple[Any, Any, Any]:
     """Recipe, data and engine, as `train` makes them."""
     options = program["parse"](arguments)

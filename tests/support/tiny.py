@@ -53,7 +53,7 @@ def write_corpus(path: Path, num_documents: int = 150) -> Path:
     return path
 
 
-def make_shards(folder: Path) -> Path:
+def make_shards(folder: Path, kind: str = "wordpiece", *, words: bool = False) -> Path:
     """`folder/shards`, `folder/tokenizer` and `folder/corpus.jsonl`; returns the shards' folder."""
     from rich.console import Console
 
@@ -63,9 +63,14 @@ def make_shards(folder: Path) -> Path:
 
     corpus = write_corpus(folder / "corpus.jsonl")
     texts = [json.loads(line)["completion"] for line in corpus.read_text(encoding="utf-8").splitlines()]
-    train_tokenizer(texts, "wordpiece", 200, folder / "tokenizer")
+    train_tokenizer(texts, kind, {"wordpiece": 200, "bpe": 480}[kind], folder / "tokenizer")
     request = BuildRequest(
-        corpus=(str(corpus),), tokenizer=folder / "tokenizer", out=folder / "shards", validation_share=0.1, workers=1
+        corpus=(str(corpus),),
+        tokenizer=folder / "tokenizer",
+        out=folder / "shards",
+        validation_share=0.1,
+        words=words,
+        workers=1,
     )
     build_shards(request, Console(quiet=True))
     return folder / "shards"

@@ -1,0 +1,116 @@
+"""Every objective on every family at every ZeRO stage: twenty steps on two ranks, and the loss falls.
+
+`make test` runs a covering subset: every pair of objective and family, of family and stage, and of objective and
+stage. `make test-all` runs the whole table and writes tests/golden/cells.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from itertools import combinations
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import jobs
+import pytest
+import tiny
+from families import FAMILIES, NUMBERS, ONLY_EAGER
+from ranks import run_ranks
+
+RECORD = Path(__file__).parents[1] / "golden" / "cells.json"
+OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
+    "mlm": ("masked", {"kind": "mlm"}),
+    "clm": ("causal", {"kind": "clm"}),
+    "prefix (decoder)": ("causal", {"kind": "prefix", "head": "causal"}),
+    "span": ("seq2seq", {"kind": "span"}),
+    "prefix": ("seq2seq", {"kind": "prefix"}),
+    "ul2": ("seq2seq", {"kind": "ul2"}),
+}
+# Variants of an objective differ in the data alone: one family serves.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "mlm, words": ("bert", {"kind": "mlm", "unit": "word"}),
+    "mlm, n-grams": ("bert", {"kind": "mlm", "unit": "ngram"}),
+    "mlm, spans": ("bert", {"kind": "mlm", "unit": "span"}),
+    "clm, middle filled in": ("llama", {"kind": "clm", "fim_share": 0.5}),
+    "mixture": ("llama", {"kind": "mixture", "parts": [{"kind": "clm"}, {"kind": "prefix", "head": "causal"}]}),
+}
+STAGES = range(4)
+LEAST_FALL = 0.2
+"""Nats, from the mean of the first four steps to that of the last four."""
+Cell = tuple[str, str, int]
+CONFIGS = {family: (head, config) for head, family, config in FAMILIES}
+TABLE: list[Cell] = [
+    *((name, family, stage) for name, (head, _) in OBJECTIVES.items() for family in CONFIGS
+      if CONFIGS[family][0] == head for stage in STAGES),
+    *((name, family, stage) for name, (family, _) in VARIANTS.items() for stage in STAGES),
+]  # fmt: skip
+
+
+def covering(cells: list[Cell]) -> list[Cell]:
+    """Few of the cells in which every pair of values of two axes stands that stands in some cell (greedy)."""
+
+    def pairs(cell: Cell) -> set[Any]:
+        return set(combinations(enumerate(cell), 2))
+
+    left = set().union(*(pairs(cell) for cell in cells))
+    chosen = []
+    while left:
+        best = max(cells, key=lambda cell: len(pairs(cell) & left))
+        chosen.append(best)
+        left -= pairs(best)
+    return chosen
+
+
+COVERING = covering(TABLE)
+
+
+@pytest.fixture(scope="session")
+def rich_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards that serve every objective: words are marked, and the tokenizer has every special token."""
+    return tiny.make_shards(tmp_path_factory.mktemp("rich"), kind="bpe", words=True)
+
+
+def recipe_of(cell: Cell, shards: Path, runs: Path) -> dict[str, Any]:
+    name, family, stage = cell
+    section = OBJECTIVES[name][1] if name in OBJECTIVES else VARIANTS[name][1]
+    attention = "eager" if family in ONLY_EAGER else "sdpa"
+    model = {"family": family, "attention": attention, **NUMBERS, "config": CONFIGS[family][1]}
+    tree = tiny.recipe_tree("clm", shards, runs, objective=section, model=model)
+    # A third axis for nothing: documents of a row see each other in half of the cells.
+    tree["data"] |= {"packing": "bestfit", "documents": "apart"} if (len(name) + len(family) + stage) % 2 else {}
+    return tree
+
+
+def as_cells() -> list[Any]:
+    """The whole table, what lies outside of the covering subset marked slow."""
+    return [pytest.param(cell, marks=() if cell in COVERING else pytest.mark.slow, id=", ".join(map(str, cell)))
+            for cell in TABLE]  # fmt: skip
+
+
+@pytest.mark.parametrize("cell", as_cells())
+def test_the_loss_of_a_cell_falls(cell: Cell, rich_shards: Path, tmp_path: Path) -> None:
+    recipe = tiny.write_recipe(tmp_path / "r.yaml", recipe_of(cell, rich_shards, tmp_path))
+    losses, others = run_ranks(jobs.step_losses, 2, ["--ds_config", f"zero{cell[2]}", "--recipe", str(recipe)])
+    assert len(losses) == 20
+    assert losses == others
+    before, after = mean(losses[:4]), mean(losses[-4:])
+    if "WRITE_RECORD" in os.environ:
+        write_record(cell, before, after)
+    assert before - after > LEAST_FALL
+
+
+def write_record(cell: Cell, before: float, after: float) -> None:
+    """`make test-all` keeps what it measured."""
+    record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    record[", ".join(map(str, cell))] = {"loss": [round(before, 3), round(after, 3)]}
+    RECORD.write_text(json.dumps(dict(sorted(record.items())), indent=1) + "\n")
+
+
+def test_the_record_holds_every_cell_and_the_subset_covers_every_pair() -> None:
+    record = json.loads(RECORD.read_text())
+    assert sorted(record) == sorted(", ".join(map(str, cell)) for cell in TABLE)
+    assert all(before - after > LEAST_FALL for before, after in (cell["loss"] for cell in record.values()))
+    assert {name for name, _, _ in COVERING} == {*OBJECTIVES, *VARIANTS}
+    assert {family for _, family, _ in COVERING} == set(CONFIGS)
