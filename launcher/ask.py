@@ -119,20 +119,30 @@ def generate(folder: Path, prompts: list[str], max_new_tokens: int = 40) -> list
 
 
 def _fill_one(model: Any, tokenizer: Any, prompt: str, top: int) -> Answer:
-    inputs = tokenizer(prompt.replace(MASK_WORD, tokenizer.mask_token), return_tensors="pt")
-    ids = inputs.input_ids
+    text = prompt.replace(MASK_WORD, tokenizer.mask_token)
+    begin = tokenizer.bos_token_id if tokenizer.cls_token_id is None else tokenizer.cls_token_id
+    end = tokenizer.eos_token_id if tokenizer.sep_token_id is None else tokenizer.sep_token_id
+    # As rows were laid out in training; not every tokenizer has a template that does it.
+    ids = torch.tensor([[begin, *tokenizer(text, add_special_tokens=False).input_ids, end]])
     places = (ids[0] == tokenizer.mask_token_id).nonzero().flatten()
     with torch.no_grad():
-        shares_NV = model(input_ids=ids, attention_mask=inputs.attention_mask).logits[0, places].float().softmax(-1)
+        shares_NV = model(input_ids=ids).logits[0, places].float().softmax(-1)
     best = shares_NV.topk(top)
     blanks = [
-        Blank(words=tuple(tokenizer.convert_ids_to_tokens(row.tolist())), shares=tuple(values.tolist()))
+        Blank(words=tuple(_word(tokenizer, token_id) for token_id in row.tolist()), shares=tuple(values.tolist()))
         for row, values in zip(best.indices, best.values, strict=True)
     ]
     text = prompt.replace(tokenizer.mask_token, MASK_WORD)
     for blank in blanks:
         text = text.replace(MASK_WORD, blank.words[0].removeprefix("##"), 1)
     return Answer(prompt=prompt, text=text, blanks=tuple(blanks))
+
+
+def _word(tokenizer: Any, token_id: int) -> str:
+    """A token as people read it; of half a character, or a token of another kind, its name."""
+    token: str = tokenizer.convert_ids_to_tokens(token_id)
+    decoded: str = tokenizer.decode([token_id])
+    return token if token.startswith("##") or "\ufffd" in decoded or not decoded.strip() else decoded
 
 
 def _without_gaps(text: str) -> str:

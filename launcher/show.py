@@ -72,7 +72,7 @@ def show(
 
 def _fitting(manifest: Manifest) -> str:
     special = manifest.tokenizer.special
-    masked = None not in (special.mask, special.cls, special.sep, special.pad)
+    masked = None not in (special.mask, special.row_begin, special.row_end, special.pad)
     return "law-bert-zh" if masked else "law-gpt-zh"
 
 

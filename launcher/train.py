@@ -52,6 +52,7 @@ from launcher.errors import (
     TokenizerError,
 )
 from launcher.feed import Data, bytes_per_token, open_data, step_batches, validation_batches, wasted
+from launcher.objectives.base import longest_sequence
 from launcher.plan.flops import flops_per_token, peak_flops
 from launcher.prepare.quickstart import QUICKSTART_FOLDER, prepare_quickstart
 from launcher.prepare.tokenizer import load_tokenizer
@@ -244,7 +245,7 @@ def configure(recipe: Recipe, data: Data) -> Any:
     """
     from launcher.models.configuration import build_config
 
-    return build_config(recipe.model, recipe.objective.head, data.tokenizer, recipe.data.seq_len)
+    return build_config(recipe.model, recipe.objective.head, data.tokenizer, longest_sequence(data.objective))
 
 
 def tell_new_tokens(recipe: Recipe, config: Any, console: Console) -> None:

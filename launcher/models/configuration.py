@@ -120,7 +120,8 @@ def build_config(model: ModelConfig, head: Head, tokenizer: TokenizerInfo, seq_l
         raise ModelError(
             f"sequences of {seq_len} tokens are longer than the model's {positions} positions",
             "data.seq_len",
-            f"use data.seq_len={positions} or less, or a larger model.max_position_embeddings",
+            f"use data.seq_len={positions} or less (what a decoder writes counts too), or a larger "
+            "model.max_position_embeddings",
         )
     return config
 

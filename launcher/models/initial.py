@@ -94,6 +94,7 @@ RESIDUAL_WRITERS = (
     "mlp.Wo",
     "DenseReluDense.wo",
     "fc2",
+    "ffn_output",
 )
 """Ends of the names of the linear layers whose output is added to the residual stream."""
 

@@ -140,6 +140,20 @@ class Objective(Protocol):
         ...
 
 
+def no_rows(length: int) -> PlainRows:
+    """A batch without samples: what an objective makes of it tells the widths of its arrays."""
+    nothing = np.zeros((0, length), dtype=np.int32)
+    counts = np.zeros(0, dtype=np.int64)
+    words = np.zeros((0, length), dtype=np.bool_)
+    return PlainRows(nothing, counts, counts, None, words, nothing)
+
+
+def longest_sequence(objective: Objective) -> int:
+    """Tokens of the longest sequence that a model reads or writes for an objective."""
+    batch = objective.batch(no_rows(objective.window_length))
+    return max(int(array.shape[1]) for array in batch.values() if array.ndim == 2)
+
+
 def required(token_id: int | None, name: str, objective: str) -> int:
     """The id of a special token that an objective cannot do without.
 

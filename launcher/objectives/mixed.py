@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from launcher.errors import ObjectiveError
 from launcher.objectives import noise
-from launcher.objectives.base import IGNORE_INDEX, Batch, Objective, PlainRows, Rows, some_rows
+from launcher.objectives.base import IGNORE_INDEX, Batch, Objective, Rows, no_rows, some_rows
 
 _PART_LABEL = 0x70617274  # "part"
 PART_IDS = "part_ids"
@@ -106,16 +106,9 @@ class ObjectiveMixture:
     @cached_property
     def _widths(self) -> dict[str, int]:
         """The widest array of each name, whichever parts a batch has."""
-        none = _no_rows(self.window_length)
+        none = no_rows(self.window_length)
         widths: dict[str, int] = {}
         for part in self.parts:
             for name, made in part.batch(none).items():
                 widths[name] = max(widths.get(name, 0), made.shape[1])
         return widths
-
-
-def _no_rows(length: int) -> Rows:
-    nothing = np.zeros((0, length), dtype=np.int32)
-    counts = np.zeros(0, dtype=np.int64)
-    words = np.zeros((0, length), dtype=np.bool_)
-    return PlainRows(nothing, counts, counts, None, words, nothing)

@@ -65,7 +65,8 @@ class MaskedLM:
     """Whether rows tell words to `span`, which counts tokens where they do not."""
 
     def __post_init__(self) -> None:
-        for token_id, name in ((self.special.cls, "cls"), (self.special.sep, "sep"), (self.special.mask, "mask")):
+        special = self.special
+        for token_id, name in ((special.row_begin, "cls"), (special.row_end, "sep"), (special.mask, "mask")):
             required(token_id, name, "mlm")
         required(self.special.pad, "pad", "mlm")
         refuse_short(self.seq_len, 3, "mlm")
@@ -112,9 +113,9 @@ class MaskedLM:
         """See `Objective.batch`. `labels` hold the true id at the chosen places."""
         # One block: three arrays of this size each go back to the system when they are freed, and come with new pages.
         inputs_BS, labels_BS, mask_BS = np.empty((3, len(rows.tokens_BL), self.seq_len), dtype=np.int64)
-        inputs_BS[:, 0] = required(self.special.cls, "cls", "mlm")
+        inputs_BS[:, 0] = required(self.special.row_begin, "cls", "mlm")
         inputs_BS[:, 1:-1] = rows.tokens_BL
-        inputs_BS[:, -1] = sep = required(self.special.sep, "sep", "mlm")
+        inputs_BS[:, -1] = sep = required(self.special.row_end, "sep", "mlm")
         mask_BS.fill(1)
         for row in np.flatnonzero(rows.num_tokens_B < self.window_length).tolist():
             end = int(rows.num_tokens_B[row]) + 1

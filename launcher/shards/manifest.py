@@ -63,6 +63,16 @@ class SpecialTokens:
     modes: tuple[int, ...] = ()
     """UL2's R, S and X, in that order; all of them or none."""
 
+    @property
+    def row_begin(self) -> int | None:
+        """Begins a row of a masked model: cls, or the beginning of a text as RoBERTa has it."""
+        return self.bos if self.cls is None else self.cls
+
+    @property
+    def row_end(self) -> int | None:
+        """Ends a row of a masked model: sep, or the end of a text as RoBERTa has it."""
+        return self.eos if self.sep is None else self.sep
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenizerInfo:

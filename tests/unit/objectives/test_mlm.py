@@ -138,8 +138,16 @@ def test_a_tokenizer_without_a_token_it_needs_is_refused(special: SpecialTokens,
     expected = (
         rf"mlm objective needs the {missing} token[\s\S]*where: tokenizer.{missing}_token[\s\S]*pretrain tokenizer"
     )
+    # The ends of a text stand in for cls and sep, as in RoBERTa.
+    without = replace(special, **{missing: None}, bos=None, eos=None)
     with pytest.raises(ObjectiveError, match=expected):
-        MaskedLM(128, 1, replace(special, **{missing: None}), 1000)
+        MaskedLM(128, 1, without, 1000)
+
+
+def test_the_ends_of_a_text_stand_in_for_cls_and_sep(special: SpecialTokens) -> None:
+    roberta = replace(special, cls=None, sep=None, bos=special.cls, eos=special.sep)
+    assert (roberta.row_begin, roberta.row_end) == (special.cls, special.sep)
+    MaskedLM(128, 1, roberta, 1000)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,99 @@
+"""What a recipe may choose about its model: how weights begin, what is recomputed, which tokens are new."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jobs
+import pytest
+import torch
+from families import FAMILIES, NUMBERS, ONLY_EAGER
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from launcher.config.recipe import Head, ModelConfig
+from launcher.errors import MissingDependencyError, ModelError
+from launcher.models.build import build_model
+from launcher.models.configuration import build_config, num_new_tokens
+from launcher.models.initial import scale_residual_writers
+
+
+def build(head: Head, family: str, config: dict[str, Any], **options: Any) -> Any:
+    attention = "eager" if family in ONLY_EAGER else "sdpa"
+    numbers = {"family": family, "attention": attention, **NUMBERS, "config": config, **options}
+    record = ModelConfig.model_validate(numbers)
+    return build_model(build_config(record, head, jobs.tokenizer_info(), 16), record, head, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("head", "family", "config"),
+    [entry for entry in FAMILIES if entry[1] != "albert"],  # whose layers are one
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_depth_scaled_weights_are_smaller_where_they_are_added_to_the_residual_stream(
+    head: Head, family: str, config: dict[str, Any]
+) -> None:
+    plain = dict(build(head, family, config).named_parameters())
+    scaled = dict(build(head, family, config, initialisation="depth_scaled").named_parameters())
+    changed = {name for name in plain if not torch.equal(plain[name], scaled[name])}
+    for name in changed:
+        torch.testing.assert_close(scaled[name], plain[name] / 2.0)  # two layers
+    stacks = 2 if head == "seq2seq" else 1
+    writers = 2 + (head == "seq2seq") / 2  # attention and feed-forward; a decoder's attention to the encoder besides
+    assert len(changed) == NUMBERS["num_hidden_layers"] * stacks * writers
+
+
+def test_a_family_whose_writers_are_not_known_is_told() -> None:
+    model: Any = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    model.config = SimpleNamespace(model_type="toy", num_hidden_layers=1)
+    with pytest.raises(ModelError, match="which matrices of toy write into the residual stream is not known"):
+        scale_residual_writers(model)
+
+
+@pytest.mark.parametrize(("every", "expected"), [(False, []), (True, [0, 1, 2, 3]), (1, [0, 1, 2, 3]), (2, [0, 2])])
+def test_every_kth_layer_is_recomputed(every: bool | int, expected: list[int]) -> None:
+    model = build("causal", "llama", {}, num_hidden_layers=4, activation_checkpointing=every)
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    assert [number for number, layer in enumerate(layers) if layer.gradient_checkpointing] == expected
+
+
+@pytest.mark.parametrize(("head", "family"), [("masked", "bert"), ("causal", "llama"), ("seq2seq", "t5")])
+def test_a_vocabulary_grows_to_the_tokenizers_and_the_rest_stays(head: Head, family: str, tmp_path: Path) -> None:
+    entry = next(entry for entry in FAMILIES if entry[1] == family)
+    old = build(head, family, entry[2])
+    old.save_pretrained(tmp_path)
+    larger = replace(jobs.tokenizer_info(), vocab_size=103)
+    record = ModelConfig.model_validate({"continue_from": str(tmp_path)})
+    config = build_config(record, head, larger, 16)
+    assert num_new_tokens(config, record) == 7
+    grown = build_model(config, record, head, seed=3)
+    assert grown.config.vocab_size == 103
+    before, after = old.get_input_embeddings().weight, grown.get_input_embeddings().weight
+    assert torch.equal(after[:96], before)
+    torch.testing.assert_close(after[96:], before.mean(0).expand(7, -1))
+    ids_BS = torch.randint(15, 96, (2, 8), generator=torch.Generator().manual_seed(0))
+    inputs = {"input_ids": ids_BS, **({"decoder_input_ids": ids_BS} if head == "seq2seq" else {})}
+    with torch.no_grad():
+        old.eval(), grown.eval()
+        torch.testing.assert_close(grown(**inputs).logits[..., :96], old(**inputs).logits)
+        assert grown(**inputs).logits.shape[-1] == 103
+
+
+def test_ligers_kernels_need_a_gpu() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one here")
+    with pytest.raises(MissingDependencyError, match=r"Liger's kernels need a GPU[\s\S]*model\.liger=false"):
+        build("causal", "llama", {}, liger=True)
+
+
+@pytest.mark.gpu
+def test_liger_gives_the_same_logits() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    pytest.importorskip("liger_kernel", reason="needs liger-kernel")
+    ids_BS = torch.randint(15, 96, (2, 16), generator=torch.Generator().manual_seed(0)).cuda()
+    plain, liger = (build("causal", "llama", {}, liger=choice).cuda().eval() for choice in (False, True))
+    with torch.no_grad():
+        torch.testing.assert_close(liger(ids_BS).logits, plain(ids_BS).logits, rtol=1e-3, atol=1e-3)
