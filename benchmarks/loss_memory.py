@@ -1,8 +1,8 @@
-"""The loss of a large vocabulary: peak memory and time of our chunked loss against torch's cross-entropy over all scores.
+"""The loss of a large vocabulary: memory and time of our chunked loss against torch's cross-entropy over all scores.
 
     python -m benchmarks.loss_memory [--tokens 4096] [--width 512] [--vocabulary 32000 128000] [--json]
 
-Each side runs forward and backward in a process of its own, started anew; the memory is the growth of its peak (`VmHWM`)
+Each side runs forward and backward in a process of its own, started anew; the memory is the growth of its peak (VmHWM)
 over what it held when hidden states and weights lay ready, so the gradients of both, which every side must make, are
 in it. The losses and the gradients are compared too. Time is the wall's, a round of each in turn.
 """
