@@ -362,6 +362,12 @@ class ModelConfig(Record):
     chunked_loss: Literal["auto", "on", "off"] = "auto"
     """Compute the loss of a few hundred tokens at a time, so that the scores of a batch never lie in memory together;
     `auto` where they would take more than 256 MiB."""
+    router_aux_loss: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | None = None
+    """Mixtures of experts: weight of the loss that spreads tokens over the experts (Fedus et al. 2021, equation 4, for
+    every layer; their mean). Without it, the family's own, `router_aux_loss_coef` of its configuration."""
+    router_z_loss: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
+    """Mixtures of experts: weight of the routers' mean squared log partition function (ST-MoE's is 1e-3, Zoph et al.
+    2022, section 3.3)."""
 
 
 class BatchConfig(Record):

@@ -19,6 +19,8 @@ from launcher.engine.records import EvalResult, StepResult
 from launcher.units import count
 
 PLAIN_LINE_EVERY_S = 15.0
+NOT_OF_EVERY_RUN = ("log_z_squared", "router_aux_loss", "router_z_loss")
+"""Fields of a step that are left out where they are None."""
 
 
 class Log(Protocol):
@@ -128,8 +130,9 @@ class Metrics:
         mfu = tokens_per_s * flops_per_token / peak_flops if flops_per_token and peak_flops else None
         line = asdict(result)
         del line["step_tokens"]
-        if result.log_z_squared is None:
-            del line["log_z_squared"]
+        for key in NOT_OF_EVERY_RUN:
+            if line[key] is None:
+                del line[key]
         line |= {
             "tokens": self.tokens,
             "samples": result.step * self._samples_per_step,
@@ -137,8 +140,8 @@ class Metrics:
             "mfu": mfu,
         }
         self._write(line)
-        for key in ("loss", "lr", "grad_norm", "tokens_per_s", "mfu", "data_wait_s"):
-            if line[key] is not None:
+        for key in ("loss", "lr", "grad_norm", "tokens_per_s", "mfu", "data_wait_s", *NOT_OF_EVERY_RUN):
+            if line.get(key) is not None:
                 self._board.add_scalar(f"train/{key}", line[key], result.step)
         told = f"loss {result.loss:.4f}  lr {result.lr:.2e}  {count(tokens_per_s)} tokens/s"
         self._bar.update(self._task, completed=result.step, told=told)

@@ -37,6 +37,10 @@ class StepResult:
     """Mean negative log-likelihood of the predicted tokens of the global batch, nats."""
     log_z_squared: float | None
     """Mean of the squared log partition function over the same tokens; None without `train.z_loss`."""
+    router_aux_loss: float | None = None
+    """Load-balancing loss of the routers before its weight, mean over layers, passes and ranks; None without any."""
+    router_z_loss: float | None = None
+    """Mean squared log partition function of the routers' scores, likewise."""
     lr: float
     """Learning rate of this step."""
     grad_norm: float | None

@@ -14,6 +14,7 @@ from launcher.config.recipe import Recipe
 from launcher.engine.loss import losses
 from launcher.engine.process import gather
 from launcher.engine.records import Arrays, EvalBatch, EvalResult, StepBatch, StepResult
+from launcher.engine.routing import has_routers, router_losses
 from launcher.engine.schedule import learning_rate
 
 
@@ -39,20 +40,27 @@ def train_steps(engine: Any, batches: Iterable[StepBatch], recipe: Recipe, first
         # DeepSpeed divides by the passes and averages over the ranks; this undoes both, so that every predicted token
         # of the global batch weighs the same, however the batch is cut.
         scale = len(batch.passes) * world_size / max(num_targets, 1)
-        totals = np.zeros(2, dtype=np.float64)
+        totals = np.zeros(4, dtype=np.float64)
         norm, scale_of_norm = None, 1.0
         for inputs in batch.passes:
             sums = losses(engine, _tensors(engine, inputs), recipe.train.z_loss)
-            engine.backward(sums[0] * scale)
+            routers = router_losses(
+                engine
+            )  # means over tokens: DeepSpeed's mean over passes and ranks is right as it is
+            engine.backward(sums[0] * scale + routers[0])
             norm, scale_of_norm = _plain_norm(engine), _scale_of_norm(engine)
             engine.step()
-            totals += sums[1:3].tolist()
-        loss, square = (float(total) / max(num_targets, 1) for total in gather(totals).sum(axis=0))
+            totals += torch.cat([sums[1:3], routers[1:]]).tolist()
+        everything = gather(totals).sum(axis=0)
+        loss, square = (float(total) / max(num_targets, 1) for total in everything[:2])
+        balance, router_z = (float(total) / (len(batch.passes) * world_size) for total in everything[2:])
         now = time.perf_counter()
         yield StepResult(
             step=step,
             loss=loss,
             log_z_squared=square if recipe.train.z_loss else None,
+            router_aux_loss=balance if has_routers(engine) else None,
+            router_z_loss=router_z if has_routers(engine) else None,
             lr=lr,
             grad_norm=norm if norm is not None else _engine_norm(engine, scale_of_norm),
             step_tokens=int(everyone[:, 1].sum()),

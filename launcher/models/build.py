@@ -28,6 +28,7 @@ from launcher.models.documents import keep_documents_apart
 from launcher.models.initial import draw_weights, grow_vocabulary, scale_residual_writers
 from launcher.models.liger import use_liger
 from launcher.models.places import predict_only_places
+from launcher.models.routing import watch_routers
 
 ATTENTION_TROUBLE = re.compile(r"attention.implementation|attn_implementation|(flash|flex).?attention", re.IGNORECASE)
 AUTO_CLASSES: dict[Head, Any] = {
@@ -63,7 +64,8 @@ def build_model(
 
     Raises:
         ModelError: The attention implementation is not available for this family or on this machine, the numbers do
-            not fit together, or the folder to continue from lacks weights.
+            not fit together, the folder to continue from lacks weights, or a model without routers is given weights of
+            their losses.
     """
     stage = (ds_config or {}).get("zero_optimization", {}).get("stage", 0)
     try:
@@ -92,6 +94,7 @@ def build_model(
         predict_only_places(built)
     if model.chunked_loss == "on" or (model.chunked_loss == "auto" and worth_chunking(built, micro_batch_tokens)):
         compute_loss_in_output_layer(built)
+    watch_routers(built, model)
     built.train()
     return built
 
