@@ -61,6 +61,7 @@ from launcher.samples.cursor import Cursor
 
 if TYPE_CHECKING:
     from launcher.engine.metrics import Log
+    from launcher.engine.routing import LoadReport
 
 # torch, deepspeed and transformers are imported inside the functions below: a misspelled key is told in half a second,
 # and rank 0 prepares the quick start's shards without them.
@@ -340,10 +341,12 @@ def keep_inputs(recipe: Recipe, ds_config: dict[str, Any], rank: int) -> None:
 
 def run_steps(recipe: Recipe, engine: Any, data: Data, plan: BatchPlan, progress: Progress, console: Console) -> None:
     """Train to the last step, validating and saving on the way."""
+    from launcher.engine.routing import TOLD_EVERY_STEPS, ExpertLoad
     from launcher.engine.steps import train_steps
 
     last = recipe.train.num_steps
     batches = step_batches(data, plan, engine.global_rank, progress.step, last)
+    load = ExpertLoad.of(engine, progress.step)
     with open_metrics(recipe, engine, progress, console) as metrics:
         if progress.step == 0:
             validate(recipe, engine, data, progress, metrics)
@@ -353,6 +356,8 @@ def run_steps(recipe: Recipe, engine: Any, data: Data, plan: BatchPlan, progress
             progress.tokens += result.step_tokens
             if is_due(result.step, recipe.eval.every_steps, last):
                 validate(recipe, engine, data, progress, metrics)
+            if load is not None and is_due(result.step, recipe.eval.every_steps or TOLD_EVERY_STEPS, last):
+                tell_load(load.measure(result.step), metrics, console)
             if is_due(result.step, recipe.checkpoint.every_steps, last):
                 save_run(recipe, engine, data, progress)
                 metrics.event("checkpoint", step=result.step)
@@ -400,6 +405,13 @@ def validate(recipe: Recipe, engine: Any, data: Data, progress: Progress, metric
     score = {name: value for name, value in asdict(result.whole).items() if value is not None}
     progress.evaluations.append({"step": progress.step, **score})
     metrics.evaluation(progress.step, result)
+
+
+def tell_load(report: LoadReport, metrics: Log, console: Console) -> None:
+    """Write how the experts of every layer are used, and warn of those that are not."""
+    metrics.event("routing", **asdict(report.window))
+    if report.warning is not None:
+        console.print(f"warning: {report.warning}", highlight=False, soft_wrap=True)
 
 
 def save_run(recipe: Recipe, engine: Any, data: Data, progress: Progress) -> None:

@@ -44,9 +44,8 @@ def train_steps(engine: Any, batches: Iterable[StepBatch], recipe: Recipe, first
         norm, scale_of_norm = None, 1.0
         for inputs in batch.passes:
             sums = losses(engine, _tensors(engine, inputs), recipe.train.z_loss)
-            routers = router_losses(
-                engine
-            )  # means over tokens: DeepSpeed's mean over passes and ranks is right as it is
+            # Means over tokens: for them DeepSpeed's own means over passes and ranks are right.
+            routers = router_losses(engine)
             engine.backward(sums[0] * scale + routers[0])
             norm, scale_of_norm = _plain_norm(engine), _scale_of_norm(engine)
             engine.step()
