@@ -47,6 +47,8 @@ class Batch:
     continues_BL: NDArray[np.bool_]
     hidden_BL: None = None
     segments_BL: None = None
+    pair_cuts_B: None = None
+    pair_labels_B: None = None
 
 
 def main() -> None:

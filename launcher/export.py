@@ -99,13 +99,13 @@ def _write(path: Path, recipe: Recipe, run: Path, folder: Path) -> None:
 
 def model_card(recipe: Recipe, state: dict[str, Any], num_parameters: int) -> str:
     """The card that goes with an exported model: data, recipe, losses."""
-    tasks = {"masked": "fill-mask", "causal": "text-generation", "seq2seq": "text2text-generation"}
+    tasks = {"causal": "text-generation", "seq2seq": "text2text-generation"}
     fields = recipe.model_dump(mode="json", exclude_none=True)
     data = state["data"]
     lines = [
         "---",
         "library_name: transformers",
-        f"pipeline_tag: {tasks[recipe.objective.head]}",
+        f"pipeline_tag: {tasks.get(recipe.objective.head, 'fill-mask')}",
         "---",
         f"# {recipe.name}",
         "",

@@ -12,19 +12,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.config.batch import BatchPlan
-from launcher.config.recipe import CorpusConfig, DataConfig, Recipe
+from launcher.config.recipe import CorpusConfig, DataConfig, MaskedObjective, Recipe
 from launcher.engine.records import Arrays, EvalBatch, StepBatch
 from launcher.errors import ShardError, TokenizerError
 from launcher.objectives.base import IGNORE_INDEX, Objective
 from launcher.objectives.build import Builder
 from launcher.objectives.mixed import PART_IDS
 from launcher.samples.bestfit import BestFit
+from launcher.samples.chunks import load_or_make_plan as load_or_make_chunks
 from launcher.samples.digest import combine, digest
 from launcher.samples.loader import Corpus, Loader
 from launcher.samples.mixture import Mixture, Phase
 from launcher.samples.packing import load_or_make_plan
 from launcher.samples.padded import Padded
 from launcher.samples.passes import pass_positions
+from launcher.samples.sentence_pairs import PairKind, SentencePairs
 from launcher.samples.shapes import Samples
 from launcher.samples.windows import Windows
 from launcher.shards.manifest import SPLITS, Manifest, TokenizerInfo, read_manifest
@@ -34,6 +36,7 @@ from launcher.shards.verify import tokenizer_problems
 
 VALIDATION_SEED = 0x76616C  # the same noise at every validation of every run, so that losses compare
 PADDING_WORTH_TELLING = 0.01
+_NO_PAIRS = np.empty(0, dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,9 +79,9 @@ def open_data(recipe: Recipe) -> Data:
     for name, corpus in data.corpora.items():
         splits = {split: Split(corpus.shards, split, manifests[name], data.verify) for split in SPLITS}
         excluded = excluded_documents(corpus.exclude, splits) if corpus.exclude is not None else {}
-        train.append(_corpus(name, splits["train"], data, objective, seed, excluded.get("train")))
+        train.append(_corpus(name, splits["train"], recipe, objective, seed, excluded.get("train")))
         if splits["validation"].num_documents:
-            held_out = _corpus(name, splits["validation"], data, fixed, VALIDATION_SEED, excluded.get("validation"))
+            held_out = _corpus(name, splits["validation"], recipe, fixed, VALIDATION_SEED, excluded.get("validation"))
             validation.append(Loader((held_out,), with_words=fixed.needs_words, with_segments=apart))
     # A corpus with weight 0 waits for its phase: the mixture only names those that get something.
     phases = tuple(
@@ -120,15 +123,18 @@ def step_batches(data: Data, plan: BatchPlan, rank: int, first: int, last: int) 
             data.train.advise(_positions(plan, rank, step + 1))
         passes: list[Arrays] = []
         digests = []
-        num_targets = num_tokens = 0
+        num_targets = num_tokens = num_pairs = 0
         for positions in _positions(plan, rank, step).reshape(plan.grad_accum_steps, -1):
             batch = data.objective.batch(data.train.fetch(positions))
             digests.append(combine(digest(positions, batch)))
             num_targets += int(np.count_nonzero(batch["labels"] != IGNORE_INDEX))
             num_tokens += int(batch["attention_mask"].sum())
+            num_pairs += int(np.count_nonzero(batch.get("pair_labels", _NO_PAIRS) != IGNORE_INDEX))
             passes.append(model_inputs(batch))
         total = combine(np.array(digests, dtype=np.uint64))
-        yield StepBatch(passes=passes, num_targets=num_targets, num_tokens=num_tokens, digest=total)
+        yield StepBatch(
+            passes=passes, num_targets=num_targets, num_tokens=num_tokens, num_pairs=num_pairs, digest=total
+        )
 
 
 def validation_batches(recipe: Recipe, data: Data, world_size: int, rank: int) -> Iterator[EvalBatch]:
@@ -142,7 +148,9 @@ def validation_batches(recipe: Recipe, data: Data, world_size: int, rank: int) -
             loader.advise(np.minimum(wanted + every if first else np.append(wanted, wanted + every), num_samples - 1))
             batch = data.fixed_objective.batch(loader.fetch(np.minimum(wanted, num_samples - 1)))
             # Rows that only fill the last round count for nothing.
-            batch["labels"][wanted >= num_samples] = IGNORE_INDEX
+            for name in ("labels", "pair_labels"):
+                if name in batch:
+                    batch[name][wanted >= num_samples] = IGNORE_INDEX
             yield EvalBatch(corpus=corpus, inputs=model_inputs(batch))
 
 
@@ -170,7 +178,7 @@ def wasted(data: Data) -> list[str]:
     lines = []
     for corpus in data.train.corpora:
         samples = corpus.samples
-        if not isinstance(samples, Padded | BestFit) or samples.padding_share < PADDING_WORTH_TELLING:
+        if not isinstance(samples, Padded | BestFit | SentencePairs) or samples.padding_share < PADDING_WORTH_TELLING:
             continue
         dropped = f", {samples.cut_share:.1%} of its tokens do not fit" if isinstance(samples, Padded) else ""
         lines.append(f"{corpus.name}: {samples.padding_share:.1%} of every batch is padding{dropped}")
@@ -188,10 +196,11 @@ def _positions(plan: BatchPlan, rank: int, step: int) -> NDArray[np.int64]:
 
 
 def _corpus(
-    name: str, split: Split, data: DataConfig, objective: Objective, seed: int, exclude: NDArray[np.int64] | None
+    name: str, split: Split, recipe: Recipe, objective: Objective, seed: int, exclude: NDArray[np.int64] | None
 ) -> Corpus:
     """A split's samples, cut as the recipe says, in a keyed order."""
-    samples = _samples(split, data, objective)
+    pairs = recipe.objective.sentence_pairs if isinstance(recipe.objective, MaskedObjective) else "none"
+    samples = _samples(split, recipe.data, objective) if pairs == "none" else _pairs(split, objective, pairs, seed)
     excluded = {} if exclude is None else {"exclude": exclude}
     return Corpus(name, samples, samples.order(seed), **excluded)
 
@@ -205,6 +214,14 @@ def _samples(split: Split, data: DataConfig, objective: Objective) -> Samples:
     # Kept beside the shards, which are the same for every run; made again where they may not be written to.
     path = split.folder / ".packing" / f"{split.name}-{length}-{stride}.npz"
     return BestFit(split, length, stride, fill, load_or_make_plan(split, length, stride, path))
+
+
+def _pairs(split: Split, objective: Objective, kind: PairKind, seed: int) -> SentencePairs:
+    length, fill = objective.window_length, objective.fill_id
+    if not split.has_sentences:
+        return SentencePairs(split, length, fill, kind, seed)  # which says so
+    path = split.folder / ".packing" / f"{split.name}-sentences-{length}.npz"
+    return SentencePairs(split, length, fill, kind, seed, load_or_make_chunks(split, length, path))
 
 
 def _one_tokenizer(data: DataConfig, manifests: dict[str, Manifest]) -> TokenizerInfo:

@@ -12,6 +12,8 @@ from launcher.config.recipe import Head, Recipe
 
 ASK: dict[Head, tuple[str, str]] = {
     "masked": ("fill", "人民[MASK]院"),
+    "next_sentence": ("fill", "人民[MASK]院"),
+    "sentence_order": ("fill", "人民[MASK]院"),
     "causal": ("generate", "第一条"),
     "seq2seq": ("generate", "人民<extra_id_0>院"),
 }

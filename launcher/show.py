@@ -28,6 +28,8 @@ from launcher.objectives.mixed import PART_IDS
 from launcher.shards.manifest import Manifest, SpecialTokens, read_manifest
 from launcher.shards.reader import Split
 
+PAIRS_IN_WORDS = {0: ", as it was written", 1: ", changed"}
+
 
 def show(
     folder: Path, split: str, first: int, num_documents: int, num_samples: int, recipe: str | None, as_json: bool
@@ -65,7 +67,9 @@ def show(
         console.print(Text(head, style="bold"))
         console.print(Text(document["text"]))
     for sample in samples:
-        head = f"sample at position {sample['position']} ({sample['objective']}): {', '.join(sample['documents'])}"
+        pair = PAIRS_IN_WORDS.get(sample["pair_label"], "") if "pair_label" in sample else ""
+        objective = f"{sample['objective']}{pair}"
+        head = f"sample at position {sample['position']} ({objective}): {', '.join(sample['documents'])}"
         console.print(Text(head, style="bold"))
         console.print(COLOURED[sample["head"]](sample, tokenizer, manifest.tokenizer.special))
 
@@ -105,8 +109,13 @@ def _samples(
         made_by: ObjectiveConfig | PartConfig = objective
         if isinstance(objective, MixedObjective | UL2Objective):
             made_by = objective.parts[int(batch[PART_IDS][row])]
+        pairs: dict[str, Any] = {}
+        if "pair_labels" in batch:
+            told = int(batch["pair_labels"][row])
+            pairs = {"token_type_ids": batch["token_type_ids"][row].tolist(), "pair_label": told}
         samples.append(
             {
+                **pairs,
                 "position": position,
                 "documents": [f"{origin.source}:{origin.number}" for origin in origins],
                 "objective": _in_words(made_by),
@@ -214,6 +223,8 @@ class _Runs:
 
 COLOURED: dict[Head, Callable[[dict[str, Any], Tokenizer, SpecialTokens], Text]] = {
     "masked": _coloured_masks,
+    "next_sentence": _coloured_masks,
+    "sentence_order": _coloured_masks,
     "causal": _coloured_continuation,
     "seq2seq": _coloured_pair,
 }

@@ -438,7 +438,7 @@ def summarise(recipe: Recipe, console: Console) -> None:
     prompts = list(recipe.eval.prompts)
     answers = []
     if prompts:
-        answers = fill(folder, prompts) if recipe.objective.head == "masked" else generate(folder, prompts)
+        answers = generate(folder, prompts) if recipe.objective.head in ("causal", "seq2seq") else fill(folder, prompts)
     show_summary(console, recipe, state, path, answers)
 
 

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator, model_validator
 
+from launcher.errors import RecipeError
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
 
@@ -117,9 +119,11 @@ class DataConfig(Record):
         return phases
 
 
-Head = Literal["masked", "causal", "seq2seq"]
-"""What a model must be able to do for an objective: predict a token from both sides, from those before it, or write a
-text after reading another."""
+Head = Literal["masked", "next_sentence", "sentence_order", "causal", "seq2seq"]
+"""What a model must be able to do for an objective: predict a token from both sides, tell besides whether a second text
+follows a first or in which order two stand, predict a token from those before it, or write a text after reading
+another."""
+PAIR_HEADS: dict[str, Head] = {"none": "masked", "nsp": "next_sentence", "sop": "sentence_order"}
 
 
 Mode = Literal["R", "S", "X"]
@@ -139,11 +143,15 @@ class MaskedObjective(Record):
     (SpanBERT), or tokens where the shards tell no words; `word` and `ngram` need words (`pretrain prepare --words`)."""
     max_ngram: Annotated[int, Field(ge=1, le=64)] = 3
     """`unit: ngram` only: longest n-gram, in words; one of n words is 1/n times as frequent as a single word."""
+    sentence_pairs: Literal["none", "nsp", "sop"] = "none"
+    """A second head beside the masked tokens: `nsp` tells whether the second half of a sample follows the first or
+    is from another document (BERT), `sop` whether its halves stand in their order (ALBERT). A sample is then whole
+    sentences of one document; needs sentences (`pretrain prepare --sentences`)."""
 
     @property
     def head(self) -> Head:
         """What the model must be able to do."""
-        return "masked"
+        return PAIR_HEADS[self.sentence_pairs]
 
     @property
     def predicted_share(self) -> float:
@@ -228,6 +236,12 @@ class Part(Record):
 
 class MaskedPart(MaskedObjective, Part):
     """Masked language modelling as a part."""
+
+    @model_validator(mode="after")
+    def _is_of_single_texts(self) -> MaskedPart:
+        if self.sentence_pairs != "none":
+            raise ValueError("sentence pairs are samples of another shape than the other parts read: use kind: mlm")
+        return self
 
 
 class CausalPart(CausalObjective, Part):
@@ -469,6 +483,21 @@ class Recipe(Record):
     checkpoint: CheckpointConfig = CheckpointConfig()
     runs: FolderPath = Path("runs")
     """Folder that holds the runs' folders."""
+
+    @model_validator(mode="after")
+    def _pairs_are_of_one_document(self) -> Recipe:
+        if not isinstance(self.objective, MaskedObjective) or self.objective.sentence_pairs == "none":
+            return self
+        wanted = {"packing": "concat", "documents": "joined"}
+        for field, only in wanted.items():
+            if getattr(self.data, field) != only:
+                raise RecipeError(
+                    f"sentence pairs are made of the sentences of one document each: {field} "
+                    f"{getattr(self.data, field)} has nothing to do there",
+                    f"data.{field}",
+                    f"delete it from the recipe ({only} is the default), or use objective.sentence_pairs=none",
+                )
+        return self
 
     @property
     def run_folder(self) -> Path:

@@ -15,11 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
-from launcher.engine.records import EvalResult, StepResult
+from launcher.engine.records import EvalResult, Score, StepResult
 from launcher.units import count
 
 PLAIN_LINE_EVERY_S = 15.0
-NOT_OF_EVERY_RUN = ("log_z_squared", "router_aux_loss", "router_z_loss")
+NOT_OF_EVERY_RUN = ("log_z_squared", "pair_loss", "pair_accuracy", "router_aux_loss", "router_z_loss")
 """Fields of a step that are left out where they are None."""
 
 
@@ -152,8 +152,8 @@ class Metrics:
     def evaluation(self, step: int, result: EvalResult) -> None:
         """Write one validation."""
         several = len(result.corpora) > 1
-        corpora = {name: asdict(score) for name, score in result.corpora.items()}
-        self.event("evaluation", step=step, **asdict(result.whole), **({"corpora": corpora} if several else {}))
+        corpora = {name: _written(score) for name, score in result.corpora.items()}
+        self.event("evaluation", step=step, **_written(result.whole), **({"corpora": corpora} if several else {}))
         named = {
             "validation": result.whole,
             **({f"validation-{n}": s for n, s in result.corpora.items()} if several else {}),
@@ -163,10 +163,14 @@ class Metrics:
             self._board.add_scalar(f"{name}/accuracy", score.accuracy, step)
             if score.bits_per_byte is not None:
                 self._board.add_scalar(f"{name}/bits_per_byte", score.bits_per_byte, step)
+            if score.pair_loss is not None and score.pair_accuracy is not None:
+                self._board.add_scalar(f"{name}/pair_loss", score.pair_loss, step)
+                self._board.add_scalar(f"{name}/pair_accuracy", score.pair_accuracy, step)
         told = "; ".join(f"{n} {s.loss:.4f}" for n, s in result.corpora.items()) if several else ""
         self._console.print(
             f"step {step}: validation loss {result.whole.loss:.4f}, accuracy {result.whole.accuracy:.1%}"
             + (f", {result.whole.bits_per_byte:.3f} bits a byte" if result.whole.bits_per_byte is not None else "")
+            + (f", pairs {result.whole.pair_accuracy:.1%} right" if result.whole.pair_accuracy is not None else "")
             + (f" ({told})" if told else ""),
             highlight=False,
         )
@@ -178,6 +182,12 @@ class Metrics:
     def _write(self, line: dict[str, Any]) -> None:
         self._log.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._log.flush()
+
+
+def _written(score: Score) -> dict[str, Any]:
+    """A score's fields; those of pairs where there are pairs."""
+    fields = asdict(score)
+    return {name: value for name, value in fields.items() if value is not None or not name.startswith("pair_")}
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:

@@ -23,6 +23,8 @@ class StepBatch:
     """Predicted tokens in these passes."""
     num_tokens: int
     """Tokens the model reads in these passes, padding excluded."""
+    num_pairs: int = 0
+    """Samples of these passes whose pair has a label."""
     digest: int
     """Sum modulo 2^64 of the digests of these samples."""
 
@@ -53,6 +55,10 @@ class StepResult:
     """Share of it spent waiting for data."""
     batch_digest: str
     """16 hexadecimal digits that follow from the samples of the global batch and their noise alone."""
+    pair_loss: float | None = None
+    """Mean negative log-likelihood of the pairs' labels, nats; None without `objective.sentence_pairs`."""
+    pair_accuracy: float | None = None
+    """Share of the pairs whose label scored highest; None likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +86,10 @@ class Score:
     """Share of predicted tokens whose most likely answer is right."""
     num_targets: int
     """Predicted tokens."""
+    pair_loss: float | None = None
+    """Mean negative log-likelihood of the pairs' labels, nats; None where samples are no pairs."""
+    pair_accuracy: float | None = None
+    """Share of the pairs whose label scored highest; None likewise."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,23 +102,34 @@ class EvalResult:
     """Of each, by name."""
 
     @classmethod
-    def of(cls, totals_C3: NDArray[np.float64], bytes_per_token: Mapping[str, float | None]) -> EvalResult:
+    def of(
+        cls,
+        totals_C3: NDArray[np.float64],
+        bytes_per_token: Mapping[str, float | None],
+        pairs_C3: NDArray[np.float64] | None = None,
+    ) -> EvalResult:
         """Scores from sums.
 
         Args:
             totals_C3: Of each corpus its summed loss, right answers and predicted tokens, float64 [C, 3].
             bytes_per_token: By corpus.
+            pairs_C3: The same of the pairs' labels, where there are any.
         """
+        pairs_C3 = np.zeros_like(totals_C3) if pairs_C3 is None else pairs_C3
         sizes = np.array([size if size is not None else np.nan for size in bytes_per_token.values()])
         totals_C4 = np.column_stack([totals_C3, totals_C3[:, 2] * sizes])
         return cls(
-            whole=_score(totals_C4[totals_C4[:, 2] > 0].sum(axis=0)),
-            corpora={name: _score(total_4) for name, total_4 in zip(bytes_per_token, totals_C4, strict=True)},
+            whole=_score(totals_C4[totals_C4[:, 2] > 0].sum(axis=0), pairs_C3.sum(axis=0)),
+            corpora={
+                name: _score(total_4, pairs_3)
+                for name, total_4, pairs_3 in zip(bytes_per_token, totals_C4, pairs_C3, strict=True)
+            },
         )
 
 
-def _score(total_4: NDArray[np.float64]) -> Score:
+def _score(total_4: NDArray[np.float64], pairs_3: NDArray[np.float64]) -> Score:
     loss_sum, correct, targets, num_bytes = (float(number) for number in total_4)
+    pair_loss, right_pairs, pairs = (float(number) for number in pairs_3)
     loss = loss_sum / max(targets, 1.0)
     return Score(
         loss=loss,
@@ -116,6 +137,8 @@ def _score(total_4: NDArray[np.float64]) -> Score:
         bits_per_byte=loss_sum / math.log(2) / num_bytes if num_bytes > 0 else None,
         accuracy=correct / max(targets, 1.0),
         num_targets=int(targets),
+        pair_loss=pair_loss / pairs if pairs else None,
+        pair_accuracy=right_pairs / pairs if pairs else None,
     )
 
 

@@ -31,41 +31,43 @@ def train_steps(engine: Any, batches: Iterable[StepBatch], recipe: Recipe, first
     started = time.perf_counter()
     for step, batch in enumerate(batches, start=first_step):
         waited = time.perf_counter() - started
-        mine = np.array([batch.num_targets, batch.num_tokens, np.uint64(batch.digest).astype(np.int64)], dtype=np.int64)
-        everyone = gather(mine)
-        num_targets = int(everyone[:, 0].sum())
+        digest = np.uint64(batch.digest).astype(np.int64)
+        everyone = gather(np.array([batch.num_targets, batch.num_tokens, digest, batch.num_pairs], dtype=np.int64))
+        num_targets, num_pairs = int(everyone[:, 0].sum()), int(everyone[:, 3].sum())
         lr = learning_rate(step, recipe.optim.lr, recipe.schedule, recipe.train.num_steps)
         for group in engine.basic_optimizer.param_groups:
             group["lr"] = lr
         # DeepSpeed divides by the passes and averages over the ranks; this undoes both, so that every predicted token
-        # of the global batch weighs the same, however the batch is cut.
+        # of the global batch weighs the same, however the batch is cut, and so does every pair of sentences.
         scale = len(batch.passes) * world_size / max(num_targets, 1)
-        totals = np.zeros(4, dtype=np.float64)
+        pair_scale = len(batch.passes) * world_size / max(num_pairs, 1)
+        totals = np.zeros(6, dtype=np.float64)
         norm, scale_of_norm = None, 1.0
         for inputs in batch.passes:
             sums = losses(engine, _tensors(engine, inputs), recipe.train.z_loss)
-            # Means over tokens: for them DeepSpeed's own means over passes and ranks are right.
+            # The routers' are means over tokens: for them DeepSpeed's own means over passes and ranks are right.
             routers = router_losses(engine)
-            engine.backward(sums[0] * scale + routers[0])
+            engine.backward(sums[0] * scale + sums[4] * pair_scale + routers[0])
             norm, scale_of_norm = _plain_norm(engine), _scale_of_norm(engine)
             engine.step()
-            totals += torch.cat([sums[1:3], routers[1:]]).tolist()
-        everything = gather(totals).sum(axis=0)
-        loss, square = (float(total) / max(num_targets, 1) for total in everything[:2])
-        balance, router_z = (float(total) / (len(batch.passes) * world_size) for total in everything[2:])
+            totals += torch.cat([sums[1:3], sums[4:6], routers[1:]]).tolist()
+        loss, square, pair_loss, right_pairs, balance, router_z = gather(totals).sum(axis=0).tolist()
+        num_passes = len(batch.passes) * world_size
         now = time.perf_counter()
         yield StepResult(
             step=step,
-            loss=loss,
-            log_z_squared=square if recipe.train.z_loss else None,
-            router_aux_loss=balance if has_routers(engine) else None,
-            router_z_loss=router_z if has_routers(engine) else None,
+            loss=loss / max(num_targets, 1),
+            log_z_squared=square / max(num_targets, 1) if recipe.train.z_loss else None,
+            router_aux_loss=balance / num_passes if has_routers(engine) else None,
+            router_z_loss=router_z / num_passes if has_routers(engine) else None,
             lr=lr,
             grad_norm=norm if norm is not None else _engine_norm(engine, scale_of_norm),
             step_tokens=int(everyone[:, 1].sum()),
             step_s=now - started,
             data_wait_s=waited,
             batch_digest=f"{int(everyone[:, 2].view(np.uint64).sum()):016x}",
+            pair_loss=pair_loss / num_pairs if num_pairs else None,
+            pair_accuracy=right_pairs / num_pairs if num_pairs else None,
         )
         started = time.perf_counter()
 
@@ -78,17 +80,19 @@ def evaluate(engine: Any, batches: Iterable[EvalBatch], bytes_per_token: Mapping
         batches: Of every corpus.
         bytes_per_token: By corpus, in which the batches count them; None where only tokens are known.
     """
-    totals_C3 = np.zeros((len(bytes_per_token), 3), dtype=np.float64)
+    totals_C6 = np.zeros((len(bytes_per_token), 6), dtype=np.float64)
     engine.eval()
     with torch.no_grad():
         for batch in batches:
             tensors = _tensors(engine, batch.inputs)
             num_targets = int((tensors["labels"] >= 0).sum())
-            _, loss, _, correct = losses(engine, tensors).tolist()
-            totals_C3[batch.corpus] += (loss, correct, num_targets)
+            _, loss, _, correct, *of_pairs = losses(engine, tensors).tolist()
+            totals_C6[batch.corpus, :3] += (loss, correct, num_targets)
+            if "pair_labels" in tensors:
+                totals_C6[batch.corpus, 3:] += (*of_pairs, int((tensors["pair_labels"] >= 0).sum()))
     engine.train()
-    everyone_C3 = gather(totals_C3.reshape(-1)).sum(axis=0).reshape(totals_C3.shape)
-    return EvalResult.of(everyone_C3, bytes_per_token)
+    everyone_C6 = gather(totals_C6.reshape(-1)).sum(axis=0).reshape(totals_C6.shape)
+    return EvalResult.of(everyone_C6[:, :3], bytes_per_token, everyone_C6[:, 3:])
 
 
 def _tensors(engine: Any, inputs: Arrays) -> dict[str, torch.Tensor]:

@@ -13,6 +13,7 @@ import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
+    AutoModelForPreTraining,
     AutoModelForSeq2SeqLM,
     PreTrainedConfig,
     PreTrainedModel,
@@ -33,9 +34,14 @@ from launcher.models.routing import watch_routers
 ATTENTION_TROUBLE = re.compile(r"attention.implementation|attn_implementation|(flash|flex).?attention", re.IGNORECASE)
 AUTO_CLASSES: dict[Head, Any] = {
     "masked": AutoModelForMaskedLM,
+    "next_sentence": AutoModelForPreTraining,
+    "sentence_order": AutoModelForPreTraining,
     "causal": AutoModelForCausalLM,
     "seq2seq": AutoModelForSeq2SeqLM,
 }
+
+PAIR_SCORES: dict[Head, str] = {"next_sentence": "seq_relationship_logits", "sentence_order": "sop_logits"}
+"""What the models that tell pairs call the scores of that; those of tokens they call `prediction_logits`."""
 
 
 def build_model(
@@ -90,7 +96,9 @@ def build_model(
         use_liger(built)
     if documents_apart:
         keep_documents_apart(built)
-    if head == "masked":
+    if head in PAIR_SCORES:
+        built.score_names = ("prediction_logits", PAIR_SCORES[head])
+    if head == "masked" or head in PAIR_SCORES:
         predict_only_places(built)
     if model.chunked_loss == "on" or (model.chunked_loss == "auto" and worth_chunking(built, micro_batch_tokens)):
         compute_loss_in_output_layer(built)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from transformers import (
     CONFIG_MAPPING,
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_PRETRAINING_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
     PreTrainedConfig,
@@ -73,19 +75,28 @@ NUMBERS = (
 )
 MAPPINGS: dict[Head, Any] = {
     "masked": MODEL_FOR_MASKED_LM_MAPPING,
+    "next_sentence": MODEL_FOR_PRETRAINING_MAPPING,
+    "sentence_order": MODEL_FOR_PRETRAINING_MAPPING,
     "causal": MODEL_FOR_CAUSAL_LM_MAPPING,
     "seq2seq": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
 }
 TASKS: dict[Head, str] = {
     "masked": "masked language modelling",
+    "next_sentence": "masked tokens and the next sentence",
+    "sentence_order": "masked tokens and the order of sentences",
     "causal": "next-token prediction",
     "seq2seq": "reading one text and writing another",
 }
 EXAMPLES: dict[Head, str] = {
     "masked": "bert, roberta, modernbert",
+    "next_sentence": "bert, ernie, megatron-bert",
+    "sentence_order": "albert",
     "causal": "gpt2, llama, qwen3",
     "seq2seq": "t5, mt5, bart",
 }
+
+PAIR_LABELS: dict[Head, str] = {"next_sentence": "next_sentence_label", "sentence_order": "sentence_order_label"}
+"""Heads that tell pairs, and the argument by which a family's model for pretraining shows that it has them."""
 
 
 def build_config(model: ModelConfig, head: Head, tokenizer: TokenizerInfo, seq_len: int) -> PreTrainedConfig:
@@ -102,11 +113,17 @@ def build_config(model: ModelConfig, head: Head, tokenizer: TokenizerInfo, seq_l
             positions that is too small.
     """
     config = _continued(model, tokenizer) if model.continue_from else _from_scratch(model, tokenizer)
-    if type(config) not in MAPPINGS[head]:
+    if type(config) not in MAPPINGS[head] or not _takes_pairs(config, head):
         raise ModelError(
             f"{config.model_type} cannot be trained with an objective for {TASKS[head]}",
-            "objective.kind",
+            "objective.sentence_pairs" if head in PAIR_LABELS else "objective.kind",
             f"choose a family that can, such as {EXAMPLES[head]}, or another objective",
+        )
+    if head in PAIR_LABELS and getattr(config, "type_vocab_size", 2) < 2:
+        raise ModelError(
+            "the model knows one type of token only, and a pair has two",
+            "model.config.type_vocab_size",
+            "use 2, the family's default",
         )
     if head == "causal" and type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
         raise ModelError(
@@ -124,6 +141,15 @@ def build_config(model: ModelConfig, head: Head, tokenizer: TokenizerInfo, seq_l
             "model.max_position_embeddings",
         )
     return config
+
+
+def _takes_pairs(config: PreTrainedConfig, head: Head) -> bool:
+    """Whether a model of this configuration learns from the labels of pairs that the head needs; True where none."""
+    if head not in PAIR_LABELS:
+        return True
+    arguments = inspect.signature(MAPPINGS[head][type(config)].forward).parameters
+    # FNet takes pairs and no attention mask: padding would be read as text.
+    return {PAIR_LABELS[head], "token_type_ids", "attention_mask"} <= arguments.keys()
 
 
 def _positions(config: PreTrainedConfig) -> int | None:

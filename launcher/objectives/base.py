@@ -56,6 +56,16 @@ class Rows(Protocol):
         """
         ...
 
+    @property
+    def pair_cuts_B(self) -> NDArray[np.int64] | None:
+        """Tokens of the first of a row's two parts, int64 [B]; there for an objective that pairs them."""
+        ...
+
+    @property
+    def pair_labels_B(self) -> NDArray[np.int64] | None:
+        """Whether the second part was changed: 0 no, 1 yes, -1 where there is no telling; int64 [B]."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class PlainRows:
@@ -67,6 +77,8 @@ class PlainRows:
     hidden_BL: NDArray[np.bool_] | None
     continues_BL: NDArray[np.bool_] | None
     segments_BL: NDArray[np.int32] | None
+    pair_cuts_B: NDArray[np.int64] | None = None
+    pair_labels_B: NDArray[np.int64] | None = None
 
 
 def all_rows(rows: Rows) -> PlainRows:
@@ -78,6 +90,8 @@ def all_rows(rows: Rows) -> PlainRows:
         hidden_BL=rows.hidden_BL,
         continues_BL=rows.continues_BL,
         segments_BL=rows.segments_BL,
+        pair_cuts_B=rows.pair_cuts_B,
+        pair_labels_B=rows.pair_labels_B,
     )
 
 
@@ -95,6 +109,8 @@ def some_rows(rows: Rows, chosen_G: NDArray[np.int64]) -> PlainRows:
         hidden_BL=None if rows.hidden_BL is None else rows.hidden_BL[chosen_G],
         continues_BL=None if rows.continues_BL is None else rows.continues_BL[chosen_G],
         segments_BL=None if rows.segments_BL is None else rows.segments_BL[chosen_G],
+        pair_cuts_B=None if rows.pair_cuts_B is None else rows.pair_cuts_B[chosen_G],
+        pair_labels_B=None if rows.pair_labels_B is None else rows.pair_labels_B[chosen_G],
     )
 
 
@@ -136,6 +152,7 @@ class Objective(Protocol):
             or [B, T] with `decoder_input_ids` [B, T] for an encoder-decoder. Where the rows tell their documents apart,
             `segment_ids` [B, S], and `decoder_segment_ids` [B, T] for an encoder-decoder: the number of the document's
             piece inside its row, -1 on padding and hidden tokens; a token may attend to those of its own number only.
+            Of pairs, `token_type_ids` [B, S], and `pair_labels` [B], which are for the loss and not for the model.
         """
         ...
 

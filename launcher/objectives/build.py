@@ -20,6 +20,7 @@ from launcher.objectives.base import Objective
 from launcher.objectives.clm import CausalLM
 from launcher.objectives.mixed import ObjectiveMixture
 from launcher.objectives.mlm import MaskedLM
+from launcher.objectives.pairs import MaskedPairs
 from launcher.objectives.prefix import CausalPrefixLM, PrefixLM
 from launcher.objectives.span import SpanCorruption, natural_window
 from launcher.shards.manifest import TokenizerInfo
@@ -66,7 +67,7 @@ class Builder:
         seq_len, seed, special = self.seq_len, self.seed, self.tokenizer.special
         match config:
             case MaskedObjective():
-                return MaskedLM(
+                masked = MaskedLM(
                     seq_len,
                     seed,
                     special,
@@ -76,6 +77,7 @@ class Builder:
                     max_ngram=config.max_ngram,
                     has_words=self.has_words,
                 )
+                return masked if config.sentence_pairs == "none" else MaskedPairs(masked)
             case CausalObjective():
                 return CausalLM(
                     seq_len, special, seed=seed, fim_share=config.fim_share, fim_spm_share=config.fim_spm_share

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.errors import RecipeError
+from launcher.samples.pieces import Pieces
 from launcher.samples.shapes import Samples
 
 
@@ -38,6 +39,14 @@ class Excluded:
     def __len__(self) -> int:
         return len(self._documents_K)
 
+    def among(self, documents: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of these documents are excluded; bool, of the same shape."""
+        if not len(self):
+            return np.zeros(documents.shape, dtype=np.bool_)
+        places = np.minimum(np.searchsorted(self._documents_K, documents), len(self._documents_K) - 1)
+        found: NDArray[np.bool_] = self._documents_K[places] == documents
+        return found
+
     def rows_with_any(self, sample_ids_B: NDArray[np.int64]) -> NDArray[np.intp]:
         """The rows that hold tokens of an excluded document, ascending; looked up, not computed from the rows.
 
@@ -54,22 +63,17 @@ class Excluded:
         places_B = np.minimum(np.searchsorted(self._touched, sample_ids_B), len(self._touched) - 1)
         return np.flatnonzero(self._touched[places_B] == sample_ids_B)
 
-    def hide(
-        self, sample_ids: NDArray[np.int64], tokens_BL: NDArray[np.int32], rows: NDArray[np.intp]
-    ) -> NDArray[np.bool_]:
+    def hide(self, pieces: Pieces, tokens_BL: NDArray[np.int32], rows: NDArray[np.intp]) -> NDArray[np.bool_]:
         """Put fill in place of the tokens of excluded documents.
 
         Args:
-            sample_ids: The samples that have some, int64 [R].
+            pieces: Of the R rows that hold some.
             tokens_BL: The batch, changed in place.
-            rows: The row of each of these samples, [R].
+            rows: The number of each of these rows in the batch, [R].
 
         Returns:
             Which tokens were hidden, bool [R, L].
         """
-        pieces = self._samples.pieces(sample_ids)
-        places_P = np.minimum(np.searchsorted(self._documents_K, pieces.documents_P), len(self._documents_K) - 1)
-        excluded_P = self._documents_K[places_P] == pieces.documents_P
-        hidden = pieces.mark(excluded_P, (len(rows), tokens_BL.shape[1]))
+        hidden = pieces.mark(self.among(pieces.documents_P), (len(rows), tokens_BL.shape[1]))
         tokens_BL[rows] = np.where(hidden, self._samples.fill, tokens_BL[rows])
         return hidden

@@ -21,7 +21,11 @@ from launcher.samples.grouping import grouped
 from launcher.samples.mixture import Mixture
 from launcher.samples.order import SampleOrder
 from launcher.samples.pieces import Pieces, join
+from launcher.samples.sentence_pairs import UNTOLD, SentencePairs
 from launcher.samples.shapes import Samples
+
+_LOOKED_THROUGH = 1 << 16
+"""Positions whose pairs are drawn at once when they are looked through for a document."""
 
 
 def _no_documents() -> NDArray[np.int64]:
@@ -53,6 +57,10 @@ class SampleBatch:
     each other."""
     pieces: Callable[[], Pieces]
     """Where documents begin and end in the rows; computed when called."""
+    pair_cuts_B: NDArray[np.int64] | None = None
+    """Tokens of the first part of each row, int64 [B]; None where rows are no pairs."""
+    pair_labels_B: NDArray[np.int64] | None = None
+    """AS_WRITTEN, CHANGED or UNTOLD (`launcher.samples.sentence_pairs`), int64 [B]; None where rows are no pairs."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,7 @@ class Loader:
         if len(lengths) > 1:
             raise ValueError(f"rows of {sorted(lengths)} tokens in one batch")
         self.length = lengths.pop()
+        self.with_pairs = all(isinstance(corpus.samples, SentencePairs) for corpus in corpora)
         for corpus in corpora:
             if with_words and not corpus.samples.stream.has_words:
                 raise ShardError(
@@ -155,6 +164,7 @@ class Loader:
         continues_BL = np.empty(shape, dtype=np.bool_) if self.with_words else None
         hidden_BL: NDArray[np.bool_] | None = None
         num_tokens_B, epochs_B, sample_ids_B = np.empty((3, len(positions_B)), dtype=np.int64)
+        cuts_B, labels_B = np.empty((2, len(positions_B)), dtype=np.int64) if self.with_pairs else (None, None)
         corpora_B, own_B = self.mixture.locate(positions_B)
         for number, rows in grouped(corpora_B):
             corpus, own = self.corpora[number], own_B[rows]
@@ -164,19 +174,31 @@ class Loader:
             # The rows of several corpora alternate: each corpus reads its own side by side, then they are put in place.
             alone = len(rows) == len(positions_B)
             part = tokens_BL if alone else np.empty((len(rows), self.length), dtype=np.int32)
-            num_tokens_B[rows] = corpus.samples.read(sample_ids, part)
-            touched = corpus.excluded.rows_with_any(sample_ids)
+            samples, drawn = corpus.samples, None
+            if isinstance(samples, SentencePairs) and cuts_B is not None and labels_B is not None:
+                drawn = samples.draw(sample_ids, positions_B[rows])
+                num_tokens_B[rows] = samples.read_pairs(drawn, part)
+                touched = np.flatnonzero(corpus.excluded.among(drawn.documents_B2).any(axis=1))
+                drawn.labels_B[touched] = UNTOLD
+                cuts_B[rows], labels_B[rows] = drawn.lengths_B2[:, 0], drawn.labels_B
+            else:
+                num_tokens_B[rows] = samples.read(sample_ids, part)
+                touched = corpus.excluded.rows_with_any(sample_ids)
             if touched.size:
-                hidden = corpus.excluded.hide(sample_ids[touched], part, touched)
+                pieces_of_touched = _pieces_of(samples, sample_ids[touched], positions_B[rows][touched])
+                hidden = corpus.excluded.hide(pieces_of_touched, part, touched)
                 hidden_BL = np.zeros(shape, dtype=np.bool_) if hidden_BL is None else hidden_BL
                 hidden_BL[rows[touched]] = hidden
             if not alone:
                 tokens_BL[rows] = part
             if continues_BL is not None:
                 words = np.empty(part.shape, dtype=np.bool_)
-                corpus.samples.read_words(sample_ids, words)
+                if isinstance(samples, SentencePairs) and drawn is not None:
+                    samples.read_pair_words(drawn, words)
+                else:
+                    samples.read_words(sample_ids, words)
                 continues_BL[rows] = words
-        pieces = partial(self._pieces, corpora_B, sample_ids_B)
+        pieces = partial(self._pieces, corpora_B, sample_ids_B, positions_B)
         return SampleBatch(
             tokens_BL=tokens_BL,
             num_tokens_B=num_tokens_B,
@@ -188,6 +210,8 @@ class Loader:
             continues_BL=continues_BL,
             segments_BL=pieces().segments(shape) if self.with_segments else None,
             pieces=pieces,
+            pair_cuts_B=cuts_B,
+            pair_labels_B=labels_B,
         )
 
     def advise(self, positions_B: NDArray[np.int64]) -> None:
@@ -220,7 +244,20 @@ class Loader:
                 position = self.mixture.position_of(corpus, own) if own < num_consumed else None
                 if position is not None:
                     positions.append(position)
-        return np.array(sorted(positions), dtype=np.int64)
+        if isinstance(part.samples, SentencePairs):
+            positions += self._drawn_from(corpus, part.samples, document, up_to_position)
+        return np.array(sorted(set(positions)), dtype=np.int64)
+
+    def _drawn_from(self, corpus: int, samples: SentencePairs, document: int, up_to_position: int) -> list[int]:
+        """The positions whose second part is drawn from a document of another sample."""
+        found: list[int] = []
+        for first in range(0, up_to_position, _LOOKED_THROUGH):
+            positions = np.arange(first, min(first + _LOOKED_THROUGH, up_to_position), dtype=np.int64)
+            corpora, own = self.mixture.locate(positions)
+            here = np.flatnonzero(corpora == corpus)
+            sample_ids = self.corpora[corpus].order.samples_at(own[here])
+            found += positions[here][samples.drawn_from(document, sample_ids, positions[here])].tolist()
+        return found
 
     def fingerprint_at(self, position: int) -> str:
         """16 hex digits of all that decides the samples before a position.
@@ -245,9 +282,18 @@ class Loader:
         counts = self.mixture.cursors(position).tolist()
         return Cursor(position, self.fingerprint_at(position), dict(zip(self.mixture.names, counts, strict=True)))
 
-    def _pieces(self, corpora_B: NDArray[np.int64], sample_ids_B: NDArray[np.int64]) -> Pieces:
+    def _pieces(
+        self, corpora_B: NDArray[np.int64], sample_ids_B: NDArray[np.int64], positions_B: NDArray[np.int64]
+    ) -> Pieces:
         parts, rows_of_parts = [], []
         for number, rows in grouped(corpora_B):
-            parts.append(self.corpora[number].samples.pieces(sample_ids_B[rows]))
+            parts.append(_pieces_of(self.corpora[number].samples, sample_ids_B[rows], positions_B[rows]))
             rows_of_parts.append(rows)
         return join(parts, rows_of_parts)
+
+
+def _pieces_of(samples: Samples, sample_ids_B: NDArray[np.int64], positions_B: NDArray[np.int64]) -> Pieces:
+    """Where documents begin and end in the rows at these positions."""
+    if isinstance(samples, SentencePairs):  # of which a part may come from anywhere
+        return samples.pieces_of_pairs(samples.draw(sample_ids_B, positions_B))
+    return samples.pieces(sample_ids_B)

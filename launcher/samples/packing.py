@@ -5,10 +5,6 @@ Shapes: P pieces, D documents of a block, K blocks.
 
 from __future__ import annotations
 
-import os
-import tempfile
-import zipfile
-import zlib
 from collections import defaultdict
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,6 +15,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
+from launcher.samples.kept import find_kept, keep
 from launcher.samples.shapes import TokenStream
 
 ALGORITHM = "best-fit-decreasing/1"
@@ -133,44 +130,19 @@ class PackingPlan:
 
     def save(self, path: Path) -> None:
         """Write it beside others of its kind; a reader finds the old file or the new one, never half of one."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(
-                    file,
-                    fingerprint=np.array(self.fingerprint),
-                    numbers=np.array([self.block_documents, self.num_placed, self.length], dtype=np.int64),
-                    rows=self.rows_K,
-                )
-            Path(name).chmod(0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        numbers = np.array([self.block_documents, self.num_placed, self.length], dtype=np.int64)
+        keep(path, self.fingerprint, {"numbers": numbers, "rows": self.rows_K})
 
     @classmethod
     def load(cls, path: Path, fingerprint: str) -> PackingPlan | None:
         """Read back what `save` wrote; None where it is missing, damaged or of another packing: plan again."""
-        try:
-            with np.load(path, allow_pickle=False) as file:  # a zip checks what it holds by its CRC-32
-                if str(file["fingerprint"]) != fingerprint:
-                    return None
-                block_documents, num_placed, length = file["numbers"].tolist()
-                rows_K = file["rows"]
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            EOFError,
-            NotImplementedError,
-            RuntimeError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ):
+        kept = find_kept(path, fingerprint, ("numbers", "rows"))
+        if kept is None:
             return None
-        if rows_K.dtype != np.int32 or rows_K.ndim != 1:
+        numbers, rows_K = kept
+        if numbers.shape != (3,) or rows_K.dtype != np.int32 or rows_K.ndim != 1:
             return None
+        block_documents, num_placed, length = numbers.tolist()
         return cls(fingerprint, block_documents, rows_K, num_placed, length)
 
 

@@ -131,6 +131,13 @@ class Index:
         marks = self._marks(document, document + 1)
         return self._sequence_starts(int(marks[0]), int(marks[-1]))
 
+    def all_sequences(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The sequences of documents [first, last): their starts and the token behind the last, int64 [N + 1]; and the
+        first sequence of each document, counted from 0, and their number, int64 [last - first + 1].
+        """
+        marks = self._marks(first, last)
+        return self._sequence_starts(int(marks[0]), int(marks[-1])), marks - marks[0]
+
     def document_at(self, token: int) -> int:
         """The document that holds a token of the `.bin`.
 

@@ -51,6 +51,7 @@ class Split:
         self.manifest = manifest
         self.vocab_size = manifest.tokenizer.vocab_size
         self.has_words = manifest.words
+        self.has_sentences = manifest.sentences
         stats = manifest.splits[name]
         self._entries = stats.shards
         self._sums = read_checksums(folder, manifest)
@@ -241,6 +242,29 @@ class Split:
         starts = self._shard(number).index.sequences(document - self._document_starts[number])
         starts += self._token_starts[number]
         return starts
+
+    def sequence_lengths(self, first: int, last: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The sequences (sentences) of the documents [first, last).
+
+        Returns:
+            Tokens of each, int32 [Q], and how many of them each document has, int64 [D].
+
+        Raises:
+            IndexError: There are no such documents.
+            ShardError: A block of the index is not what was written.
+        """
+        if not 0 <= first <= last <= self.num_documents:
+            raise IndexError(f"documents {first} to {last} of {self.num_documents}")
+        lengths, counts = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
+        while first < last:
+            number = bisect_right(self._document_starts, first) - 1
+            base = self._document_starts[number]
+            stop = min(last, self._document_starts[number + 1])
+            starts, marks = self._shard(number).index.all_sequences(first - base, stop - base)
+            lengths.append(np.diff(starts).astype(np.int32))
+            counts.append(np.diff(marks))
+            first = stop
+        return np.concatenate(lengths), np.concatenate(counts)
 
     def origin(self, document: int) -> Origin:
         """Where a document came from.

@@ -18,3 +18,5 @@ class RawRows:
     hidden_BL: NDArray[np.bool_] | None = None
     continues_BL: NDArray[np.bool_] | None = None
     segments_BL: NDArray[np.int32] | None = None
+    pair_cuts_B: NDArray[np.int64] | None = None
+    pair_labels_B: NDArray[np.int64] | None = None
