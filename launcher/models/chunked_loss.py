@@ -80,11 +80,12 @@ def compute_loss_in_output_layer(model: PreTrainedModel) -> None:
     def leave(model: Any, args: Any, output: Any) -> None:
         result, was_asked = asked.get("result"), bool(asked)
         asked.clear()
-        scores_name = getattr(model, "score_names", ("logits",))[0]
+        if not was_asked or output is None:
+            return
+        scores = output[getattr(model, "score_names", ("logits",))[0]]
         # The same numbers in memory, not the same tensor: at stage 3 DeepSpeed wraps what a module returns.
-        if was_asked and output is not None:
-            if result is None or output[scores_name].data_ptr() != result.data_ptr():
-                raise changed
+        if result is None or scores.data_ptr() != result.data_ptr():
+            raise changed
 
     layer.forward = types.MethodType(forward, layer)  # type: ignore[method-assign]
     model.register_forward_pre_hook(enter, with_kwargs=True)

@@ -84,7 +84,10 @@ def exported_logits(folder: str, head: str, inputs: dict[str, Any]) -> Any:
 
 
 def plain_losses(recipe_path: str) -> list[float]:
-    """The same run without DeepSpeed: one process, dense logits, mean loss, torch's plain AdamW."""
+    """The same run without DeepSpeed: one process, dense logits, mean loss, torch's plain AdamW.
+
+    With sentence pairs the loss is that of the model's own class, of tokens and pairs together.
+    """
     import torch
 
     from launcher.config.batch import plan_batch
@@ -115,8 +118,13 @@ def plain_losses(recipe_path: str) -> list[float]:
     for step, batch in enumerate(step_batches(data, plan, 0, 0, recipe.train.num_steps), start=1):
         inputs = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.passes[0].items()}
         labels = inputs.pop("labels")
-        logits = model(**inputs).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
+        if "pair_labels" in inputs:
+            name = {"next_sentence": "next_sentence_label", "sentence_order": "sentence_order_label"}[head]
+            pair_labels = inputs.pop("pair_labels")
+            loss = model(**inputs, labels=labels, **{name: pair_labels}).loss
+        else:
+            logits = model(**inputs).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten())
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, recipe.optim.lr, recipe.schedule, recipe.train.num_steps)
         optimizer.zero_grad()

@@ -37,23 +37,49 @@ MODELS: dict[str, dict[str, Any]] = {
         "config": {"d_kv": 16, "dropout_rate": 0.0, "feed_forward_proj": "gated-gelu"},
     },
 }
+PAIR_MODELS: dict[str, dict[str, Any]] = {
+    "nsp": {
+        "family": "bert",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "config": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    },
+    "sop": {
+        "family": "albert",
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 64,
+        "config": {"embedding_size": 16, "classifier_dropout_prob": 0.0},
+    },
+}
 HEADS = {"mlm": "masked", "clm": "causal", "span": "seq2seq"}
 
 
-def write_corpus(path: Path, num_documents: int = 150) -> Path:
-    """JSONL of short texts with some structure: two halves of a sentence that belong together."""
+def write_corpus(path: Path, num_documents: int = 150, mark: str = "，") -> Path:
+    """JSONL of short texts with some structure: two halves of a sentence that belong together.
+
+    Args:
+        path: The file.
+        num_documents: A line each.
+        mark: What stands between the parts of a text; "。" makes them sentences.
+    """
     rng = random.Random(7)
     halves = [WORDS[i : i + 4] for i in range(0, len(WORDS), 4)]
     with path.open("w", encoding="utf-8") as file:
         for number in range(num_documents):
-            text = "，".join(halves[rng.randrange(len(halves))] + str(number % 10) for _ in range(rng.randrange(5, 30)))
+            text = mark.join(halves[rng.randrange(len(halves))] + str(number % 10) for _ in range(rng.randrange(5, 30)))
             file.write(
                 json.dumps({"completion": f"第{number}条　{text}。", "source": "tiny"}, ensure_ascii=False) + "\n"
             )
     return path
 
 
-def make_shards(folder: Path, kind: str = "wordpiece", *, words: bool = False) -> Path:
+def make_shards(folder: Path, kind: str = "wordpiece", *, words: bool = False, sentences: bool = False) -> Path:
     """`folder/shards`, `folder/tokenizer` and `folder/corpus.jsonl`; returns the shards' folder."""
     from rich.console import Console
 
@@ -61,7 +87,7 @@ def make_shards(folder: Path, kind: str = "wordpiece", *, words: bool = False) -
     from launcher.prepare.request import BuildRequest
     from launcher.prepare.tokenizer_training import train_tokenizer
 
-    corpus = write_corpus(folder / "corpus.jsonl")
+    corpus = write_corpus(folder / "corpus.jsonl", mark="。" if sentences else "，")
     texts = [json.loads(line)["completion"] for line in corpus.read_text(encoding="utf-8").splitlines()]
     train_tokenizer(texts, kind, {"wordpiece": 200, "bpe": 480}[kind], folder / "tokenizer")
     request = BuildRequest(
@@ -70,6 +96,7 @@ def make_shards(folder: Path, kind: str = "wordpiece", *, words: bool = False) -
         out=folder / "shards",
         validation_share=0.1,
         words=words,
+        sentences=sentences,
         workers=1,
     )
     build_shards(request, Console(quiet=True))
@@ -97,6 +124,13 @@ def recipe_tree(objective: str, shards: Path, runs: Path, /, **changes: Any) -> 
             section = section.setdefault(parent, {})
         section[last] = value
     return tree
+
+
+def pair_tree(kind: str, shards: Path, runs: Path, /, **changes: Any) -> dict[str, Any]:
+    """`recipe_tree` of masked tokens with sentence pairs, `nsp` or `sop`."""
+    objective = {"kind": "mlm", "sentence_pairs": kind}
+    model = json.loads(json.dumps(PAIR_MODELS[kind]))
+    return recipe_tree("mlm", shards, runs, **{"objective": objective, "model": model, **changes})
 
 
 def write_recipe(path: Path, tree: dict[str, Any]) -> Path:
