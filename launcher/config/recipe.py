@@ -237,11 +237,12 @@ class Part(Record):
 class MaskedPart(MaskedObjective, Part):
     """Masked language modelling as a part."""
 
-    @model_validator(mode="after")
-    def _is_of_single_texts(self) -> MaskedPart:
-        if self.sentence_pairs != "none":
-            raise ValueError("sentence pairs are samples of another shape than the other parts read: use kind: mlm")
-        return self
+    @field_validator("sentence_pairs")
+    @classmethod
+    def _is_of_single_texts(cls, value: str) -> str:
+        if value != "none":
+            raise ValueError("pairs are samples of another shape than the other parts read: use them in kind: mlm")
+        return value
 
 
 class CausalPart(CausalObjective, Part):

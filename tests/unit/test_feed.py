@@ -209,3 +209,65 @@ def test_what_packing_wastes_is_told(corpora: dict[str, Path]) -> None:
     assert "padding" in told[0]
     assert "of its tokens do not fit" in told[0]
     assert wasted(open_data(recipe_of("mlm", {"shards": str(corpora["law"])}))) == []
+
+
+@pytest.fixture(scope="module")
+def sentences(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("sentences")
+    for seed, name in enumerate(("law", "wiki")):
+        held_out = random_documents(8, 30, seed=seed + 10)
+        text = random_documents(120, 30, seed=seed)
+        write_shards(folder / name, text, held_out, documents_per_shard=40, words=True, sentence_length=6)
+    return {name: folder / name for name in ("law", "wiki")}
+
+
+def pairs_recipe(kind: str, data: dict[str, Any], **changes: Any) -> Recipe:
+    objective = {"kind": "mlm", "unit": "word", "sentence_pairs": kind}
+    return recipe_of("mlm", data, **{"objective": objective, "model": tiny.PAIR_MODELS[kind], **changes})
+
+
+@pytest.mark.parametrize("kind", ["nsp", "sop"])
+def test_the_pairs_of_a_step_are_the_same_on_any_ranks_in_any_passes_from_any_start(
+    sentences: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    takedown = tmp_path / "takedown.txt"
+    takedown.write_text("train.jsonl:3\n")
+    text = mixture(sentences, law=0.7, wiki=0.3)
+    text["mixture"]["law"]["exclude"] = str(takedown)
+    recipe = pairs_recipe(kind, text)
+    whole = digests(open_data(recipe), 1, None, 0, 12)
+    assert len(set(whole)) == 12
+    for world_size, micro_batch in ((2, 4), (3, 16), (8, 3), (1, 1)):
+        assert digests(open_data(recipe), world_size, micro_batch, 0, 4) == whole[:4]
+        assert digests(open_data(recipe), world_size, micro_batch, 7, 12) == whole[7:]
+    assert digests(open_data(pairs_recipe(kind, text, train__seed=2)), 1, None, 0, 1) != whole[:1]
+
+
+def test_pairs_are_counted_where_they_have_a_label(sentences: dict[str, Path]) -> None:
+    recipe = pairs_recipe("nsp", {"shards": str(sentences["law"])}, eval__max_samples=None)
+    data = open_data(recipe)
+    plan = plan_batch(GLOBAL_BATCH, 8, 2)
+    for rank in range(2):
+        for batch in step_batches(data, plan, rank, 0, 4):
+            labels = np.concatenate([inputs["pair_labels"] for inputs in batch.passes])
+            assert batch.num_pairs == np.count_nonzero(labels != IGNORE_INDEX) > 0
+            assert set(batch.passes[0]) >= {"input_ids", "labels", "token_type_ids", "pair_labels"}
+    counted = sum(
+        int(np.count_nonzero(batch.inputs["pair_labels"] != IGNORE_INDEX))
+        for rank in range(2)
+        for batch in validation_batches(recipe, data, 2, rank)
+    )
+    samples = data.validation[0].corpora[0].samples
+    lengths = samples.read(np.arange(samples.num_samples), np.zeros((samples.num_samples, 21), dtype=np.int64))
+    assert counted == np.count_nonzero(lengths > 1)  # rows that fill the last round are not counted twice
+
+
+def test_the_chunks_are_kept_beside_the_shards(sentences: dict[str, Path]) -> None:
+    open_data(pairs_recipe("sop", {"shards": str(sentences["wiki"])}))
+    kept = {path.name for path in (sentences["wiki"] / ".packing").iterdir()}
+    assert {"train-sentences-21.npz", "validation-sentences-21.npz"} <= kept
+
+
+def test_pairs_of_shards_without_sentences_are_refused(corpora: dict[str, Path]) -> None:
+    with pytest.raises(ShardError, match="prepare them again with --sentences"):
+        open_data(pairs_recipe("nsp", {"shards": str(corpora["law"])}))

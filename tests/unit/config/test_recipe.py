@@ -127,6 +127,15 @@ def test_a_recipe_cannot_be_changed() -> None:
             "objective={kind: mixture, parts: [{kind: span}, {kind: mlm}]}",
             "train one kind of model, these need several: span (seq2seq), mlm (masked)",
         ),
+        (
+            "objective.sentence_pairs=nspp",
+            "objective.sentence_pairs: input should be 'none', 'nsp' or 'sop', got 'nspp'",
+        ),
+        (
+            "objective={kind: mixture, parts: [{kind: mlm, sentence_pairs: nsp}]}",
+            "objective.parts.0.sentence_pairs: value error, pairs are samples of another shape",
+        ),
+        ("objective={kind: clm, sentence_pairs: nsp}", "unknown key objective.sentence_pairs"),
         ("objective={kind: prefix, head: causal, mode: S}", "a mode token begins what an encoder reads"),
         ("objective={kind: ul2, mode_tokens: [1, 2]}", "objective.mode_tokens"),
         ("train.precision=bf17", "train.precision"),
@@ -141,6 +150,17 @@ def test_a_wrong_override_is_told_with_its_field(override: str, message: str) ->
     with pytest.raises(RecipeError) as caught:
         load_recipe("law-bert-zh", [override])
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "field"),
+    [("data.packing=bestfit", "packing"), ("data.packing=pad", "packing"), ("data.documents=apart", "documents")],
+)
+def test_pairs_are_not_packed(override: str, field: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("law-bert-zh", ["objective.sentence_pairs=sop", override])
+    assert f"where: data.{field}" in str(caught.value)
+    assert "fix:   delete it from the recipe" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,21 @@ def result(step: int) -> StepResult:
         data_wait_s=0.01,
         batch_digest="0" * 16,
     )
+
+
+def test_pairs_are_told_of_where_there_are_any(tmp_path: Path) -> None:
+    totals, pairs = np.array([[15.0, 4.0, 10.0], [5.0, 1.0, 10.0]]), np.array([[3.0, 3.0, 4.0], [1.0, 0.0, 1.0]])
+    with open_metrics(tmp_path, 1) as metrics:
+        metrics.step(replace(result(1), pair_loss=0.7, pair_accuracy=0.5))
+        metrics.evaluation(1, EvalResult.of(totals, {"law": None, "wiki": None}, pairs))
+    step, evaluation = read_metrics(tmp_path / "metrics.jsonl")
+    assert set(step) == FIELDS | {"pair_loss", "pair_accuracy"}
+    assert (evaluation["pair_loss"], evaluation["pair_accuracy"]) == (0.8, 0.6)
+    assert evaluation["corpora"]["law"]["pair_accuracy"] == 0.75
+    with open_metrics(tmp_path, 1) as metrics:
+        metrics.evaluation(1, EvalResult.of(totals, {"law": None, "wiki": None}))
+    (without,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert "pair" not in str(without)
 
 
 def open_metrics(folder: Path, first_step: int, tokens: int = 0, peak: float | None = None) -> Metrics:

@@ -9,9 +9,9 @@ import pytest
 
 from launcher.config import places
 from launcher.config.loading import load_recipe
-from launcher.config.recipe import ModelConfig
+from launcher.config.recipe import Head, ModelConfig
 from launcher.errors import ModelError
-from launcher.models.configuration import build_config
+from launcher.models.configuration import EXAMPLES, build_config
 
 NUMBERS = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48}
 POSITIONS = {"max_position_embeddings": 77}
@@ -88,3 +88,31 @@ def test_what_cannot_be_is_refused_with_its_fix(model: dict[str, Any], head: str
     with pytest.raises(ModelError) as caught:
         build_config(ModelConfig.model_validate(model), head, jobs.tokenizer_info(), 16)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("head", ["next_sentence", "sentence_order"])
+def test_the_families_named_as_examples_tell_pairs(head: Head) -> None:
+    for family in EXAMPLES[head].split(", "):
+        record = ModelConfig.model_validate({"family": family, **NUMBERS})
+        assert build_config(record, head, jobs.tokenizer_info(), 16).model_type == family
+
+
+@pytest.mark.parametrize(
+    ("family", "head", "config", "expected"),
+    [
+        ("bert", "sentence_order", {}, "bert cannot be trained with an objective for masked tokens and the order of"),
+        ("albert", "next_sentence", {}, "such as bert, ernie, megatron-bert, or another objective"),
+        ("roberta", "next_sentence", {}, "roberta cannot be trained with an objective for masked tokens and the next"),
+        ("modernbert", "next_sentence", {}, "where: objective.sentence_pairs"),
+        ("fnet", "next_sentence", {}, "fnet cannot be trained"),  # takes pairs, and no attention mask
+        ("bert", "next_sentence", {"type_vocab_size": 1}, "where: model.config.type_vocab_size"),
+    ],
+)
+def test_a_family_that_tells_no_pairs_is_refused(
+    family: str, head: Head, config: dict[str, Any], expected: str
+) -> None:
+    numbers = {} if family == "fnet" else NUMBERS
+    record = ModelConfig.model_validate({"family": family, **numbers, "config": config})
+    with pytest.raises(ModelError) as caught:
+        build_config(record, head, jobs.tokenizer_info(), 16)
+    assert expected in str(caught.value)

@@ -78,6 +78,16 @@ def test_sentences_are_sequences_of_their_document(split: Split) -> None:
         assert lengths == [len(document[i : i + 5]) for i in range(0, len(document), 5)]
 
 
+def test_sentences_of_many_documents_are_those_of_each(split: Split) -> None:
+    for first, last in ((0, 90), (17, 43), (20, 20), (39, 41)):
+        lengths, counts = split.sequence_lengths(first, last)
+        alone = [np.diff(split.sequence_starts(number)).tolist() for number in range(first, last)]
+        assert lengths.tolist() == [length for each in alone for length in each]
+        assert counts.tolist() == [len(each) for each in alone]
+    with pytest.raises(IndexError, match="documents 3 to 91 of 90"):
+        split.sequence_lengths(3, 91)
+
+
 def test_words_are_told_token_by_token(split: Split) -> None:
     expected = continues(DOCUMENTS)
     for start, end in ((0, len(STREAM)), (3, 5), (7, 8), (9, 131), (64, 64)):
