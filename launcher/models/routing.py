@@ -46,7 +46,7 @@ def find_routers(model: nn.Module) -> dict[str, int]:
 def _num_experts(module: nn.Module) -> int | None:
     """How many experts a module holds; None if it holds none."""
     if isinstance(module, nn.ModuleList | nn.ModuleDict):
-        inside = list(module.children())
+        inside = [child for child in module.children() if any(True for _ in child.parameters())]
         alike = len(inside) > 1 and len({type(child) for child in inside}) == 1
         # A list of layers holds lists of experts: an expert is one small network.
         return len(inside) if alike and all(_depth(child) <= 1 for child in inside) else None
@@ -174,6 +174,7 @@ class Routing:
         self._top_k = top_k
         self._in_decoder = in_decoder
         self._is_watching = False
+        self._device = torch.device("cpu")
         self._choices: dict[str, _Choice] = {}
         self._masks: dict[bool, torch.Tensor | None] = {}
         self._load: dict[str, torch.Tensor] = {}
@@ -183,6 +184,7 @@ class Routing:
         self._is_watching = model.training and torch.is_grad_enabled()
         if self._is_watching:
             self._choices.clear()
+            self._device = model.device
             self._masks = {is_decoder: _mask(kwargs, "decoder_" if is_decoder else "") for is_decoder in (False, True)}
 
     def leave(self, model: Any, args: Any, output: Any) -> None:
@@ -230,6 +232,8 @@ class Routing:
             z = router_z(logits_TE if z_weight else logits_TE.detach(), mask_T)
             sums.append([aux_weight * aux + z_weight * z, aux.detach(), z.detach()])
         self._choices.clear()
+        if not sums:  # a family may skip layers at random, all of them as well
+            return torch.zeros(3, device=self._device)
         return torch.stack([torch.stack(column).mean() for column in zip(*sums, strict=True)])
 
     def take_load(self) -> dict[str, torch.Tensor]:
@@ -278,9 +282,9 @@ def _compute_in_fp32(router: nn.Module, num_experts: int) -> None:
     """
     inner = router.forward
 
-    def forward(self: Any, hidden: torch.Tensor, *args: Any) -> Any:
+    def forward(self: Any, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         with torch.autocast(hidden.device.type, enabled=False), _weights_in_fp32(self):
-            output = inner(hidden.float(), *args)
+            output = inner(hidden.float(), *args, **kwargs)
         if isinstance(output, torch.Tensor):
             return output
         logits = _logits(output, num_experts)

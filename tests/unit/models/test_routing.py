@@ -10,6 +10,7 @@ import pytest
 import torch
 from families import FAMILIES, NUMBERS, ONLY_EAGER
 from torch import nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from launcher.config.recipe import Head, ModelConfig
@@ -18,7 +19,7 @@ from launcher.engine.routing import router_losses
 from launcher.errors import ModelError
 from launcher.models.build import build_model
 from launcher.models.configuration import build_config
-from launcher.models.routing import find_routers
+from launcher.models.routing import find_routers, watch_routers
 
 MIXTURES = {
     "mixtral": ({"num_local_experts": 4, "head_dim": 16}, 0.001),
@@ -72,6 +73,50 @@ def test_routers_are_found_in_every_mixture_and_nowhere_else(head: Head, family:
     found = find_routers(model)
     assert found == ({f"model.layers.{layer}.mlp.gate": E for layer in (0, 1)} if family in MIXTURES else {})
     assert hasattr(model, "routing") == bool(found)
+
+
+OTHERS: list[tuple[str, dict[str, Any], str]] = [
+    ("gpt_oss", {"num_local_experts": E, "head_dim": 16}, "scores of the chosen alone become weights"),
+    ("granitemoe", {"num_local_experts": E, "num_experts_per_tok": K}, "weights of the experts in two modules"),
+    ("jetmoe", {"num_local_experts": E, "num_experts_per_tok": K, "kv_channels": 16}, "scores last; a linear layer"),
+    ("llama4_text", {"num_local_experts": E, "head_dim": 16}, "scores last, weights of their shape before them"),
+    (
+        "ernie4_5_moe",
+        {"moe_num_experts": E, "moe_k": K, "moe_intermediate_size": 16},
+        "a bias [1, E] beside the matrix",
+    ),
+    ("switch_transformers", {"num_experts": E, "d_kv": 16, "d_ff": 48}, "a list of experts, in an encoder-decoder"),
+]
+"""Families with routers of another make, their experts, and what is different."""
+
+
+@pytest.mark.parametrize(("family", "config", "why"), OTHERS, ids=[family for family, _, _ in OTHERS])
+def test_routers_of_another_make_are_found_and_understood(family: str, config: dict[str, Any], why: str) -> None:
+    sizes = {name: number for name, number in NUMBERS.items() if name != "intermediate_size" or "d_ff" not in config}
+    wanted = {**sizes, "vocab_size": 96, "num_sparse_decoder_layers": 1, "num_sparse_encoder_layers": 1, **config}
+    built = CONFIG_MAPPING[family](num_key_value_heads=2, num_decoder_layers=2, pad_token_id=0, **wanted)
+    is_two_sided = built.is_encoder_decoder
+    model = (AutoModelForSeq2SeqLM if is_two_sided else AutoModelForCausalLM).from_config(built).bfloat16().train()
+    watch_routers(model, ModelConfig(family=family, router_aux_loss=0.1, router_z_loss=0.1))
+    assert find_routers(model), why
+    tensors = batch()
+    if is_two_sided:
+        tensors["decoder_input_ids"] = tensors["input_ids"]
+    losses(engine_of(model), tensors)
+    weighted, aux, _ = router_losses(engine_of(model))
+    weighted.backward()
+    grads = [
+        model.get_submodule(name).get_parameter(n).grad for name in model.routing.routers for n in _matrix(model, name)
+    ]
+    assert all(grad is not None and grad.abs().sum() > 0 for grad in grads), why
+    chosen = 1 if family in ("llama4_text", "switch_transformers") else built.num_experts_per_tok
+    assert aux.item() == pytest.approx(chosen, rel=0.2 if chosen > 1 else 1.0), "about an equal load"
+    assert {int(counts_E.sum()) for counts_E in model.routing.take_load().values()} == {chosen * B * S}
+
+
+def _matrix(model: Any, router: str) -> list[str]:
+    """The name of a router's matrix inside of it."""
+    return [name for name, weight in model.get_submodule(router).named_parameters() if weight.shape[0] == E]
 
 
 def test_a_convolution_beside_a_matrix_is_no_mixture() -> None:
