@@ -162,7 +162,7 @@ def no_rows(length: int) -> PlainRows:
     nothing = np.zeros((0, length), dtype=np.int32)
     counts = np.zeros(0, dtype=np.int64)
     words = np.zeros((0, length), dtype=np.bool_)
-    return PlainRows(nothing, counts, counts, None, words, nothing)
+    return PlainRows(nothing, counts, counts, None, words, nothing, counts, counts)
 
 
 def longest_sequence(objective: Objective) -> int:

@@ -59,7 +59,7 @@ class MaskedPairs:
         cuts_B, changes_B = rows.pair_cuts_B, rows.pair_labels_B
         if cuts_B is None or changes_B is None:
             raise ValueError("pairs are wanted, and nobody told where rows are cut in two")
-        sep = required(self.masked.special.sep, "sep", "mlm")
+        sep = required(self.masked.special.row_end, "sep", "mlm")
         # To the masking A [SEP] B is one text, in which it touches no special token.
         joined = PlainRows(
             tokens_BL=_parted(rows.tokens_BL, cuts_B, sep),
