@@ -377,6 +377,9 @@ class ModelConfig(Record):
     chunked_loss: Literal["auto", "on", "off"] = "auto"
     """Compute the loss of a few hundred tokens at a time, so that the scores of a batch never lie in memory together;
     `auto` where they would take more than 256 MiB."""
+    experts: Literal["auto", "eager", "batched_mm", "grouped_mm", "megablocks"] = "auto"
+    """How a mixture's experts are computed: `auto` is grouped_mm where the family has it, else eager; `megablocks`
+    needs CUDA and that package."""
     router_aux_loss: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | None = None
     """Mixtures of experts: weight of the loss that spreads tokens over the experts (Fedus et al. 2021, equation 4, for
     every layer; their mean). Without it, the family's own, `router_aux_loss_coef` of its configuration."""

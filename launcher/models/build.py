@@ -28,6 +28,7 @@ from launcher.models.configuration import num_new_tokens
 from launcher.models.documents import keep_documents_apart
 from launcher.models.initial import draw_weights, grow_vocabulary, scale_residual_writers
 from launcher.models.liger import use_liger
+from launcher.models.moe import choose_experts, gather_routed_blocks_whole
 from launcher.models.places import predict_only_places
 from launcher.models.routing import watch_routers
 
@@ -90,6 +91,10 @@ def build_model(
             fix = "use model.attention=eager, or sdpa where it is supported"
             raise ModelError(first_sentence, "model.attention", fix) from None
         raise ModelError(f"transformers cannot build this model: {first_sentence}", "model") from None
+    half = any((ds_config or {}).get(key, {}).get("enabled") for key in ("bf16", "torch_autocast"))
+    choose_experts(built, model, device=device, half=half)
+    if stage == 3:
+        gather_routed_blocks_whole(built)
     if model.activation_checkpointing:
         built.activation_checkpointing_enable(every_n_layers=int(model.activation_checkpointing))
     if model.liger:

@@ -43,6 +43,11 @@ def find_routers(model: nn.Module) -> dict[str, int]:
     return found
 
 
+def routed_blocks(model: nn.Module) -> list[nn.Module]:
+    """The modules in which a router and its experts stand side by side, in the order of the model's modules."""
+    return [model.get_submodule(name.rpartition(".")[0]) for name in find_routers(model)]
+
+
 def _num_experts(module: nn.Module) -> int | None:
     """How many experts a module holds; None if it holds none."""
     if isinstance(module, nn.ModuleList | nn.ModuleDict):

@@ -1,0 +1,157 @@
+"""How a block's experts are computed: transformers' own ways, or MegaBlocks' dropless one on the same parameters.
+
+T: tokens   K: experts of a token   N: T * K   E: experts   H: width   F: width of an expert
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from deepspeed.utils import set_z3_leaf_modules
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+from launcher.config.recipe import ModelConfig
+from launcher.errors import MissingDependencyError, ModelError
+from launcher.models.routing import routed_blocks
+
+MEGABLOCKS_INSTALL = (
+    "on a machine with CUDA and its compiler: "
+    "pip install --no-deps --no-build-isolation megablocks==0.10.0 grouped_gemm==0.3.0 stanford-stk==0.7.1"
+)
+
+
+def gather_routed_blocks_whole(model: PreTrainedModel) -> None:
+    """Tell ZeRO-3 to gather the blocks that route as one; a dense model stays as it is.
+
+    DeepSpeed gathers parameters module by module, in the order in which a rank comes to them. Ranks whose tokens go to
+    different experts come to different modules, and wait for each other for ever.
+
+    Args:
+        model: Partitioned, before DeepSpeed has it.
+    """
+    leaves = list(dict.fromkeys(type(block) for block in routed_blocks(model)))
+    if leaves:
+        set_z3_leaf_modules(model, leaves)
+
+
+def choose_experts(model: PreTrainedModel, record: ModelConfig, *, device: str, half: bool) -> None:
+    """Set how the experts of a model are computed; their parameters, names and shapes stay transformers' own.
+
+    Args:
+        model: As transformers built it.
+        record: The recipe's model section.
+        device: What it will run on.
+        half: Whether it will compute in bf16.
+
+    Raises:
+        ModelError: A way is named that the model has no use for, or that cannot compute it.
+        MissingDependencyError: MegaBlocks is asked for and not here, or there is no CUDA.
+    """
+    has_experts = bool(routed_blocks(model))
+    can_choose = has_experts and model._can_set_experts_implementation()
+    if record.experts == "auto":
+        # transformers' own choice: grouped matmul where torch and the family have it (128 tokens of a Mixtral block on
+        # a CPU: 28 ms, one expert after the other 712 ms), else one after the other.
+        return
+    if not has_experts:
+        raise ModelError(f"{model.config.model_type} has no experts", "model.experts", "delete it from the recipe")
+    if not can_choose:
+        if record.experts == "eager":
+            return
+        raise ModelError(
+            f"transformers computes the experts of {model.config.model_type} one after the other only",
+            "model.experts",
+            "use model.experts=auto",
+        )
+    if record.experts == "megablocks":
+        _check_megablocks(model, device=device, half=half)
+        ALL_EXPERTS_FUNCTIONS.register("megablocks", megablocks_experts)
+    model.set_experts_implementation(record.experts)
+
+
+def megablocks_experts(
+    experts: Any, hidden_TH: torch.Tensor, chosen_TK: torch.Tensor, weights_TK: torch.Tensor
+) -> torch.Tensor:
+    """MegaBlocks' dropless computation of a transformers experts module: sort by expert, two grouped matmuls, unsort.
+
+    The same ops in the same order as `megablocks.layers.dmoe` with `mlp_type="glu"`, `mlp_impl="grouped"`, but on the
+    module's own parameters: gate and up projection are one matrix [E, 2F, H] there and take one matmul. In MegaBlocks'
+    names w1 is gate_up_proj[:, :F], v1 is gate_up_proj[:, F:] and w2 is down_proj.transpose(1, 2), each as [E * F, H].
+
+    Args:
+        experts: With `gate_up_proj` [E, 2F, H], `down_proj` [E, H, F] and `_apply_gate`.
+        hidden_TH: What goes to the experts.
+        chosen_TK: Which experts, by the model's own router.
+        weights_TK: What their outputs are multiplied with.
+
+    Returns:
+        [T, H], of the type of `hidden_TH`.
+
+    Source: Gale et al. 2022, "MegaBlocks" (arXiv:2211.15841).
+    """
+    from megablocks import grouped_gemm_util, ops
+
+    num_chosen = chosen_TK.shape[1]
+    dtype = _matmul_dtype(experts.gate_up_proj, hidden_TH)
+    with torch.no_grad():
+        chosen_N = chosen_TK.flatten().int()
+        sort_bits = max((experts.num_experts - 1).bit_length(), 1)
+        bin_ids_N, indices_N = ops.sort(chosen_N, sort_bits)
+        num_tokens_E = ops.histogram(chosen_N, experts.num_experts)
+        bins_E = ops.inclusive_cumsum(num_tokens_E, 0).view(-1)
+        counts_E = num_tokens_E.cpu().long()  # grouped_gemm wants them on the host
+    with torch.autocast(hidden_TH.device.type, enabled=False):
+        sorted_NH = ops.gather(hidden_TH.to(dtype), indices_N, bin_ids_N, bins_E, num_chosen)
+        gmm = grouped_gemm_util.ops.gmm
+        gate_up_NG = gmm(sorted_NH, experts.gate_up_proj.to(dtype), counts_E, trans_b=True)
+        out_NH = gmm(experts._apply_gate(gate_up_NG), experts.down_proj.to(dtype), counts_E, trans_b=True)
+        out_TH = ops.scatter(out_NH, indices_N, bin_ids_N, weights_TK.flatten(), bins_E, num_chosen)
+    return out_TH.to(hidden_TH.dtype)  # type: ignore[no-any-return]
+
+
+def _matmul_dtype(parameter: torch.Tensor, hidden: torch.Tensor) -> torch.dtype:
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else parameter.dtype
+
+
+def _check_megablocks(model: PreTrainedModel, *, device: str, half: bool) -> None:
+    for block in routed_blocks(model):
+        _check_layout(block, model.config.model_type)
+    try:
+        from megablocks import grouped_gemm_util, ops  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"MegaBlocks is not installed: {error}", "model.experts", MEGABLOCKS_INSTALL
+        ) from None
+    if not grouped_gemm_util.grouped_gemm_is_available():
+        raise MissingDependencyError(
+            "MegaBlocks lacks grouped_gemm, its grouped matmul", "model.experts", MEGABLOCKS_INSTALL
+        )
+    if torch.device(device).type != "cuda":
+        raise MissingDependencyError(
+            "MegaBlocks needs CUDA, and there is none here", "model.experts", "use model.experts=auto"
+        )
+    if not half:
+        raise ModelError(
+            "MegaBlocks multiplies in bf16 only", "model.experts", "use train.precision=bf16, or model.experts=auto"
+        )
+
+
+def _check_layout(block: nn.Module, family: str) -> None:
+    fits = any(
+        hasattr(experts, "gate_up_proj")
+        and hasattr(experts, "down_proj")
+        and not getattr(experts, "has_bias", True)
+        and not getattr(experts, "is_transposed", True)
+        and not getattr(experts, "has_post_expert_norm", False)
+        for experts in block.children()
+    )
+    if not fits:
+        raise ModelError(
+            f"the experts of {family} are not laid out as MegaBlocks computes them (gated, without bias)",
+            "model.experts",
+            "use model.experts=auto",
+        )

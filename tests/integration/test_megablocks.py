@@ -1,0 +1,72 @@
+"""MegaBlocks computes what transformers computes, on the same parameters."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+import moe_jobs
+import pytest
+import torch
+from ranks import run_ranks
+
+from launcher.errors import MissingDependencyError
+
+PACKAGES = ("megablocks", "stk", "triton")
+# The gate installs them beside the environment, not into it: with Triton there, torch and DeepSpeed act otherwise.
+FOLDER = os.environ.get("MEGABLOCKS_FOLDER", "")
+
+
+@pytest.fixture(scope="module")
+def differences() -> dict[str, dict[str, float]]:
+    """By family; measured in a process of its own, since Triton's interpreter is chosen before the first import."""
+    missing = [name for name in PACKAGES if PathFinder.find_spec(name, [FOLDER, *sys.path]) is None]
+    if missing:
+        reason = (
+            f"needs {', '.join(missing)}: pip install --no-deps --no-build-isolation --target FOLDER "
+            "megablocks==0.10.0 stanford-stk==0.7.1 triton, and MEGABLOCKS_FOLDER=FOLDER"
+        )
+        assert not os.environ.get("REQUIRE_CLUSTER"), reason  # the gate installs them
+        pytest.skip(reason)
+    support = Path(moe_jobs.__file__).parent
+    paths = [str(support), str(support.parents[1]), FOLDER, os.environ.get("PYTHONPATH", "")]
+    done = subprocess.run(
+        [sys.executable, str(support / "moe_jobs.py")],
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, paths))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("family", moe_jobs.FAMILIES)
+def test_megablocks_equals_transformers_on_a_cpu(family: str, differences: dict[str, dict[str, float]]) -> None:
+    found = differences[family]
+    assert found.keys() >= {"loss", "logits", "gradients", "their layer"}
+    assert max(found.values()) < 1e-5, found
+
+
+def test_a_machine_without_megablocks_is_told_how_to_install_it() -> None:
+    with pytest.raises(MissingDependencyError) as caught:
+        moe_jobs.build(moe_jobs.FAMILIES["mixtral"], experts="megablocks")
+    told = str(caught.value)
+    assert "MegaBlocks is not installed" in told or "MegaBlocks needs CUDA" in told
+    if "not installed" in told:
+        assert "pip install --no-deps --no-build-isolation megablocks==0.10.0" in told
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", moe_jobs.FAMILIES)
+def test_megablocks_equals_transformers_on_a_gpu(family: str) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("MegaBlocks' kernels need CUDA")
+    pytest.importorskip("megablocks_ops", reason="megablocks is not built for this machine's CUDA")
+    (differences,) = run_ranks(moe_jobs.megablocks_on_a_gpu, 1, moe_jobs.FAMILIES[family])
+    # bf16 has eight bits; gradients relative to the largest of their tensor
+    assert max(differences.values()) < 0.05, differences

@@ -1,0 +1,265 @@
+"""What the ranks of the tests of mixtures of experts do; functions of plain values, run by `ranks.run_ranks`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import jobs
+import torch
+
+NUMBERS = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "mixtral": {**NUMBERS, "family": "mixtral", "intermediate_size": 48, "config": {"num_local_experts": 4}},
+    "qwen3_moe": {
+        **NUMBERS,
+        "family": "qwen3_moe",
+        "intermediate_size": 64,
+        "config": {
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 24,
+            "norm_topk_prob": True,
+            "head_dim": 16,
+        },
+    },
+    "olmoe": {
+        **NUMBERS,
+        "family": "olmoe",
+        "intermediate_size": 24,
+        "config": {"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": False},
+    },
+}
+DENSE = {**NUMBERS, "family": "llama", "intermediate_size": 48}
+
+
+def build(model: dict[str, Any], device: str = "cpu", **changes: Any) -> Any:
+    """A model of 96 tokens and its weights, as a run without DeepSpeed has them."""
+    from launcher.config.recipe import ModelConfig
+    from launcher.models.build import build_model
+    from launcher.models.configuration import build_config
+
+    record = ModelConfig.model_validate({**model, **changes})
+    config = build_config(record, "causal", jobs.tokenizer_info(), 16)
+    return build_model(config, record, "causal", seed=5, device=device)
+
+
+def tokens(num_rows: int = 2, seed: int = 0) -> torch.Tensor:
+    """Random ids of that vocabulary, int64 [B, 16]."""
+    return torch.randint(15, 96, (num_rows, 16), generator=torch.Generator().manual_seed(seed))
+
+
+def step_of(model: Any, ids_BS: torch.Tensor) -> tuple[float, torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss, logits and gradients of one batch."""
+    model.zero_grad()
+    logits = model(input_ids=ids_BS).logits
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids_BS[:, 1:].flatten())
+    loss.backward()
+    grads = {name: p.grad.clone() for name, p in model.named_parameters()}
+    return loss.item(), logits.detach(), grads
+
+
+def megablocks_against_transformers(model: dict[str, Any]) -> dict[str, float]:
+    """Largest differences between a model whose experts MegaBlocks computes and transformers' own, in fp32 on a CPU."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    from launcher.models.moe import megablocks_experts
+
+    torch.set_num_threads(1)
+    built, ids = build(model, experts="eager"), tokens()
+    with torch.no_grad():
+        for name, parameter in built.named_parameters():
+            if "experts" in name or "gate" in name:
+                parameter.mul_(10)  # far from each other: a wrong expert would show
+    names = list(built.state_dict())
+    loss, logits, grads = step_of(built, ids)
+    ALL_EXPERTS_FUNCTIONS.register("megablocks", megablocks_experts)
+    built.set_experts_implementation("megablocks")
+    other_loss, other_logits, other_grads = step_of(built, ids)
+    assert list(built.state_dict()) == names
+    scale = {name: float(grad.abs().max()) for name, grad in grads.items()}
+    assert all(scale[name] > 0 for name in scale if "experts" in name or "gate" in name)
+    return {
+        "loss": abs(other_loss - loss),
+        "logits": float((other_logits - logits).abs().max()),
+        "gradients": max(float((other_grads[name] - grads[name]).abs().max()) / scale[name] for name in grads),
+        **_megablocks_own_layer(built.model.layers[0].mlp),
+    }
+
+
+def megablocks_on_a_gpu(model: dict[str, Any]) -> dict[str, float]:
+    """Largest differences in bf16 between experts computed by MegaBlocks' kernels and by transformers."""
+    from launcher.config.recipe import ModelConfig
+    from launcher.models.moe import choose_experts
+
+    built, ids = build(model, experts="eager").cuda().bfloat16(), tokens().cuda()
+    loss, logits, grads = step_of(built, ids)
+    record = ModelConfig.model_validate({**model, "experts": "megablocks"})
+    choose_experts(built, record, device="cuda", half=True)
+    other_loss, other_logits, other_grads = step_of(built, ids)
+    return {
+        "loss": abs(other_loss - loss),
+        "logits": float((other_logits - logits).abs().max()),
+        "gradients": max(
+            float((other_grads[name] - grads[name]).abs().max() / grads[name].abs().max()) for name in grads
+        ),
+    }
+
+
+def _megablocks_own_layer(block: Any) -> dict[str, float]:
+    """The same against MegaBlocks' own layer, its weights mapped from the block's and its gradients mapped back."""
+    from megablocks.layers.arguments import Arguments
+    from megablocks.layers.dmoe import ParallelDroplessMLP
+
+    experts = block.experts
+    num_experts, width, hidden = experts.down_proj.shape[0], experts.down_proj.shape[2], experts.down_proj.shape[1]
+    arguments = Arguments(
+        hidden_size=hidden,
+        ffn_hidden_size=width,
+        moe_num_experts=num_experts,
+        moe_top_k=block.gate.top_k,
+        mlp_type="glu",
+        mlp_impl="grouped",
+        activation_fn=experts.act_fn,
+        bias=False,
+        fp16=False,
+        moe_loss_weight=0.0,
+        device=torch.device("cpu"),
+    )
+    layer = ParallelDroplessMLP(arguments)
+    w1, v1, w2 = to_megablocks(experts.gate_up_proj.detach(), experts.down_proj.detach())
+    with torch.no_grad():
+        layer.mlp.w1.copy_(w1)
+        layer.mlp.v1.copy_(v1)
+        layer.mlp.w2.copy_(w2)
+    back = to_transformers(layer.mlp.w1, layer.mlp.v1, layer.mlp.w2, num_experts)
+    assert torch.equal(back[0], experts.gate_up_proj)
+    assert torch.equal(back[1], experts.down_proj)
+    hidden_TH = torch.randn(32, hidden, generator=torch.Generator().manual_seed(1))
+    _, weights_TK, chosen_TK = block.gate(hidden_TH)
+    weights_TK = weights_TK.detach()
+    ours = experts(hidden_TH, chosen_TK, weights_TK)
+    theirs = layer(hidden_TH.view(2, 16, hidden), weights_TK, weights_TK, chosen_TK).view(32, hidden)
+    experts.zero_grad()
+    ours.square().sum().backward()
+    theirs.square().sum().backward()
+    gate_up, down = to_transformers(layer.mlp.w1.grad, layer.mlp.v1.grad, layer.mlp.w2.grad, num_experts)
+    scale = float(gate_up.abs().max())
+    return {
+        "their layer": float((ours - theirs).detach().abs().max()),
+        "their gate_up gradient": float((gate_up - experts.gate_up_proj.grad).abs().max()) / scale,
+        "their down gradient": float((down - experts.down_proj.grad).abs().max()) / scale,
+    }
+
+
+def to_megablocks(gate_up: torch.Tensor, down: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """transformers' stacked weights as MegaBlocks' w1, v1, w2, each [E * F, H]."""
+    width = down.shape[2]
+    return (
+        gate_up[:, :width].flatten(0, 1),
+        gate_up[:, width:].flatten(0, 1),
+        down.transpose(1, 2).flatten(0, 1),
+    )
+
+
+def to_transformers(
+    w1: torch.Tensor, v1: torch.Tensor, w2: torch.Tensor, num_experts: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """And back: `gate_up_proj` [E, 2F, H] and `down_proj` [E, H, F]."""
+    gate, up, down = (weight.view(num_experts, -1, weight.shape[1]) for weight in (w1, v1, w2))
+    return torch.cat([gate, up], dim=1), down.transpose(1, 2)
+
+
+class OldBlock(torch.nn.Module):
+    """A router and a list, a dict or a stack of experts; each token goes to the expert it is given with."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.gate = torch.nn.Linear(8, 4, bias=False)
+        self.experts: Any
+        if kind == "list":
+            self.experts = torch.nn.ModuleList([torch.nn.Linear(8, 8) for _ in range(4)])
+        elif kind == "dict":
+            self.experts = torch.nn.ModuleDict({str(number): torch.nn.Linear(8, 8) for number in range(4)})
+        else:
+            self.experts = torch.nn.Module()
+            self.experts.weight = torch.nn.Parameter(torch.randn(4, 8, 8) / 3)
+
+    def forward(self, x_TH: torch.Tensor, chosen_T: torch.Tensor) -> torch.Tensor:
+        weights_TE = self.gate(x_TH).softmax(-1)
+        out_TH = torch.zeros_like(x_TH)
+        for number in chosen_T.unique().tolist():  # the experts of this rank's tokens, and no other
+            rows = chosen_T == number
+            if self.kind == "stacked":
+                done = x_TH[rows] @ self.experts.weight[number]
+            else:
+                done = self.experts[number if self.kind == "list" else str(number)](x_TH[rows])
+            out_TH[rows] = done * weights_TE[rows, number, None]
+        return out_TH
+
+
+class OldModel(torch.nn.Module):
+    """Such a block between two layers."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first = torch.nn.Linear(8, 8)
+        self.block = OldBlock(kind)
+        self.last = torch.nn.Linear(8, 8)
+
+    def forward(self, x_TH: torch.Tensor, chosen_T: torch.Tensor) -> torch.Tensor:
+        return self.last(self.block(self.first(x_TH), chosen_T))
+
+
+def train_apart(kind: str, stage: int) -> dict[str, Any]:
+    """Three steps of a block whose experts are others on each rank."""
+    import os
+
+    import deepspeed
+
+    from launcher.cluster.rank import find_place
+    from launcher.engine.process import gather, join_ranks
+    from launcher.models.moe import gather_routed_blocks_whole
+
+    place = find_place(os.environ)
+    join_ranks(place, 1)
+    torch.manual_seed(0)
+    model = OldModel(kind)
+    if stage == 3:
+        gather_routed_blocks_whole(model)
+    ds_config = {
+        "train_batch_size": 2,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1_000_000,
+    }
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.03)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
+    x_TH = torch.randn(6, 8, generator=torch.Generator().manual_seed(place.rank))
+    chosen_T = torch.tensor([0, 0, 1, 0, 1, 1] if place.rank else [2, 3, 2, 2, 3, 3])
+    losses = []
+    for _ in range(3):
+        loss = (engine(x_TH, chosen_T) - 1).square().mean()
+        engine.backward(loss)
+        engine.step()
+        losses.append(float(gather(torch.tensor([loss.item()], dtype=torch.float64).numpy()).mean()))
+    return {"losses": losses, "experts": chosen_T.unique().tolist()}
+
+
+def main() -> None:
+    """In an interpreter of its own, started with TRITON_INTERPRET=1: every family's differences as JSON."""
+    import megablocks_on_cpu
+
+    megablocks_on_cpu.prepare()
+    print(json.dumps({family: megablocks_against_transformers(model) for family, model in FAMILIES.items()}))
+
+
+if __name__ == "__main__":
+    main()
