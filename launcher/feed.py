@@ -26,7 +26,7 @@ from launcher.samples.mixture import Mixture, Phase
 from launcher.samples.packing import load_or_make_plan
 from launcher.samples.padded import Padded
 from launcher.samples.passes import pass_positions
-from launcher.samples.sentence_pairs import PairKind, SentencePairs
+from launcher.samples.sentence_pairs import PairKind, SentencePairs, refuse_without_sentences
 from launcher.samples.shapes import Samples
 from launcher.samples.windows import Windows
 from launcher.shards.manifest import SPLITS, Manifest, TokenizerInfo, read_manifest
@@ -218,8 +218,7 @@ def _samples(split: Split, data: DataConfig, objective: Objective) -> Samples:
 
 def _pairs(split: Split, objective: Objective, kind: PairKind, seed: int) -> SentencePairs:
     length, fill = objective.window_length, objective.fill_id
-    if not split.has_sentences:
-        return SentencePairs(split, length, fill, kind, seed)  # which says so
+    refuse_without_sentences(split, str(split.folder))
     path = split.folder / ".packing" / f"{split.name}-sentences-{length}.npz"
     return SentencePairs(split, length, fill, kind, seed, load_or_make_chunks(split, length, path))
 

@@ -49,6 +49,9 @@ def show_summary(console: Console, recipe: Recipe, state: dict[str, Any], checkp
             sep="\n",
             highlight=False,
         )
+        if "pair_accuracy" in after:
+            told = f"right labels of pairs {before['pair_accuracy']:.1%} → {after['pair_accuracy']:.1%}"
+            console.print(told, highlight=False)
     if answers:
         console.print()
         show_answers(console, answers)

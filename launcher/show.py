@@ -117,7 +117,7 @@ def _samples(
             {
                 **pairs,
                 "position": position,
-                "documents": [f"{origin.source}:{origin.number}" for origin in origins],
+                "documents": list(dict.fromkeys(f"{origin.source}:{origin.number}" for origin in origins)),
                 "objective": _in_words(made_by),
                 "head": objective.head,
                 "begins_with_mode": _has_mode(objective, made_by),

@@ -77,7 +77,7 @@ class SentencePairs:
     ) -> None:
         if length < 2:
             raise ValueError(f"rows of {length} tokens hold no pair")
-        refuse_without_sentences(stream)
+        refuse_without_sentences(stream, "objective.sentence_pairs")
         if plan is None:
             plan = make_plan(stream, length)
         elif plan.fingerprint != plan_fingerprint(stream, length):
@@ -262,11 +262,11 @@ class SentencePairs:
         return int(ends[fitting - 1]) if fitting else min(room, length)
 
 
-def refuse_without_sentences(stream: SentenceStream) -> None:
+def refuse_without_sentences(stream: SentenceStream, where: str) -> None:
     """Raises ShardError where a stream does not know its sentences."""
     if not stream.has_sentences:
         raise ShardError(
             "the shards do not say where sentences begin",
-            "objective.sentence_pairs",
+            where,
             "prepare them again with --sentences, or use objective.sentence_pairs=none",
         )
