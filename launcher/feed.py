@@ -178,6 +178,8 @@ def wasted(data: Data) -> list[str]:
     lines = []
     for corpus in data.train.corpora:
         samples = corpus.samples
+        if isinstance(samples, SentencePairs) and (untold := samples.untold_share) >= PADDING_WORTH_TELLING:
+            lines.append(f"{corpus.name}: {untold:.0%} of the pairs have no label: too short, or no exchange fits")
         if not isinstance(samples, Padded | BestFit | SentencePairs) or samples.padding_share < PADDING_WORTH_TELLING:
             continue
         dropped = f", {samples.cut_share:.1%} of its tokens do not fit" if isinstance(samples, Padded) else ""

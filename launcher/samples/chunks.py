@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from launcher.samples.kept import find_kept, keep
 from launcher.samples.shapes import TokenStream
 
-ALGORITHM = "sentence-chunks/1"
+ALGORITHM = "sentence-chunks/2"
 """Part of the fingerprint: change it whenever the same documents would be cut into other chunks."""
 
 BLOCK_DOCUMENTS = 1 << 16
@@ -53,11 +53,13 @@ class ChunkPlan:
     """Tokens."""
     documents_C: NDArray[np.uint32]
     """Number of the document."""
+    singles: NDArray[np.int64]
+    """The chunks inside which no sentence begins, ascending."""
 
 
 def cut_chunks(
     lengths_Q: NDArray[np.int32], counts_D: NDArray[np.int64], room: int
-) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64]]:
+) -> tuple[NDArray[np.int64], NDArray[np.int32], NDArray[np.int64], NDArray[np.bool_]]:
     """Fill each chunk with as many whole sentences of a document, one after another, as there is room for.
 
     A sentence longer than the room is cut every `room` tokens; what is left of it at its end goes together with the
@@ -70,7 +72,8 @@ def cut_chunks(
         room: Tokens a chunk holds.
 
     Returns:
-        Of each chunk its first token, counted from the first document's, its tokens, and its document, each [C].
+        Of each chunk its first token, counted from the first document's, its tokens, its document, and whether it is
+        of a single sentence, each [C].
     """
     ends_Q = np.cumsum(lengths_Q, dtype=np.int64)
     starts_Q = ends_Q - lengths_Q
@@ -94,7 +97,8 @@ def cut_chunks(
         piece = following[piece]
     firsts_C = np.array(firsts, dtype=np.int64)
     starts_C = starts_P[firsts_C]
-    return starts_C, (ends_P[next_P[firsts_C] - 1] - starts_C).astype(np.int32), documents_P[firsts_C]
+    lengths_C = (ends_P[next_P[firsts_C] - 1] - starts_C).astype(np.int32)
+    return starts_C, lengths_C, documents_P[firsts_C], next_P[firsts_C] - firsts_C == 1
 
 
 def plan_fingerprint(stream: TokenStream, room: int) -> str:
@@ -105,23 +109,28 @@ def plan_fingerprint(stream: TokenStream, room: int) -> str:
 def make_plan(stream: SentenceStream, room: int) -> ChunkPlan:
     """Cut every document: one pass over the lengths of all sentences."""
     starts, lengths = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int32)]
-    documents = [np.empty(0, dtype=np.uint32)]
+    documents, single = [np.empty(0, dtype=np.uint32)], [np.empty(0, dtype=np.bool_)]
     for first in range(0, stream.num_documents, BLOCK_DOCUMENTS):
         last = min(first + BLOCK_DOCUMENTS, stream.num_documents)
         base = int(stream.document_starts(first, first + 1)[0])
-        starts_C, lengths_C, documents_C = cut_chunks(*stream.sequence_lengths(first, last), room)
+        starts_C, lengths_C, documents_C, single_C = cut_chunks(*stream.sequence_lengths(first, last), room)
         starts.append(starts_C + base)
         lengths.append(lengths_C)
         documents.append((documents_C + first).astype(np.uint32))
+        single.append(single_C)
     return ChunkPlan(
-        plan_fingerprint(stream, room), np.concatenate(starts), np.concatenate(lengths), np.concatenate(documents)
+        plan_fingerprint(stream, room),
+        np.concatenate(starts),
+        np.concatenate(lengths),
+        np.concatenate(documents),
+        np.flatnonzero(np.concatenate(single)),
     )
 
 
 def load_or_make_plan(stream: SentenceStream, room: int, path: Path) -> ChunkPlan:
     """The plan kept at `path`; where there is none of these chunks, it is made and put there if the folder allows."""
     fingerprint = plan_fingerprint(stream, room)
-    kept = find_kept(path, fingerprint, ("starts", "lengths", "documents"))
+    kept = find_kept(path, fingerprint, ("starts", "lengths", "documents", "singles"))
     if kept is not None:
         return ChunkPlan(fingerprint, *kept)
     plan = make_plan(stream, room)
@@ -129,6 +138,11 @@ def load_or_make_plan(stream: SentenceStream, room: int, path: Path) -> ChunkPla
         keep(
             path,
             fingerprint,
-            {"starts": plan.starts_C, "lengths": plan.lengths_C, "documents": plan.documents_C},
+            {
+                "starts": plan.starts_C,
+                "lengths": plan.lengths_C,
+                "documents": plan.documents_C,
+                "singles": plan.singles,
+            },
         )
     return plan

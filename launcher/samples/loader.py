@@ -24,9 +24,6 @@ from launcher.samples.pieces import Pieces, join
 from launcher.samples.sentence_pairs import UNTOLD, SentencePairs
 from launcher.samples.shapes import Samples
 
-_LOOKED_THROUGH = 1 << 16
-"""Positions whose pairs are drawn at once when they are looked through for a document."""
-
 
 def _no_documents() -> NDArray[np.int64]:
     return np.empty(0, dtype=np.int64)
@@ -176,7 +173,7 @@ class Loader:
             part = tokens_BL if alone else np.empty((len(rows), self.length), dtype=np.int32)
             samples, drawn = corpus.samples, None
             if isinstance(samples, SentencePairs) and cuts_B is not None and labels_B is not None:
-                drawn = samples.draw(sample_ids, positions_B[rows])
+                drawn = samples.draw(sample_ids, epochs_B[rows])
                 num_tokens_B[rows] = samples.read_pairs(drawn, part)
                 touched = np.flatnonzero(corpus.excluded.among(drawn.documents_B2).any(axis=1))
                 drawn.labels_B[touched] = UNTOLD
@@ -185,7 +182,7 @@ class Loader:
                 num_tokens_B[rows] = samples.read(sample_ids, part)
                 touched = corpus.excluded.rows_with_any(sample_ids)
             if touched.size:
-                pieces_of_touched = _pieces_of(samples, sample_ids[touched], positions_B[rows][touched])
+                pieces_of_touched = _pieces_of(samples, sample_ids[touched], epochs_B[rows][touched])
                 hidden = corpus.excluded.hide(pieces_of_touched, part, touched)
                 hidden_BL = np.zeros(shape, dtype=np.bool_) if hidden_BL is None else hidden_BL
                 hidden_BL[rows[touched]] = hidden
@@ -198,7 +195,7 @@ class Loader:
                 else:
                     samples.read_words(sample_ids, words)
                 continues_BL[rows] = words
-        pieces = partial(self._pieces, corpora_B, sample_ids_B, positions_B)
+        pieces = partial(self._pieces, corpora_B, sample_ids_B, epochs_B)
         return SampleBatch(
             tokens_BL=tokens_BL,
             num_tokens_B=num_tokens_B,
@@ -236,28 +233,17 @@ class Loader:
             IndexError: There is no such document.
         """
         part = self.corpora[corpus]
-        sample_ids = part.samples.samples_of(document)
         num_consumed = int(self.mixture.cursors(up_to_position)[corpus])
         positions: list[int] = []
+        sample_ids = part.samples.samples_of(document)
         for epoch in range(-(-num_consumed // part.order.num_samples)):
+            if isinstance(part.samples, SentencePairs):  # who exchanged with whom is another matter in every epoch
+                sample_ids = part.samples.samples_in(document, epoch)
             for own in part.order.positions_of(sample_ids, epoch).tolist():
                 position = self.mixture.position_of(corpus, own) if own < num_consumed else None
                 if position is not None:
                     positions.append(position)
-        if isinstance(part.samples, SentencePairs):
-            positions += self._drawn_from(corpus, part.samples, document, up_to_position)
-        return np.array(sorted(set(positions)), dtype=np.int64)
-
-    def _drawn_from(self, corpus: int, samples: SentencePairs, document: int, up_to_position: int) -> list[int]:
-        """The positions whose second part is drawn from a document of another sample."""
-        found: list[int] = []
-        for first in range(0, up_to_position, _LOOKED_THROUGH):
-            positions = np.arange(first, min(first + _LOOKED_THROUGH, up_to_position), dtype=np.int64)
-            corpora, own = self.mixture.locate(positions)
-            here = np.flatnonzero(corpora == corpus)
-            sample_ids = self.corpora[corpus].order.samples_at(own[here])
-            found += positions[here][samples.drawn_from(document, sample_ids, positions[here])].tolist()
-        return found
+        return np.array(sorted(positions), dtype=np.int64)
 
     def fingerprint_at(self, position: int) -> str:
         """16 hex digits of all that decides the samples before a position.
@@ -283,17 +269,17 @@ class Loader:
         return Cursor(position, self.fingerprint_at(position), dict(zip(self.mixture.names, counts, strict=True)))
 
     def _pieces(
-        self, corpora_B: NDArray[np.int64], sample_ids_B: NDArray[np.int64], positions_B: NDArray[np.int64]
+        self, corpora_B: NDArray[np.int64], sample_ids_B: NDArray[np.int64], epochs_B: NDArray[np.int64]
     ) -> Pieces:
         parts, rows_of_parts = [], []
         for number, rows in grouped(corpora_B):
-            parts.append(_pieces_of(self.corpora[number].samples, sample_ids_B[rows], positions_B[rows]))
+            parts.append(_pieces_of(self.corpora[number].samples, sample_ids_B[rows], epochs_B[rows]))
             rows_of_parts.append(rows)
         return join(parts, rows_of_parts)
 
 
-def _pieces_of(samples: Samples, sample_ids_B: NDArray[np.int64], positions_B: NDArray[np.int64]) -> Pieces:
-    """Where documents begin and end in the rows at these positions."""
+def _pieces_of(samples: Samples, sample_ids_B: NDArray[np.int64], epochs_B: NDArray[np.int64]) -> Pieces:
+    """Where documents begin and end in the rows of these samples in these epochs."""
     if isinstance(samples, SentencePairs):  # of which a part may come from anywhere
-        return samples.pieces_of_pairs(samples.draw(sample_ids_B, positions_B))
+        return samples.pieces_of_pairs(samples.draw(sample_ids_B, epochs_B))
     return samples.pieces(sample_ids_B)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from launcher.errors import ShardError
 from launcher.samples.chunks import cut_chunks, load_or_make_plan, make_plan
 from launcher.samples.loader import Corpus, Loader
-from launcher.samples.sentence_pairs import AS_WRITTEN, CHANGED, UNTOLD, PairKind, SentencePairs
+from launcher.samples.sentence_pairs import AS_WRITTEN, CHANGED, UNTOLD, DrawnPairs, PairKind, SentencePairs
 
 Text = list[list[int]]
 TEXTS = st.lists(st.lists(st.integers(1, 14), max_size=12), min_size=2, max_size=25).filter(
@@ -112,7 +112,7 @@ def test_every_sentence_is_in_exactly_one_chunk_and_only_one_longer_than_the_roo
 
 def test_a_long_sentence_fills_rows_and_its_end_goes_with_those_behind_it() -> None:
     lengths, counts = np.array([3, 11, 4, 2, 6], dtype=np.int32), np.array([4, 1])
-    starts, sizes, documents = cut_chunks(lengths, counts, 5)
+    starts, sizes, documents, single = cut_chunks(lengths, counts, 5)
     # 3 | 11 = 5 + 5 + 1, the 1 together with 4 | of 2 and 6 the last token is the document's end
     assert list(zip(starts.tolist(), sizes.tolist(), documents.tolist(), strict=True)) == [
         (0, 3, 0),
@@ -122,6 +122,7 @@ def test_a_long_sentence_fills_rows_and_its_end_goes_with_those_behind_it() -> N
         (18, 1, 0),
         (20, 5, 1),
     ]
+    assert single.tolist() == [True, True, True, False, True, True]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -149,37 +150,75 @@ def test_a_pair_is_a_chunk_cut_between_sentences_or_changed_as_its_label_says(
         if kind == "nsp" and label == CHANGED:
             documents = stream.documents_at(np.array([a[0], b[0]]) - 100)
             assert documents[0] != documents[1]
-            assert b[0] - 100 in samples.plan.starts_C
-            assert 1 <= len(b) <= length - len(a)
-            whole = b[-1] + 1 in starts or b[-1] + 1 in stream.ends
-            assert whole or len(b) == length - len(a) or b[-1] + 1 - 100 in samples.plan.starts_C
+            ends = samples.plan.starts_C + samples.plan.lengths_C
+            assert b == list(range(b[0], b[0] + len(b)))
+            assert b[-1] + 1 - 100 in ends, "the second part of a chunk, never shortened"
         else:
             assert b == chunk[len(a) :]
 
 
+def drawn_in(samples: SentencePairs, epoch: int) -> DrawnPairs:
+    return samples.draw(np.arange(samples.num_samples), np.full(samples.num_samples, epoch))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(text=TEXTS, room=st.integers(2, 30), epoch=st.integers(0, 9))
+def test_every_token_of_text_is_read_once_an_epoch(kind: PairKind, text: Text, room: int, epoch: int) -> None:
+    stream, samples = pairs_of(text, kind, room)
+    rows = np.zeros((samples.num_samples, room), dtype=np.int64)
+    lengths = samples.read_pairs(drawn_in(samples, epoch), rows)
+    seen = sorted(token for row, length in zip(rows, lengths.tolist(), strict=True) for token in row[:length].tolist())
+    assert seen == [t for t in range(100, 100 + stream.num_tokens) if t not in stream.ends]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_of_the_pairs_are_changed_within_binomial_bounds(kind: PairKind) -> None:
-    _, samples = pairs_of(random_text(400), kind)
-    positions = np.arange(20 * samples.num_samples)
-    labels = samples.draw(loader_of(samples).corpora[0].order.samples_at(positions), positions).labels_B
+    _, samples = pairs_of(random_text(400), kind, room=20)
+    labels = np.stack([drawn_in(samples, epoch).labels_B for epoch in range(20)])
     told = labels[labels != UNTOLD]
-    deviation = abs(np.count_nonzero(told == CHANGED) - len(told) / 2)
-    assert deviation < 4 * np.sqrt(len(told)) / 2
-    by_sample = labels.reshape(20, -1)
-    assert all(len(set(epoch.tolist())) > 1 for epoch in by_sample)
+    num_coins = len(told) if kind == "sop" else len(told) / 2  # two that meet have one coin
+    assert abs(np.count_nonzero(told == CHANGED) / len(told) - 0.5) < 4 * np.sqrt(0.25 / num_coins)
+    assert len(told) > 0.75 * labels.size
+    assert all(len(set(epoch.tolist())) > 1 for epoch in labels)
+    first, second = labels[:, labels.min(axis=0) != UNTOLD][:2]
+    assert 0.35 < (first == second).mean() < 0.65, "every epoch draws afresh"
 
 
-def test_the_other_document_is_any_but_its_own_and_every_chunk_alike() -> None:
-    text: Text = [[5] * 400, *[[6]] * 40]  # one document has most of the chunks
+def test_no_look_at_b_alone_tells_whether_it_is_the_next() -> None:
+    stream, samples = pairs_of(random_text(3000), room=20)
+    drawn = drawn_in(samples, 0)
+    starts_B, ends_B = drawn.starts_B2[:, 1], drawn.starts_B2[:, 1] + drawn.lengths_B2[:, 1]
+    sentences = np.array(sorted(stream.sentence_starts())) - 100
+    looks = {
+        "length of A": drawn.lengths_B2[:, 0],
+        "length of B": drawn.lengths_B2[:, 1],
+        "begins a document": np.isin(starts_B, stream.starts),
+        "begins a sentence": np.isin(starts_B, sentences),
+        "ends a sentence": np.isin(ends_B, sentences) | np.isin(ends_B + 1, stream.starts),
+        "ends a document": np.isin(ends_B + 1, stream.starts),
+    }
+    for name, look in looks.items():
+        changed, written = (look[drawn.labels_B == label].astype(float) for label in (CHANGED, AS_WRITTEN))
+        error = np.sqrt(changed.var() / len(changed) + written.var() / len(written))
+        assert abs(changed.mean() - written.mean()) <= 4 * error, name
+
+
+def test_chunks_meet_any_others_of_their_kind_alike_but_of_other_documents() -> None:
+    text: Text = [[5] * 40, *[[6]] * 40, *[[3, 3]] * 40]  # many sentences, one, two
     _, samples = pairs_of(text, room=12)
-    own = samples.samples_of(0)
-    chosen = np.resize(own, 40_000)
-    drawn = samples.draw(chosen, np.arange(len(chosen)))
-    partners = drawn.documents_B2[drawn.labels_B == CHANGED, 1]
-    counts = np.bincount(partners, minlength=41)
-    assert counts[0] == 0
-    expected = len(partners) / 40
-    assert (abs(counts[1:] - expected) < 5 * np.sqrt(expected)).all()
+    met = np.zeros((81, 81), dtype=np.int64)
+    for epoch in range(400):
+        drawn = drawn_in(samples, epoch)
+        changed = drawn.documents_B2[drawn.labels_B == CHANGED]
+        np.add.at(met, (changed[:, 0], changed[:, 1]), 1)
+    assert np.array_equal(met, met.T), "two exchange"
+    assert not met.diagonal().any()
+    assert not met[1:41, 41:].any(), "halves of a sentence would tell themselves from whole ones"
+    assert not met[0, 1:41].any()
+    among_singles = met[1:41, 1:41][~np.eye(40, dtype=np.bool_)]
+    expected = 400 / 39 / 2
+    assert abs(among_singles.mean() - expected) < 0.5
+    assert among_singles.max() < 5 * expected
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -246,14 +285,9 @@ def test_the_positions_of_a_document_are_those_whose_pieces_name_it(kind: PairKi
     loader = loader_of(samples)
     end = 3 * samples.num_samples - 5
     pieces = loader.fetch(np.arange(end)).pieces()
-    own = loader.corpora[0].order.samples_at(np.arange(end))
     for document in range(30):
         told = set(loader.positions_of(0, document, end).tolist())
-        # A chunk's own document counts even where its second part was replaced.
-        assert told >= set(pieces.rows_P[pieces.documents_P == document].tolist())
-        assert told == set(pieces.rows_P[pieces.documents_P == document].tolist()) | set(
-            np.flatnonzero(np.isin(own, samples.samples_of(document))).tolist()
-        )
+        assert told == set(pieces.rows_P[pieces.documents_P == document].tolist())
 
 
 def test_the_plan_is_kept_and_made_again_where_it_is_of_another_room_or_damaged(tmp_path: Path) -> None:
@@ -261,7 +295,7 @@ def test_the_plan_is_kept_and_made_again_where_it_is_of_another_room_or_damaged(
     path = tmp_path / ".packing" / "train.npz"
     made = load_or_make_plan(stream, 12, path)
     kept = load_or_make_plan(stream, 12, path)
-    for name in ("starts_C", "lengths_C", "documents_C"):
+    for name in ("starts_C", "lengths_C", "documents_C", "singles"):
         assert np.array_equal(getattr(made, name), getattr(kept, name))
     other = load_or_make_plan(stream, 9, path)
     assert len(other.starts_C) > len(made.starts_C)
@@ -276,7 +310,7 @@ def test_many_documents_are_cut_as_few_are(monkeypatch: pytest.MonkeyPatch) -> N
     whole = make_plan(stream, 7)
     monkeypatch.setattr("launcher.samples.chunks.BLOCK_DOCUMENTS", 3)
     parts = make_plan(stream, 7)
-    for name in ("starts_C", "lengths_C", "documents_C"):
+    for name in ("starts_C", "lengths_C", "documents_C", "singles"):
         assert np.array_equal(getattr(whole, name), getattr(parts, name))
 
 
