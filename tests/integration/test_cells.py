@@ -33,6 +33,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "mlm, words": ("bert", {"kind": "mlm", "unit": "word"}),
     "mlm, n-grams": ("bert", {"kind": "mlm", "unit": "ngram"}),
     "mlm, spans": ("bert", {"kind": "mlm", "unit": "span"}),
+    "mlm, next sentence": ("bert", {"kind": "mlm", "sentence_pairs": "nsp"}),
+    "mlm, sentence order": ("albert", {"kind": "mlm", "sentence_pairs": "sop"}),
     "clm, middle filled in": ("llama", {"kind": "clm", "fim_share": 0.5}),
     "mixture": ("llama", {"kind": "mixture", "parts": [{"kind": "clm"}, {"kind": "prefix", "head": "causal"}]}),
 }
@@ -68,8 +70,8 @@ COVERING = covering(TABLE)
 
 @pytest.fixture(scope="session")
 def rich_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards that serve every objective: words are marked, and the tokenizer has every special token."""
-    return tiny.make_shards(tmp_path_factory.mktemp("rich"), kind="bpe", words=True)
+    """Shards that serve every objective: words and sentences are told, and the tokenizer has every special token."""
+    return tiny.make_shards(tmp_path_factory.mktemp("rich"), kind="bpe", words=True, sentences=True)
 
 
 def recipe_of(cell: Cell, shards: Path, runs: Path) -> dict[str, Any]:
@@ -78,8 +80,9 @@ def recipe_of(cell: Cell, shards: Path, runs: Path) -> dict[str, Any]:
     attention = "eager" if family in ONLY_EAGER else "sdpa"
     model = {"family": family, "attention": attention, **NUMBERS, "config": CONFIGS[family][1]}
     tree = tiny.recipe_tree("clm", shards, runs, objective=section, model=model)
-    # A third axis for nothing: documents of a row see each other in half of the cells.
-    tree["data"] |= {"packing": "bestfit", "documents": "apart"} if (len(name) + len(family) + stage) % 2 else {}
+    # A fourth axis for nothing: documents of a row see each other in half of the cells. (A pair is a row of its own.)
+    if (len(name) + len(family) + stage) % 2 and "sentence_pairs" not in section:
+        tree["data"] |= {"packing": "bestfit", "documents": "apart"}
     return tree
 
 
