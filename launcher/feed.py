@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.config.batch import BatchPlan
-from launcher.config.recipe import CorpusConfig, DataConfig, MaskedObjective, Recipe
+from launcher.config.objectives import MaskedObjective
+from launcher.config.recipe import CorpusConfig, DataConfig, Recipe
 from launcher.engine.records import Arrays, EvalBatch, StepBatch
 from launcher.errors import ShardError, TokenizerError
 from launcher.objectives.base import IGNORE_INDEX, Objective

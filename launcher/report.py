@@ -8,7 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from launcher.config.recipe import Head, Recipe
+from launcher.config.objectives import Head
+from launcher.config.recipe import Recipe
 
 ASK: dict[Head, tuple[str, str]] = {
     "masked": ("fill", "人民[MASK]院"),

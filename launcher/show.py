@@ -13,7 +13,7 @@ from rich.text import Text
 from tokenizers import Tokenizer
 
 from launcher.config.loading import load_recipe
-from launcher.config.recipe import (
+from launcher.config.objectives import (
     Head,
     MixedObjective,
     ObjectiveConfig,

@@ -15,7 +15,8 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from launcher.config.recipe import Head, ModelConfig
+from launcher.config.objectives import Head
+from launcher.config.recipe import ModelConfig
 from launcher.errors import ModelError, did_you_mean
 from launcher.shards.manifest import TokenizerInfo
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launcher.config.recipe import (
+from launcher.config.objectives import (
     CausalObjective,
     MaskedObjective,
     MixedObjective,

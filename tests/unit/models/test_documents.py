@@ -9,7 +9,8 @@ import pytest
 import torch
 from families import FAMILIES, NUMBERS, ONLY_EAGER
 
-from launcher.config.recipe import Head, ModelConfig
+from launcher.config.objectives import Head
+from launcher.config.recipe import ModelConfig
 from launcher.engine.loss import IGNORE_INDEX
 from launcher.errors import ModelError
 from launcher.models.build import build_model

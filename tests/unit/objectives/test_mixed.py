@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from raw_rows import RawRows
 
-from launcher.config.recipe import (
+from launcher.config.objectives import (
     CausalPart,
     MaskedPart,
     MixedObjective,
