@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from statistics import mean
@@ -104,10 +106,17 @@ def test_the_loss_of_a_cell_falls(cell: Cell, rich_shards: Path, tmp_path: Path)
     assert before - after > LEAST_FALL
 
 
+@cache
+def commit() -> str:
+    """The commit that is measured."""
+    command = ["git", "rev-parse", "--short=10", "HEAD"]
+    return subprocess.run(command, check=True, capture_output=True, text=True, cwd=RECORD.parent).stdout.strip()
+
+
 def write_record(cell: Cell, before: float, after: float) -> None:
     """`make test-all` keeps what it measured."""
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    record[", ".join(map(str, cell))] = {"loss": [round(before, 3), round(after, 3)]}
+    record[", ".join(map(str, cell))] = {"loss": [round(before, 3), round(after, 3)], "commit": commit()}
     RECORD.write_text(json.dumps(dict(sorted(record.items())), indent=1) + "\n")
 
 
