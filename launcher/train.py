@@ -19,7 +19,6 @@ if __name__ in ("__main__", "__mp_main__"):
 
 import json
 import logging
-import shlex
 import shutil
 import traceback
 from collections.abc import Sequence
@@ -48,14 +47,11 @@ from launcher.errors import (
     EXIT_OURS,
     CheckpointError,
     LauncherError,
-    ShardError,
-    TokenizerError,
 )
 from launcher.feed import Data, bytes_per_token, open_data, step_batches, validation_batches, wasted
 from launcher.objectives.base import longest_sequence
 from launcher.plan.flops import flops_per_token, peak_flops
-from launcher.prepare.quickstart import QUICKSTART_FOLDER, prepare_quickstart
-from launcher.prepare.tokenizer import load_tokenizer
+from launcher.prepare.ready import check_tokenizer, ensure_shards
 from launcher.report import show_summary
 from launcher.samples.cursor import Cursor
 
@@ -122,7 +118,7 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place) -> None:
     else:
         device = join(place)
         data = open_data(recipe)
-        check_tokenizer(recipe, data)
+        check_tokenizer(recipe, data.tokenizer)
         for line in wasted(data):
             console.print(f"note: {line}", highlight=False, soft_wrap=True)
         precision = settle_precision(recipe)
@@ -165,49 +161,6 @@ def refuse_other_recipe(recipe: Recipe, checkpoint: Path) -> None:
             str(checkpoint),
             f"take the change back, give the run another name (name=…), or delete {recipe.run_folder}",
         )
-
-
-def ensure_shards(loaded: LoadedRecipe, console: Console) -> None:
-    """See that the shards are there; the quick start's are made on the spot.
-
-    Raises:
-        ShardError: They are not; the fix is the command that prepares them.
-    """
-    data, quickstart = loaded.recipe.data, QUICKSTART_FOLDER / "shards"
-    if loaded.is_quickstart and data.shards == quickstart:
-        prepare_quickstart(QUICKSTART_FOLDER, console=console)
-        return
-    for corpus in data.corpora.values():
-        if (corpus.shards / "manifest.json").is_file():
-            continue
-        text = " ".join(shlex.quote(path) for path in data.corpus) or "CORPUS"
-        tokenizer = shlex.quote(str(data.tokenizer)) if data.tokenizer else "DIR"
-        fix = f"pretrain prepare {text} --tokenizer {tokenizer} --out {shlex.quote(str(corpus.shards))}"
-        if corpus.shards == quickstart:
-            fix += "\n         or, where corpus and tokenizer are missing too: pretrain quickstart"
-        elif data.tokenizer is not None and not data.tokenizer.is_dir():
-            fix += f"\n         after: pretrain tokenizer {text} --kind wordpiece --vocab-size N --out {tokenizer}"
-        raise ShardError("there are no shards here yet", str(corpus.shards), fix)
-
-
-def check_tokenizer(recipe: Recipe, data: Data) -> None:
-    """Hold the recipe's tokenizer, where it is on this machine, against the one the shards were made with.
-
-    Raises:
-        TokenizerError: They differ, so the ids in the shards mean other words.
-    """
-    given = recipe.data.tokenizer
-    if given is not None and given.is_dir() and load_tokenizer(given).info.sha256 != data.tokenizer.sha256:
-        raise TokenizerError(
-            f"the tokenizer {given} is not the one the shards were made with",
-            "data.tokenizer",
-            f"use {tokenizer_folder(recipe)}, or prepare the shards again with {given}",
-        )
-
-
-def tokenizer_folder(recipe: Recipe) -> Path:
-    """The tokenizer beside the shards; that of any corpus, since all have the same."""
-    return next(iter(recipe.data.corpora.values())).shards / "tokenizer"
 
 
 def join(place: Place) -> str:
@@ -336,7 +289,7 @@ def keep_inputs(recipe: Recipe, ds_config: dict[str, Any], rank: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(resolved_yaml(recipe), encoding="utf-8")
         (folder / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
-        shutil.copytree(tokenizer_folder(recipe), folder / "tokenizer", dirs_exist_ok=True)
+        shutil.copytree(recipe.data.tokenizer_folder, folder / "tokenizer", dirs_exist_ok=True)
 
 
 def run_steps(recipe: Recipe, engine: Any, data: Data, plan: BatchPlan, progress: Progress, console: Console) -> None:

@@ -93,6 +93,11 @@ class DataConfig(Record):
         return {self.shards.name: CorpusConfig(shards=self.shards, exclude=self.exclude)}
 
     @property
+    def tokenizer_folder(self) -> Path:
+        """The tokenizer beside the shards; that of any corpus, since all have the same."""
+        return next(iter(self.corpora.values())).shards / "tokenizer"
+
+    @property
     def keeps_documents_apart(self) -> bool:
         """Whether a row may hold several documents that do not see each other."""
         return self.documents == "apart" and self.packing != "pad"
