@@ -125,8 +125,9 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place) -> None:
         ds_config = ds.resolve_ds_config(ds_file, recipe, plan, precision)
         config = configure(recipe, data)
         tell_new_tokens(recipe, config, console)
+        model = build(recipe, config, ds_config, device)
         keep_log(recipe, place.rank)  # the run's folder begins here: whatever the user can mend was told before
-        engine = start(recipe, config, ds_config, device)
+        engine = start(recipe, model, ds_config)
         progress = resume(recipe, engine, data, precision, console)
         keep_inputs(recipe, ds_config, place.rank)
         run_steps(recipe, engine, data, plan, progress, console)
@@ -228,27 +229,35 @@ def keep_log(recipe: Recipe, rank: int) -> None:
     logging.captureWarnings(True)
 
 
-def start(recipe: Recipe, config: Any, ds_config: dict[str, Any], device: str) -> Any:
-    """Build the model and hand it to DeepSpeed; returns the engine."""
-    from launcher.engine.start import start_engine
-    from launcher.models.build import build_model
-    from launcher.models.initial import seed_dropout
+def build(recipe: Recipe, config: Any, ds_config: dict[str, Any], device: str) -> Any:
+    """The model of the run, ready for DeepSpeed.
 
-    seed = recipe.train.seed
-    model = build_model(
+    Raises:
+        ModelError: It cannot be built as the recipe wants it, or not here.
+    """
+    from launcher.models.build import build_model
+
+    return build_model(
         config,
         recipe.model,
         recipe.objective.head,
-        seed=seed,
+        seed=recipe.train.seed,
         documents_apart=recipe.data.keeps_documents_apart,
         micro_batch_tokens=ds_config["train_micro_batch_size_per_gpu"] * targets_per_sample(recipe),
         ds_config=ds_config,
         device=device,
     )
+
+
+def start(recipe: Recipe, model: Any, ds_config: dict[str, Any]) -> Any:
+    """Hand the model to DeepSpeed; returns the engine."""
+    from launcher.engine.start import start_engine
+    from launcher.models.initial import seed_dropout
+
     engine = start_engine(model, recipe.optim, ds_config)
     if recipe.model.compile:
         engine.compile()
-    seed_dropout(seed, engine.global_rank)
+    seed_dropout(recipe.train.seed, engine.global_rank)
     return engine
 
 

@@ -106,11 +106,18 @@ def build_model(
         built.score_names = ("prediction_logits", PAIR_SCORES[head])
     if head == "masked" or head in PAIR_SCORES:
         predict_only_places(built)
-    if model.chunked_loss == "on" or (model.chunked_loss == "auto" and worth_chunking(built, micro_batch_tokens)):
+    if _wants_chunks(built, model, micro_batch_tokens, fp16=bool((ds_config or {}).get("fp16", {}).get("enabled"))):
         compute_loss_in_output_layer(built)
     watch_routers(built, model)
     built.train()
     return built
+
+
+def _wants_chunks(built: PreTrainedModel, model: ModelConfig, tokens: int, *, fp16: bool) -> bool:
+    if fp16 and model.chunked_loss == "on":  # its gradients are made before the loss is scaled
+        fix = "use model.chunked_loss=off, or train.precision=bf16"
+        raise ModelError("the chunked loss cannot scale its gradients for fp16", "model.chunked_loss", fix)
+    return model.chunked_loss == "on" or (model.chunked_loss == "auto" and not fp16 and worth_chunking(built, tokens))
 
 
 def _load(

@@ -30,12 +30,49 @@ TABLE: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
     "masked objective on a decoder": (
         {"model": {"family": "gpt2"}},
         [],
-        ["gpt2 cannot be trained with mlm", "bert, roberta, modernbert"],
+        ["gpt2 cannot be trained with an objective for masked language modelling", "bert, roberta, modernbert"],
     ),
     "next tokens on an encoder": (
         {"objective": {"kind": "clm"}, "model": {"family": "bert"}},
         [],
         ["sees the tokens on its right", "use mlm, or a decoder"],
+    ),
+    "next tokens on an encoder-decoder": (
+        {"objective": {"kind": "clm"}, "model": {"family": "t5"}},
+        [],
+        ["t5 cannot be trained with an objective for next-token prediction", "gpt2, llama, qwen3"],
+    ),
+    "a decoder's text longer than its positions": (
+        {
+            "objective": {"kind": "span", "density": 0.6},
+            "model": {"family": "bart", "hidden_size": 32, "num_attention_heads": 2, "max_position_embeddings": 24},
+        },
+        [],
+        ["tokens are longer than the model's 24 positions", "what a decoder writes counts too"],
+    ),
+    "more spans than sentinels": (
+        {"data__seq_len": 4000, "objective": {"kind": "span"}, "model": {"family": "t5"}},
+        [],
+        ["needs 222 sentinel tokens, and the tokenizer has 100", "longer spans or a shorter sequence"],
+    ),
+    "documents apart where a state goes on": (
+        {
+            "data__documents": "apart",
+            "objective": {"kind": "clm"},
+            "model": {"family": "mamba", "hidden_size": 32, "num_hidden_layers": 1, "attention": "eager"},
+        },
+        [],
+        ["layers of mamba carry a state from document to document", "use data.documents=joined"],
+    ),
+    "experts of a dense model": (
+        {"objective": {"kind": "clm"}, "model": {"family": "gpt2", "experts": "grouped_mm"}},
+        [],
+        ["gpt2 has no experts", "model.experts"],
+    ),
+    "words that the shards do not tell": (
+        {"objective": {"kind": "mlm", "unit": "word"}},
+        [],
+        ["which tokens continue a word", "prepare them again with --words"],
     ),
     "longer than positions that begin behind the padding": (
         {"model": {"family": "roberta", "hidden_size": 32, "num_attention_heads": 2, "max_position_embeddings": 24}},

@@ -68,7 +68,8 @@ def begin(program: dict[str, Any], arguments: list[str]) -> tuple[Any, Any, Any]
     data = program["open_data"](recipe)
     file = program["ds"].load_ds_config(options.ds_config)
     config = program["ds"].resolve_ds_config(file, recipe, plan, recipe.train.precision)
-    return recipe, data, program["start"](recipe, program["configure"](recipe, data), config, device)
+    model = program["build"](recipe, program["configure"](recipe, data), config, device)
+    return recipe, data, program["start"](recipe, model, config)
 
 
 def exported_logits(folder: str, head: str, inputs: dict[str, Any]) -> Any:

@@ -109,6 +109,13 @@ def test_auto_takes_chunks_where_scores_are_large_and_the_last_word() -> None:
     assert not worth_chunking(capped, large)  # type: ignore[arg-type]
 
 
+def test_fp16_has_its_losses_whole() -> None:
+    record = ModelConfig.model_validate({"family": "llama", **NUMBERS, "chunked_loss": "on"})
+    config = build_config(record, "causal", jobs.tokenizer_info(), 16)
+    with pytest.raises(ModelError, match=r"cannot scale its gradients for fp16[\s\S]*precision=bf16"):
+        build_model(config, record, "causal", seed=3, ds_config={"fp16": {"enabled": True}})
+
+
 def test_a_model_that_changes_its_scores_is_told_so() -> None:
     with pytest.raises(ModelError, match="bart changes its scores behind the output layer"):
         build("seq2seq", "bart", {}, "on")
