@@ -92,8 +92,14 @@ def build_model(
             fix = "use model.attention=eager, or sdpa where it is supported"
             raise ModelError(first_sentence, "model.attention", fix) from None
         raise ModelError(f"transformers cannot build this model: {first_sentence}", "model") from None
-    half = any((ds_config or {}).get(key, {}).get("enabled") for key in ("bf16", "torch_autocast"))
-    choose_experts(built, model, device=device, half=half)
+    enabled = {key for key in ("bf16", "fp16", "torch_autocast") if (ds_config or {}).get(key, {}).get("enabled")}
+    choose_experts(
+        built,
+        model,
+        device=device,
+        half=bool(enabled & {"bf16", "torch_autocast"}),
+        weight_bytes=2 if enabled & {"bf16", "fp16"} else 4,
+    )
     if stage == 3:
         gather_routed_blocks_whole(built)
     if model.activation_checkpointing:

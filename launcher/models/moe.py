@@ -23,6 +23,10 @@ MEGABLOCKS_INSTALL = (
 )
 
 
+GROUPED_MM_ALIGNMENT = 16
+"""Bytes that every row of its matrices must be a multiple of (torch 2.13: "strides should be multiple of 16 bytes")."""
+
+
 def gather_routed_blocks_whole(model: PreTrainedModel) -> None:
     """Tell ZeRO-3 to gather the blocks that route as one; a dense model stays as it is.
 
@@ -37,14 +41,15 @@ def gather_routed_blocks_whole(model: PreTrainedModel) -> None:
         set_z3_leaf_modules(model, leaves)
 
 
-def choose_experts(model: PreTrainedModel, record: ModelConfig, *, device: str, half: bool) -> None:
+def choose_experts(model: PreTrainedModel, record: ModelConfig, *, device: str, half: bool, weight_bytes: int) -> None:
     """Set how the experts of a model are computed; their parameters, names and shapes stay transformers' own.
 
     Args:
-        model: As transformers built it.
+        model: As transformers built it, whole or partitioned.
         record: The recipe's model section.
         device: What it will run on.
         half: Whether it will compute in bf16.
+        weight_bytes: Of one weight, as it will be held in the forward pass.
 
     Raises:
         ModelError: A way is named that the model has no use for, or that cannot compute it.
@@ -53,8 +58,10 @@ def choose_experts(model: PreTrainedModel, record: ModelConfig, *, device: str, 
     has_experts = bool(routed_blocks(model))
     can_choose = has_experts and model._can_set_experts_implementation()
     if record.experts == "auto":
-        # transformers' own choice: grouped matmul where torch and the family have it (128 tokens of a Mixtral block on
-        # a CPU: 28 ms, one expert after the other 712 ms), else one after the other.
+        # transformers' own choice is grouped matmul where the family has it (128 tokens of a Mixtral block on a CPU:
+        # 28 ms, one expert after the other 712 ms). It does not look at the shapes.
+        if can_choose and not _fits_grouped_mm(model, weight_bytes):
+            model.set_experts_implementation("eager")
         return
     if not has_experts:
         raise ModelError(f"{model.config.model_type} has no experts", "model.experts", "delete it from the recipe")
@@ -65,6 +72,13 @@ def choose_experts(model: PreTrainedModel, record: ModelConfig, *, device: str, 
             f"transformers computes the experts of {model.config.model_type} one after the other only",
             "model.experts",
             "use model.experts=auto",
+        )
+    if record.experts == "grouped_mm" and not _fits_grouped_mm(model, weight_bytes):
+        raise ModelError(
+            f"grouped matmul takes widths that are multiples of {GROUPED_MM_ALIGNMENT // weight_bytes} at "
+            f"{weight_bytes} bytes a weight, and the experts of this model are of others",
+            "model.experts",
+            "use model.experts=auto, or other widths",
         )
     if record.experts == "megablocks":
         _check_megablocks(model, device=device, half=half)
@@ -110,6 +124,18 @@ def megablocks_experts(
         out_NH = gmm(experts._apply_gate(gate_up_NG), experts.down_proj.to(dtype), counts_E, trans_b=True)
         out_TH = ops.scatter(out_NH, indices_N, bin_ids_N, weights_TK.flatten(), bins_E, num_chosen)
     return out_TH.to(hidden_TH.dtype)  # type: ignore[no-any-return]
+
+
+def _fits_grouped_mm(model: PreTrainedModel, weight_bytes: int) -> bool:
+    """Whether torch's grouped matmul takes the experts' matrices, either way up (the backward pass turns them)."""
+    widths = {
+        width
+        for block in routed_blocks(model)
+        for weight in block.parameters()
+        if len(shape := getattr(weight, "ds_shape", weight.shape)) == 3
+        for width in shape[1:]
+    }
+    return all(width * weight_bytes % GROUPED_MM_ALIGNMENT == 0 for width in widths)
 
 
 def _matmul_dtype(parameter: torch.Tensor, hidden: torch.Tensor) -> torch.dtype:

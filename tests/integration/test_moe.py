@@ -31,6 +31,61 @@ def test_every_way_to_compute_experts_gives_the_same(family: str) -> None:
             torch.testing.assert_close(other_grads[name], grad, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("family", moe_jobs.FAMILIES)
+def test_in_bf16_every_way_is_as_near_to_fp32_as_one_expert_after_the_other(family: str) -> None:
+    model, ids = moe_jobs.FAMILIES[family], moe_jobs.tokens(4)
+
+    def step(way: str, *, half: bool) -> dict[str, torch.Tensor]:
+        built = moe_jobs.build(model, ds_config=moe_jobs.BF16 if half else None, experts=way)
+        moe_jobs.set_apart(built)
+        loss, logits, grads = moe_jobs.step_of(built.bfloat16() if half else built, ids)
+        return {"loss": torch.tensor(loss), "logits": logits, **grads}
+
+    exact, eager = step("eager", half=False), step("eager", half=True)
+    for way in ("auto", "grouped_mm", "batched_mm"):
+        for name, value in step(way, half=True).items():
+            assert value.dtype in (torch.bfloat16, torch.float32)
+            scale = float(exact[name].abs().max())
+            off = float((value - exact[name]).abs().max()) / scale
+            eager_off = float((eager[name] - exact[name]).abs().max()) / scale
+            assert off < 2 * eager_off + 0.01, (way, name, off, eager_off)
+
+
+WIDTHS = [
+    (24, 32, False, "grouped_mm"),  # rows of 96 and 128 bytes
+    (24, 32, True, "grouped_mm"),
+    (12, 32, False, "grouped_mm"),
+    (12, 32, True, "eager"),  # 24 bytes
+    (13, 32, False, "eager"),
+    (24, 36, False, "grouped_mm"),
+    (24, 36, True, "eager"),  # 72 bytes
+    (24, 30, False, "eager"),
+]
+
+
+@pytest.mark.parametrize(("expert_width", "width", "half", "expected"), WIDTHS)
+def test_widths_that_grouped_matmul_does_not_take_are_computed_without_it(
+    expert_width: int, width: int, half: bool, expected: str
+) -> None:
+    olmoe = moe_jobs.FAMILIES["olmoe"]
+    model = {**olmoe, "hidden_size": width, "num_attention_heads": 1, "num_key_value_heads": 1}
+    model["intermediate_size"] = expert_width
+    ds_config = moe_jobs.BF16 if half else None
+    built = moe_jobs.build(model, ds_config=ds_config)
+    assert built.config._experts_implementation == expected
+    loss, _, _ = moe_jobs.step_of(built.bfloat16() if half else built, moe_jobs.tokens())
+    assert loss == pytest.approx(4.6, abs=0.2)  # log 96
+    if expected == "eager":
+        with pytest.raises(ModelError) as caught:
+            moe_jobs.build(model, ds_config=ds_config, experts="grouped_mm")
+        assert str(caught.value).split("\n") == [
+            f"ModelError: grouped matmul takes widths that are multiples of {8 if half else 4} at {2 if half else 4} "
+            "bytes a weight, and the experts of this model are of others",
+            "  where: model.experts",
+            "  fix:   use model.experts=auto, or other widths",
+        ]
+
+
 def test_experts_are_computed_by_grouped_matmul_where_that_is_possible() -> None:
     assert moe_jobs.build(moe_jobs.FAMILIES["mixtral"]).config._experts_implementation == "grouped_mm"
     assert moe_jobs.build(moe_jobs.FAMILIES["mixtral"], experts="eager").config._experts_implementation == "eager"

@@ -36,23 +36,32 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "config": {"num_experts": 8, "num_experts_per_tok": 2, "norm_topk_prob": False},
     },
 }
+BF16 = {"bf16": {"enabled": True}}
 DENSE = {**NUMBERS, "family": "llama", "intermediate_size": 48}
 
 
-def build(model: dict[str, Any], device: str = "cpu", **changes: Any) -> Any:
-    """A model of 96 tokens and its weights, as a run without DeepSpeed has them."""
+def build(model: dict[str, Any], device: str = "cpu", ds_config: dict[str, Any] | None = None, **changes: Any) -> Any:
+    """A model of 96 tokens and its weights, as a run without DeepSpeed has them; `ds_config` tells the precision."""
     from launcher.config.recipe import ModelConfig
     from launcher.models.build import build_model
     from launcher.models.configuration import build_config
 
     record = ModelConfig.model_validate({**model, **changes})
     config = build_config(record, "causal", jobs.tokenizer_info(), 16)
-    return build_model(config, record, "causal", seed=5, device=device)
+    return build_model(config, record, "causal", seed=5, ds_config=ds_config, device=device)
 
 
 def tokens(num_rows: int = 2, seed: int = 0) -> torch.Tensor:
     """Random ids of that vocabulary, int64 [B, 16]."""
     return torch.randint(15, 96, (num_rows, 16), generator=torch.Generator().manual_seed(seed))
+
+
+def set_apart(model: Any) -> None:
+    """Move experts and routers far from each other: a wrong expert shows."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "experts" in name or "gate" in name:
+                parameter.mul_(10)
 
 
 def step_of(model: Any, ids_BS: torch.Tensor) -> tuple[float, torch.Tensor, dict[str, torch.Tensor]]:
@@ -73,10 +82,7 @@ def megablocks_against_transformers(model: dict[str, Any]) -> dict[str, float]:
 
     torch.set_num_threads(1)
     built, ids = build(model, experts="eager"), tokens()
-    with torch.no_grad():
-        for name, parameter in built.named_parameters():
-            if "experts" in name or "gate" in name:
-                parameter.mul_(10)  # far from each other: a wrong expert would show
+    set_apart(built)
     names = list(built.state_dict())
     loss, logits, grads = step_of(built, ids)
     ALL_EXPERTS_FUNCTIONS.register("megablocks", megablocks_experts)
@@ -101,7 +107,7 @@ def megablocks_on_a_gpu(model: dict[str, Any]) -> dict[str, float]:
     built, ids = build(model, experts="eager").cuda().bfloat16(), tokens().cuda()
     loss, logits, grads = step_of(built, ids)
     record = ModelConfig.model_validate({**model, "experts": "megablocks"})
-    choose_experts(built, record, device="cuda", half=True)
+    choose_experts(built, record, device="cuda", half=True, weight_bytes=2)
     other_loss, other_logits, other_grads = step_of(built, ids)
     return {
         "loss": abs(other_loss - loss),
