@@ -1,10 +1,11 @@
 """How a block's experts are computed: transformers' own ways, or MegaBlocks' dropless one on the same parameters.
 
-T: tokens   K: experts of a token   N: T * K   E: experts   H: width   F: width of an expert
+T: tokens   K: experts of a token   N: T * K   E: experts   H: width   F: width of an expert   G: 2 * F
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ MEGABLOCKS_INSTALL = (
 )
 
 
+MEGABLOCKS_MLP = ("w1", "v1", "w2")
+"""MegaBlocks' names of an expert's gate, up and down projection."""
 GROUPED_MM_ALIGNMENT = 16
 """Bytes that every row of its matrices must be a multiple of (torch 2.13: "strides should be multiple of 16 bytes")."""
 
@@ -92,8 +95,8 @@ def megablocks_experts(
     """MegaBlocks' dropless computation of a transformers experts module: sort by expert, two grouped matmuls, unsort.
 
     The same ops in the same order as `megablocks.layers.dmoe` with `mlp_type="glu"`, `mlp_impl="grouped"`, but on the
-    module's own parameters: gate and up projection are one matrix [E, 2F, H] there and take one matmul. In MegaBlocks'
-    names w1 is gate_up_proj[:, :F], v1 is gate_up_proj[:, F:] and w2 is down_proj.transpose(1, 2), each as [E * F, H].
+    module's own parameters (`to_megablocks` tells their names there): gate and up projection are one matrix [E, 2F, H]
+    and take one matmul.
 
     Args:
         experts: With `gate_up_proj` [E, 2F, H], `down_proj` [E, H, F] and `_apply_gate`.
@@ -124,6 +127,45 @@ def megablocks_experts(
         out_NH = gmm(experts._apply_gate(gate_up_NG), experts.down_proj.to(dtype), counts_E, trans_b=True)
         out_TH = ops.scatter(out_NH, indices_N, bin_ids_N, weights_TK.flatten(), bins_E, num_chosen)
     return out_TH.to(hidden_TH.dtype)  # type: ignore[no-any-return]
+
+
+def to_megablocks(block: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of a transformers block as a `megablocks.layers.dmoe.dMoE` names and shapes them.
+
+    A run does without: it computes on transformers' own parameters. This is for weights that go to, or come from, a
+    program built on MegaBlocks.
+
+    Args:
+        block: `gate.weight` [E, H], `experts.gate_up_proj` [E, 2F, H], `experts.down_proj` [E, H, F]: the state of a
+            Mixtral, Qwen3-MoE or OLMoE block.
+
+    Returns:
+        `router.layer.weight` [E, H] and `experts.mlp.w1` (gate), `.v1` (up), `.w2` (down), each [E * F, H]: the state
+        of a dMoE with `mlp_type="glu"` and without bias.
+    """
+    gate_up_EGH, down_EHF = block["experts.gate_up_proj"], block["experts.down_proj"]
+    gate_EFH, up_EFH = gate_up_EGH.chunk(2, dim=1)
+    return {
+        "router.layer.weight": block["gate.weight"],
+        "experts.mlp.w1": gate_EFH.flatten(0, 1),
+        "experts.mlp.v1": up_EFH.flatten(0, 1),
+        "experts.mlp.w2": down_EHF.transpose(1, 2).flatten(0, 1),
+    }
+
+
+def from_megablocks(block: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights of a MegaBlocks dMoE as a transformers block names and shapes them: the inverse of `to_megablocks`.
+
+    Args:
+        block: What `to_megablocks` returns.
+    """
+    num_experts, hidden = block["router.layer.weight"].shape
+    gate_EFH, up_EFH, down_EFH = (block[f"experts.mlp.{name}"].view(num_experts, -1, hidden) for name in MEGABLOCKS_MLP)
+    return {
+        "gate.weight": block["router.layer.weight"],
+        "experts.gate_up_proj": torch.cat([gate_EFH, up_EFH], dim=1),
+        "experts.down_proj": down_EFH.transpose(1, 2).contiguous(),
+    }
 
 
 def _fits_grouped_mm(model: PreTrainedModel, weight_bytes: int) -> bool:

@@ -119,67 +119,46 @@ def megablocks_on_a_gpu(model: dict[str, Any]) -> dict[str, float]:
 
 
 def _megablocks_own_layer(block: Any) -> dict[str, float]:
-    """The same against MegaBlocks' own layer, its weights mapped from the block's and its gradients mapped back."""
+    """The same against MegaBlocks' own layer and router: weights mapped from the block's, gradients mapped back."""
     from megablocks.layers.arguments import Arguments
-    from megablocks.layers.dmoe import ParallelDroplessMLP
+    from megablocks.layers.dmoe import dMoE
+
+    from launcher.models.moe import from_megablocks, to_megablocks
 
     experts = block.experts
-    num_experts, width, hidden = experts.down_proj.shape[0], experts.down_proj.shape[2], experts.down_proj.shape[1]
-    arguments = Arguments(
-        hidden_size=hidden,
-        ffn_hidden_size=width,
-        moe_num_experts=num_experts,
-        moe_top_k=block.gate.top_k,
-        mlp_type="glu",
-        mlp_impl="grouped",
-        activation_fn=experts.act_fn,
-        bias=False,
-        fp16=False,
-        moe_loss_weight=0.0,
-        device=torch.device("cpu"),
+    num_experts, hidden, width = experts.down_proj.shape
+    normalise = getattr(block.gate, "norm_topk_prob", True)  # Mixtral always does
+    layer = dMoE(
+        Arguments(
+            hidden_size=hidden,
+            ffn_hidden_size=width,
+            moe_num_experts=num_experts,
+            moe_top_k=block.gate.top_k,
+            moe_normalize_expert_weights=1 if normalise else None,
+            mlp_type="glu",
+            mlp_impl="grouped",
+            activation_fn=experts.act_fn,
+            bias=False,
+            fp16=False,
+            moe_loss_weight=0.0,
+            device=torch.device("cpu"),
+        )
     )
-    layer = ParallelDroplessMLP(arguments)
-    w1, v1, w2 = to_megablocks(experts.gate_up_proj.detach(), experts.down_proj.detach())
-    with torch.no_grad():
-        layer.mlp.w1.copy_(w1)
-        layer.mlp.v1.copy_(v1)
-        layer.mlp.w2.copy_(w2)
-    back = to_transformers(layer.mlp.w1, layer.mlp.v1, layer.mlp.w2, num_experts)
-    assert torch.equal(back[0], experts.gate_up_proj)
-    assert torch.equal(back[1], experts.down_proj)
-    hidden_TH = torch.randn(32, hidden, generator=torch.Generator().manual_seed(1))
-    _, weights_TK, chosen_TK = block.gate(hidden_TH)
-    weights_TK = weights_TK.detach()
-    ours = experts(hidden_TH, chosen_TK, weights_TK)
-    theirs = layer(hidden_TH.view(2, 16, hidden), weights_TK, weights_TK, chosen_TK).view(32, hidden)
-    experts.zero_grad()
+    layer.load_state_dict(to_megablocks(block.state_dict()))
+    block.load_state_dict(from_megablocks(layer.state_dict()))
+    hidden_BSH = torch.randn(2, 16, hidden, generator=torch.Generator().manual_seed(1))
+    block.zero_grad()
+    ours, theirs = block(hidden_BSH), layer(hidden_BSH)
     ours.square().sum().backward()
     theirs.square().sum().backward()
-    gate_up, down = to_transformers(layer.mlp.w1.grad, layer.mlp.v1.grad, layer.mlp.w2.grad, num_experts)
-    scale = float(gate_up.abs().max())
+    grads = from_megablocks({name: parameter.grad for name, parameter in layer.named_parameters()})
     return {
-        "their layer": float((ours - theirs).detach().abs().max()),
-        "their gate_up gradient": float((gate_up - experts.gate_up_proj.grad).abs().max()) / scale,
-        "their down gradient": float((down - experts.down_proj.grad).abs().max()) / scale,
+        "their layer": float((ours - theirs).detach().abs().max() / theirs.detach().abs().max()),
+        **{
+            f"their gradient of {name}": float((grads[name] - parameter.grad).abs().max() / grads[name].abs().max())
+            for name, parameter in block.named_parameters()
+        },
     }
-
-
-def to_megablocks(gate_up: torch.Tensor, down: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """transformers' stacked weights as MegaBlocks' w1, v1, w2, each [E * F, H]."""
-    width = down.shape[2]
-    return (
-        gate_up[:, :width].flatten(0, 1),
-        gate_up[:, width:].flatten(0, 1),
-        down.transpose(1, 2).flatten(0, 1),
-    )
-
-
-def to_transformers(
-    w1: torch.Tensor, v1: torch.Tensor, w2: torch.Tensor, num_experts: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """And back: `gate_up_proj` [E, 2F, H] and `down_proj` [E, H, F]."""
-    gate, up, down = (weight.view(num_experts, -1, weight.shape[1]) for weight in (w1, v1, w2))
-    return torch.cat([gate, up], dim=1), down.transpose(1, 2)
 
 
 class OldBlock(torch.nn.Module):
