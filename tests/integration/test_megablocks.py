@@ -20,6 +20,9 @@ PACKAGES = ("megablocks", "stk", "triton")
 # The gate installs them beside the environment, not into it: with Triton there, torch and DeepSpeed act otherwise.
 FOLDER = os.environ.get("MEGABLOCKS_FOLDER", "")
 
+# Of the largest of a tensor; bf16 has eight bits, which eager rounds to after every expert and MegaBlocks once.
+IN_BF16 = 0.05
+
 
 @pytest.fixture(scope="module")
 def differences() -> dict[str, dict[str, float]]:
@@ -49,8 +52,10 @@ def differences() -> dict[str, dict[str, float]]:
 def test_megablocks_equals_transformers_on_a_cpu(family: str, differences: dict[str, dict[str, float]]) -> None:
     found = differences[family]
     assert found.keys() >= {"loss", "logits", "gradients", "their layer", "their gradient of gate.weight"}
-    assert len(found) == 7
-    assert max(found.values()) < 1e-5, found
+    in_bf16 = {name: value for name, value in found.items() if name.startswith("bf16")}
+    assert in_bf16.keys() >= {"bf16 output", "bf16 inputs", "bf16 gate.weight", "bf16 experts.gate_up_proj"}
+    assert max(in_bf16.values()) < IN_BF16, found
+    assert max(value for name, value in found.items() if name not in in_bf16) < 1e-5, found
 
 
 def test_a_machine_without_megablocks_is_told_how_to_install_it() -> None:
@@ -69,5 +74,4 @@ def test_megablocks_equals_transformers_on_a_gpu(family: str) -> None:
         pytest.skip("MegaBlocks' kernels need CUDA")
     pytest.importorskip("megablocks_ops", reason="megablocks is not built for this machine's CUDA")
     (differences,) = run_ranks(moe_jobs.megablocks_on_a_gpu, 1, moe_jobs.FAMILIES[family])
-    # bf16 has eight bits; gradients relative to the largest of their tensor
-    assert max(differences.values()) < 0.05, differences
+    assert max(differences.values()) < IN_BF16, differences

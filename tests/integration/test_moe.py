@@ -5,9 +5,11 @@ from __future__ import annotations
 import moe_jobs
 import pytest
 import torch
+from deepspeed.utils import get_z3_leaf_modules
 from ranks import run_ranks
 
 from launcher.errors import ModelError
+from launcher.models.moe import gather_routed_blocks_whole
 
 
 @pytest.mark.parametrize("kind", ["list", "dict", "stacked"])
@@ -17,6 +19,28 @@ def test_ranks_that_use_different_experts_do_not_wait_for_each_other(kind: str, 
     assert first["experts"] != second["experts"]
     assert first["losses"] == pytest.approx(second["losses"])
     assert first["losses"][2] < first["losses"][0]
+
+
+@pytest.mark.parametrize("family", moe_jobs.FAMILIES)
+def test_families_whose_ranks_use_different_experts_train_at_stage_3_as_at_stage_0(family: str) -> None:
+    model = moe_jobs.FAMILIES[family]
+    whole, partitioned = (run_ranks(moe_jobs.train_family, 2, model, stage) for stage in (0, 3))
+    for first, second in (whole, partitioned):
+        layers = list(zip(first["experts"][0], second["experts"][0], strict=True))
+        assert any(set(one) - set(other) and set(other) - set(one) for one, other in layers)
+    assert partitioned[0]["experts"] == whole[0]["experts"]
+    assert partitioned[0]["losses"] == pytest.approx(whole[0]["losses"], abs=1e-5)
+    assert whole[0]["losses"][2] < whole[0]["losses"][0]
+    # DeepSpeed 0.19.8 itself names Mixtral's and Qwen3-MoE's classes, and not OLMoE's.
+    assert partitioned[0]["num_leaves"] == model["num_hidden_layers"]
+
+
+def test_a_dense_model_has_no_block_to_gather_whole() -> None:
+    dense, mixture = moe_jobs.build(moe_jobs.DENSE), moe_jobs.build(moe_jobs.FAMILIES["mixtral"])
+    for model in (dense, mixture):
+        gather_routed_blocks_whole(model)
+    assert get_z3_leaf_modules(dense) == []
+    assert get_z3_leaf_modules(mixture) == [layer.mlp for layer in mixture.model.layers]
 
 
 @pytest.mark.parametrize("family", moe_jobs.FAMILIES)

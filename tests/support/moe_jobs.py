@@ -96,26 +96,40 @@ def megablocks_against_transformers(model: dict[str, Any]) -> dict[str, float]:
         "logits": float((other_logits - logits).abs().max()),
         "gradients": max(float((other_grads[name] - grads[name]).abs().max()) / scale[name] for name in grads),
         **_megablocks_own_layer(built.model.layers[0].mlp),
+        **{f"bf16 {name}": value for name, value in block_differences_in_bf16(built, "cpu").items()},
     }
 
 
 def megablocks_on_a_gpu(model: dict[str, Any]) -> dict[str, float]:
-    """Largest differences in bf16 between experts computed by MegaBlocks' kernels and by transformers."""
+    """Largest differences in bf16 between a block whose experts MegaBlocks' kernels compute and transformers' own."""
     from launcher.config.recipe import ModelConfig
     from launcher.models.moe import choose_experts
 
-    built, ids = build(model, experts="eager").cuda().bfloat16(), tokens().cuda()
-    loss, logits, grads = step_of(built, ids)
+    built = build(model, experts="eager")
+    set_apart(built)
     record = ModelConfig.model_validate({**model, "experts": "megablocks"})
     choose_experts(built, record, device="cuda", half=True, weight_bytes=2)
-    other_loss, other_logits, other_grads = step_of(built, ids)
-    return {
-        "loss": abs(other_loss - loss),
-        "logits": float((other_logits - logits).abs().max()),
-        "gradients": max(
-            float((other_grads[name] - grads[name]).abs().max() / grads[name].abs().max()) for name in grads
-        ),
-    }
+    return block_differences_in_bf16(built, "cuda")
+
+
+def block_differences_in_bf16(model: Any, device: str) -> dict[str, float]:
+    """Output and gradients of a block, eager and by MegaBlocks, relative to the largest of their tensor.
+
+    Of one block, and not of a model: rounded otherwise, a token of a later layer may go to another expert.
+    """
+    block = model.to(device).bfloat16().model.layers[0].mlp
+    hidden_BSH = torch.randn(2, 16, model.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    found = []
+    for way in ("eager", "megablocks"):
+        model.set_experts_implementation(way)
+        block.zero_grad()
+        inputs_BSH = hidden_BSH.to(device, torch.bfloat16).requires_grad_()
+        output_BSH = block(inputs_BSH)
+        output_BSH.float().square().sum().backward()
+        grads = {name: parameter.grad.clone() for name, parameter in block.named_parameters()}
+        found.append({"output": output_BSH.detach(), "inputs": inputs_BSH.grad, **grads})
+    eager, ours = found
+    return {name: float((ours[name] - value).abs().max() / value.abs().max()) for name, value in eager.items()}
 
 
 def _megablocks_own_layer(block: Any) -> dict[str, float]:
@@ -236,6 +250,48 @@ def train_apart(kind: str, stage: int) -> dict[str, Any]:
         engine.step()
         losses.append(float(gather(torch.tensor([loss.item()], dtype=torch.float64).numpy()).mean()))
     return {"losses": losses, "experts": chosen_T.unique().tolist()}
+
+
+def train_family(model: dict[str, Any], stage: int) -> dict[str, Any]:
+    """Three steps of a family's model, eager experts; each rank reads one token again and again.
+
+    All its positions are alike, so that they go to the same experts, which are others on each rank.
+    """
+    import os
+
+    from deepspeed.utils import get_z3_leaf_modules
+
+    from launcher.cluster.rank import find_place
+    from launcher.config.recipe import ModelConfig, OptimConfig
+    from launcher.engine.process import gather, join_ranks
+    from launcher.engine.start import start_engine
+    from launcher.models.build import build_model
+    from launcher.models.configuration import build_config
+
+    place = find_place(os.environ)
+    join_ranks(place, 1)
+    record = ModelConfig.model_validate({**model, "experts": "eager"})
+    config = build_config(record, "causal", jobs.tokenizer_info(), 16)
+    ds_config = {
+        "train_batch_size": 2,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1_000_000,
+    }
+    built = build_model(config, record, "causal", seed=3, ds_config=ds_config)
+    engine = start_engine(built, OptimConfig(lr=3e-3), ds_config)
+    ids_BS = torch.full((1, 16), 90 if place.rank else 20)
+    losses, experts = [], []
+    for _ in range(3):
+        logits_BSV = engine(input_ids=ids_BS).logits
+        loss = torch.nn.functional.cross_entropy(logits_BSV[:, :-1].flatten(0, 1), ids_BS[:, 1:].flatten())
+        engine.backward(loss)
+        engine.module.routing.losses()
+        load = engine.module.routing.take_load()
+        experts.append([counts_E.nonzero().flatten().tolist() for counts_E in load.values()])
+        engine.step()
+        losses.append(float(gather(torch.tensor([loss.item()], dtype=torch.float64).numpy()).mean()))
+    return {"losses": losses, "experts": experts, "num_leaves": len(get_z3_leaf_modules(engine.module))}
 
 
 def main() -> None:
