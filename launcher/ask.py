@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from launcher.errors import ModelError, UsageError
+from launcher.models.moe import choose_experts_that_fit
 
 MASK_WORD = "[MASK]"
 
@@ -103,6 +104,7 @@ def generate(folder: Path, prompts: list[str], max_new_tokens: int = 40) -> list
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
     else:
         raise ModelError(f"{config.model_type} does not generate text", str(folder), "use `pretrain fill`")
+    choose_experts_that_fit(model, model.dtype.itemsize)
     answers = []
     for prompt in prompts:
         # A causal model was trained on text without special tokens before it; an encoder with the end token behind.

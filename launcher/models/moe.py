@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from deepspeed.utils import set_z3_leaf_modules
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
@@ -39,6 +38,8 @@ def gather_routed_blocks_whole(model: PreTrainedModel) -> None:
     Args:
         model: Partitioned, before DeepSpeed has it.
     """
+    from deepspeed.utils import set_z3_leaf_modules  # seconds, which a model that is only asked does without
+
     leaves = list(dict.fromkeys(type(block) for block in routed_blocks(model)))
     if leaves:
         set_z3_leaf_modules(model, leaves)
@@ -61,10 +62,7 @@ def choose_experts(model: PreTrainedModel, record: ModelConfig, *, device: str, 
     has_experts = bool(routed_blocks(model))
     can_choose = has_experts and model._can_set_experts_implementation()
     if record.experts == "auto":
-        # transformers' own choice is grouped matmul where the family has it (128 tokens of a Mixtral block on a CPU:
-        # 28 ms, one expert after the other 712 ms). It does not look at the shapes.
-        if can_choose and not _fits_grouped_mm(model, weight_bytes):
-            model.set_experts_implementation("eager")
+        choose_experts_that_fit(model, weight_bytes)
         return
     if not has_experts:
         raise ModelError(f"{model.config.model_type} has no experts", "model.experts", "delete it from the recipe")
@@ -87,6 +85,20 @@ def choose_experts(model: PreTrainedModel, record: ModelConfig, *, device: str, 
         _check_megablocks(model, device=device, half=half)
         ALL_EXPERTS_FUNCTIONS.register("megablocks", megablocks_experts)
     model.set_experts_implementation(record.experts)
+
+
+def choose_experts_that_fit(model: PreTrainedModel, weight_bytes: int) -> None:
+    """Compute experts by grouped matmul where family and widths allow it, else one after the other.
+
+    Grouped matmul is transformers' own choice where the family has it (128 tokens of a Mixtral block on a CPU: 28 ms,
+    one expert after the other 712 ms). It does not look at the widths: the first forward pass would fail.
+
+    Args:
+        model: Dense ones stay as they are.
+        weight_bytes: Of one weight, as it is held in the forward pass.
+    """
+    if model._can_set_experts_implementation() and not _fits_grouped_mm(model, weight_bytes):
+        model.set_experts_implementation("eager")
 
 
 def megablocks_experts(

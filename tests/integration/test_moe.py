@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import moe_jobs
 import pytest
 import torch
 from deepspeed.utils import get_z3_leaf_modules
 from ranks import run_ranks
+from transformers import OlmoeConfig, OlmoeForCausalLM
 
+from launcher.ask import generate
 from launcher.errors import ModelError
 from launcher.models.moe import gather_routed_blocks_whole
 
@@ -108,6 +113,14 @@ def test_widths_that_grouped_matmul_does_not_take_are_computed_without_it(
             "  where: model.experts",
             "  fix:   use model.experts=auto, or other widths",
         ]
+
+
+def test_an_exported_mixture_of_such_widths_answers(shards: Path, tmp_path: Path) -> None:
+    shutil.copytree(shards.parent / "tokenizer", tmp_path, dirs_exist_ok=True)
+    numbers = {**moe_jobs.NUMBERS, "intermediate_size": 13, "num_experts": 4, "num_experts_per_tok": 2}
+    OlmoeForCausalLM(OlmoeConfig(vocab_size=200, **numbers)).save_pretrained(tmp_path)
+    (answer,) = generate(tmp_path, ["第1条"], max_new_tokens=3)
+    assert answer.text.startswith("第1条")
 
 
 def test_experts_are_computed_by_grouped_matmul_where_that_is_possible() -> None:
