@@ -334,8 +334,8 @@ def test_a_cut_or_missing_file_is_found_at_open(request_: BuildRequest) -> None:
     [
         pytest.param("{", "cannot be read", id="not JSON"),
         pytest.param("[]", "has version None", id="not an object"),
-        pytest.param('{"format_version": 99}', "has version 99, this program reads 2", id="another version"),
-        pytest.param('{"format_version": 2}', "its own checksum differs", id="a field is missing"),
+        pytest.param('{"format_version": 99}', "has version 99, this program reads 3", id="another version"),
+        pytest.param('{"format_version": 3}', "its own checksum differs", id="a field is missing"),
     ],
 )
 def test_a_damaged_manifest_is_refused(tmp_path: Path, text: str, message: str) -> None:
