@@ -16,14 +16,13 @@ from typing import Any, Literal
 
 import numpy as np
 import xxhash
-from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from launcher.errors import ShardError, did_you_mean
-from launcher.shards.blocks import FIX, GuardedFile, check_size
-from launcher.shards.index import Index
-from launcher.shards.manifest import Manifest, ShardEntry, read_checksums, read_manifest
-from launcher.shards.origins import ORIGIN, Origin
+from launcher.shards.blocks import check_size
+from launcher.shards.manifest import Manifest, read_checksums, read_manifest
+from launcher.shards.origins import Origin
+from launcher.shards.shard import Shard
 
 Verify = Literal["open", "touch", "off"]
 """When blocks are held against their checksums: all of them at opening, each when it is first touched, never."""
@@ -57,7 +56,7 @@ class Split:
         self._sums = read_checksums(folder, manifest)
         self._guard = verify != "off"
         self._dtype = np.dtype(manifest.dtype).newbyteorder("<")
-        self._shards: list[_Shard | None] = [None] * len(self._entries)
+        self._shards: list[Shard | None] = [None] * len(self._entries)
         self._token_starts = np.cumsum([0, *(entry.num_tokens for entry in self._entries)]).tolist()
         self._document_starts = np.cumsum([0, *(entry.num_documents for entry in self._entries)]).tolist()
         self.num_tokens: int = self._token_starts[-1]
@@ -315,102 +314,12 @@ class Split:
             before.append(row)
         return before
 
-    def _shard(self, number: int) -> _Shard:
+    def _shard(self, number: int) -> Shard:
         shard = self._shards[number]
         if shard is None:
-            shard = _Shard(self.folder, self._entries[number], self._sums, self._dtype, self._guard)
+            shard = Shard(self.folder, self._entries[number], self._sums, self._dtype, self._guard)
             self._shards[number] = shard
         return shard
-
-
-class _Shard:
-    """The files of a shard, mapped."""
-
-    def __init__(
-        self,
-        folder: Path,
-        entry: ShardEntry,
-        sums: dict[str, NDArray[np.uint64]],
-        dtype: np.dtype[np.generic],
-        guard: bool,
-    ) -> None:
-        self._folder, self._entry, self._sums, self._guard = folder, entry, sums, guard
-        self.file = self._open(".bin")
-        self.itemsize = dtype.itemsize
-        if self.file.num_bytes != entry.num_tokens * dtype.itemsize:
-            what = f"the file has {self.file.num_bytes} bytes, the manifest says {entry.num_tokens} {dtype.name} tokens"
-            raise ShardError(what, str(self.file.path), FIX)
-        self.array: NDArray[np.generic] = self.file.array(dtype)
-        self._dtype = dtype
-        self._width, self._windows = 0, self.array
-
-    def tokens(self, first: int, last: int) -> NDArray[np.generic]:
-        """Tokens [first, last), fewer where the shard ends: a view."""
-        self.check(first, last)
-        return self.array[first:last]
-
-    def windows(self, width: int) -> NDArray[np.generic]:
-        """All windows of `width` tokens, one for each token that begins one: a view, nothing is copied."""
-        if self._width != width:
-            shape, item = (len(self.array) - width + 1, width), self.itemsize
-            self._windows, self._width = as_strided(self.array, shape, (item, item), writeable=False), width
-        return self._windows
-
-    def check(self, first: int, last: int) -> None:
-        """Hold the blocks of tokens [first, last), as far as the shard goes, against their checksums."""
-        self.file.check(first * self.itemsize, min(last * self.itemsize, self.file.num_bytes))
-
-    def advise(self, first: int, last: int) -> None:
-        """Ask for tokens [first, last) to be read ahead."""
-        self.file.advise(first * self.itemsize, last * self.itemsize)
-
-    @cached_property
-    def index(self) -> Index:
-        """Where its documents begin."""
-        file = self._open(".idx")
-        index = Index(file)
-        header = index.header
-        if header.dtype != self._dtype or header.num_documents != self._entry.num_documents:
-            what = f"the index tells of {header.num_documents} documents of {header.dtype.name}, the manifest of others"
-            raise ShardError(what, str(file.path), FIX)
-        return index
-
-    def words(self, first: int, last: int) -> NDArray[np.bool_]:
-        """Whether each of the tokens [first, last) continues a word."""
-        file = self._words_file
-        start, end = first // 8, -(-last // 8)
-        file.check(start, end)
-        bits = np.unpackbits(np.frombuffer(file.bytes_[start:end], dtype=np.uint8), bitorder="little")
-        return bits[first - 8 * start : last - 8 * start].view(np.bool_)
-
-    def origins(self, first: int, count: int) -> NDArray[np.void]:
-        """Origins of documents [first, first + count), ORIGIN [D]."""
-        file = self._origins_file
-        file.check(first * ORIGIN.itemsize, (first + count) * ORIGIN.itemsize)
-        return file.array(ORIGIN)[first : first + count]  # type: ignore[return-value]
-
-    def check_all(self) -> None:
-        """Check every block of every file."""
-        self.file.check_all()
-        self.index  # noqa: B018  its header is read
-        for entry in self._entry.files:
-            if not entry.name.endswith(".bin"):
-                self._open(entry.name[entry.name.rindex(".") :]).check_all()
-
-    @cached_property
-    def _words_file(self) -> GuardedFile:
-        return self._open(".words")
-
-    @cached_property
-    def _origins_file(self) -> GuardedFile:
-        return self._open(".docs")
-
-    def _open(self, suffix: str) -> GuardedFile:
-        entry = self._entry.file(suffix)
-        if entry is None:
-            fix = "prepare them with --words" if suffix == ".words" else FIX
-            raise ShardError(f"the shards hold no {suffix} files", str(self._folder), fix)
-        return GuardedFile(self._folder / entry.name, entry.num_bytes, self._sums[entry.name], self._guard)
 
 
 def open_split(folder: Path, name: str, verify: Verify = "touch") -> Split:
