@@ -243,7 +243,9 @@ def build(recipe: Recipe, config: Any, ds_config: dict[str, Any], device: str) -
         recipe.objective.head,
         seed=recipe.train.seed,
         documents_apart=recipe.data.keeps_documents_apart,
-        micro_batch_tokens=ds_config["train_micro_batch_size_per_gpu"] * targets_per_sample(recipe),
+        micro_batch_tokens=int(
+            ds_config["train_micro_batch_size_per_gpu"] * recipe.data.seq_len * recipe.objective.predicted_share
+        ),
         ds_config=ds_config,
         device=device,
     )
@@ -259,11 +261,6 @@ def start(recipe: Recipe, model: Any, ds_config: dict[str, Any]) -> Any:
         engine.compile()
     seed_dropout(recipe.train.seed, engine.global_rank)
     return engine
-
-
-def targets_per_sample(recipe: Recipe) -> int:
-    """Tokens of a sample on which the output layer computes, about."""
-    return int(recipe.data.seq_len * recipe.objective.predicted_share)
 
 
 def resume(recipe: Recipe, engine: Any, data: Data, precision: str, console: Console) -> Progress:

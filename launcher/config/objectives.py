@@ -20,7 +20,16 @@ Mode = Literal["R", "S", "X"]
 ModeTokens = Literal["tokenizer", "none"] | tuple[int, int, int]
 
 
-class MaskedObjective(Record):
+class Objective(Record):
+    """What every objective tells of itself."""
+
+    @property
+    def predicted_share(self) -> float:
+        """Share of the tokens on which the output layer computes."""
+        return 1.0
+
+
+class MaskedObjective(Objective):
     """Masked language modelling (Devlin et al. 2018)."""
 
     kind: Literal["mlm"]
@@ -48,7 +57,7 @@ class MaskedObjective(Record):
         return self.mask_share
 
 
-class CausalObjective(Record):
+class CausalObjective(Objective):
     """Next-token prediction."""
 
     kind: Literal["clm"]
@@ -64,13 +73,8 @@ class CausalObjective(Record):
         """What the model must be able to do."""
         return "causal"
 
-    @property
-    def predicted_share(self) -> float:
-        """Share of the tokens on which the output layer computes."""
-        return 1.0
 
-
-class SpanObjective(Record):
+class SpanObjective(Objective):
     """T5's span corruption (Raffel et al. 2020)."""
 
     kind: Literal["span"]
@@ -87,13 +91,8 @@ class SpanObjective(Record):
         """What the model must be able to do."""
         return "seq2seq"
 
-    @property
-    def predicted_share(self) -> float:
-        """Share of the tokens on which the output layer computes."""
-        return 1.0
 
-
-class PrefixObjective(Record):
+class PrefixObjective(Objective):
     """Prefix language modelling (Raffel et al. 2020, section 3.3.1)."""
 
     kind: Literal["prefix"]
@@ -109,11 +108,6 @@ class PrefixObjective(Record):
         if self.mode is not None and self.head == "causal":
             raise ValueError("a mode token begins what an encoder reads: use head: seq2seq, or no mode")
         return self
-
-    @property
-    def predicted_share(self) -> float:
-        """Share of the tokens on which the output layer computes."""
-        return 1.0
 
 
 class Part(Record):
@@ -149,7 +143,7 @@ class PrefixPart(PrefixObjective, Part):
 PartConfig = Annotated[MaskedPart | CausalPart | SpanPart | PrefixPart, Field(discriminator="kind")]
 
 
-class MixedObjective(Record):
+class MixedObjective(Objective):
     """Several objectives; which of them makes a sample is drawn by weight."""
 
     kind: Literal["mixture"]
@@ -185,7 +179,7 @@ class MixedObjective(Record):
         return sum(part.weight * part.predicted_share for part in self.parts) / total
 
 
-class UL2Objective(Record):
+class UL2Objective(Objective):
     """UL2's mixture of denoisers (Tay et al. 2022, table 1; arXiv:2205.05131)."""
 
     kind: Literal["ul2"]
@@ -215,11 +209,6 @@ class UL2Objective(Record):
     def head(self) -> Head:
         """What the model must be able to do."""
         return "seq2seq"
-
-    @property
-    def predicted_share(self) -> float:
-        """Share of the tokens on which the output layer computes."""
-        return 1.0
 
 
 ObjectiveConfig = Annotated[
