@@ -5,6 +5,7 @@ B: rows of a batch   S: positions of a row   V: vocabulary
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,6 +34,8 @@ def losses(engine: Any, tensors: Mapping[str, torch.Tensor], z_loss: float = 0.0
     """
     inputs: dict[str, Any] = {name: tensor for name, tensor in tensors.items() if name not in ("labels", "pair_labels")}
     labels, model = tensors["labels"], engine.module
+    if "use_cache" in inspect.signature(model.forward).parameters:
+        inputs["use_cache"] = False  # a decoder otherwise copies all keys and values aside, for a text that goes on
     if getattr(model, "takes_places", False):
         inputs["predicted"] = predicted = labels != IGNORE_INDEX
         labels = labels[predicted].unsqueeze(0)
