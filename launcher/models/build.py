@@ -29,7 +29,7 @@ from launcher.models.configuration import num_new_tokens
 from launcher.models.documents import keep_documents_apart
 from launcher.models.initial import draw_weights, grow_vocabulary, scale_residual_writers
 from launcher.models.liger import use_liger
-from launcher.models.moe import choose_experts, gather_routed_blocks_whole
+from launcher.models.moe import choose_experts, follow_autocast, gather_routed_blocks_whole
 from launcher.models.places import predict_only_places
 from launcher.models.routing import watch_routers
 
@@ -98,8 +98,9 @@ def build_model(
         model,
         device=device,
         half=bool(enabled & {"bf16", "torch_autocast"}),
-        weight_bytes=2 if enabled & {"bf16", "fp16"} else 4,
+        weight_bytes=2 if enabled else 4,
     )
+    follow_autocast(built)
     if stage == 3:
         gather_routed_blocks_whole(built)
     if model.activation_checkpointing:

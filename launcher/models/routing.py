@@ -288,7 +288,7 @@ def _compute_in_fp32(router: nn.Module, num_experts: int) -> None:
     inner = router.forward
 
     def forward(self: Any, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(hidden.device.type, enabled=False), _weights_in_fp32(self):
+        with torch.autocast(hidden.device.type, enabled=False), weights_in(self, torch.float32):
             output = inner(hidden.float(), *args, **kwargs)
         if isinstance(output, torch.Tensor):
             return output
@@ -304,19 +304,19 @@ def _compute_in_fp32(router: nn.Module, num_experts: int) -> None:
 
 
 @contextmanager
-def _weights_in_fp32(router: nn.Module) -> Iterator[None]:
-    """Put fp32 copies before the weights for a while: an attribute of its own hides a module's parameter.
+def weights_in(owner: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Put copies of another type before a module's weights for a while: an attribute of its own hides a parameter.
 
     Gradients flow through the copies. (`torch.func.functional_call` would run the hooks of DeepSpeed again.)
     """
     hidden = [
         (module, name)
-        for module in router.modules()
+        for module in owner.modules()
         for name, weight in module.named_parameters(recurse=False)
-        if weight.is_floating_point() and weight.dtype != torch.float32
+        if weight.is_floating_point() and weight.dtype != dtype
     ]
     for module, name in hidden:
-        module.__dict__[name] = getattr(module, name).float()
+        module.__dict__[name] = getattr(module, name).to(dtype)
     try:
         yield
     finally:

@@ -131,3 +131,27 @@ def test_experts_are_computed_by_grouped_matmul_where_that_is_possible() -> None
 def test_a_model_without_experts_has_no_way_to_compute_them() -> None:
     with pytest.raises(ModelError, match="llama has no experts"):
         moe_jobs.build(moe_jobs.DENSE, experts="grouped_mm")
+
+
+@pytest.mark.parametrize("family", moe_jobs.FAMILIES)
+def test_grouped_matmul_follows_autocast(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.integrations import moe
+
+    seen: list[tuple[torch.dtype, torch.dtype]] = []
+    grouped = moe._grouped_mm
+
+    def watched(inputs: torch.Tensor, weight: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+        seen.append((inputs.dtype, weight.dtype))
+        return grouped(inputs, weight, *args, **kwargs)
+
+    monkeypatch.setattr(moe, "_grouped_mm", watched)
+    model, ids = moe_jobs.FAMILIES[family], moe_jobs.tokens()
+    built = moe_jobs.build(model, experts="grouped_mm")
+    loss, _, _ = moe_jobs.step_of(built, ids)
+    assert set(seen) == {(torch.float32, torch.float32)}
+    seen.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        half_loss, _, grads = moe_jobs.step_of(built, ids)
+    assert set(seen) == {(torch.bfloat16, torch.bfloat16)}
+    assert half_loss == pytest.approx(loss, abs=0.02)
+    assert all(grad.dtype == torch.float32 for grad in grads.values())
