@@ -19,11 +19,27 @@ from typing import Any
 
 PRELOAD = [
     "torch",
-    "deepspeed",
-    "transformers",
-    "transformers.integrations.deepspeed",
-    "launcher.models.build",
     "torch.utils.tensorboard",
+    "deepspeed",
+    "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # every engine imports it, and with it the whole of torch.compile
+    "transformers",
+    "transformers.generation.utils",
+    "transformers.integrations.deepspeed",
+    "transformers.modeling_layers",
+    "transformers.models.auto.tokenization_auto",
+    "setuptools",
+    "rich.progress",
+    "launcher.checkpoint.load",
+    "launcher.checkpoint.save",
+    "launcher.engine.metrics",
+    "launcher.engine.start",
+    "launcher.engine.steps",
+    "launcher.export",
+    "launcher.feed",
+    "launcher.models.build",
+    "launcher.objectives.build",
+    "launcher.prepare.ready",
 ]
 TIMEOUT_S = 300
 
