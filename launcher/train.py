@@ -254,9 +254,11 @@ def build(recipe: Recipe, config: Any, ds_config: dict[str, Any], device: str) -
 def start(recipe: Recipe, model: Any, ds_config: dict[str, Any]) -> Any:
     """Hand the model to DeepSpeed; returns the engine."""
     from launcher.engine.start import start_engine
+    from launcher.models.expert_parallel import watch_shared_experts
     from launcher.models.initial import seed_dropout
 
     engine = start_engine(model, recipe.optim, ds_config)
+    watch_shared_experts(engine.module)
     if recipe.model.compile:
         engine.compile()
     seed_dropout(recipe.train.seed, engine.global_rank)

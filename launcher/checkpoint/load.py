@@ -6,7 +6,7 @@ from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed
@@ -18,8 +18,19 @@ from launcher.checkpoint.buffers import restore_buffers
 from launcher.checkpoint.loss_scale import restore_loss_scale
 from launcher.checkpoint.rng import PREFIX as RANDOM
 from launcher.checkpoint.rng import restore_random_states
+from launcher.checkpoint.shared_experts import plain_pieces, plain_shapes
 from launcher.checkpoint.slices import MASTER, held_slices, set_optimizer_step
 from launcher.errors import CheckpointError
+
+
+class _Slice(NamedTuple):
+    """Where a range of a parameter is stored."""
+
+    start: int
+    numel: int
+    file: str
+    stored: str
+    """First part of the tensors' names in the file."""
 
 
 class CheckpointReader:
@@ -36,13 +47,16 @@ class CheckpointReader:
         self.path = path
         self.state = layout.read_json(path / "state.json", "step")
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self._slices: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+        self._slices: dict[str, list[_Slice]] = defaultdict(list)
         self._files: dict[str, Any] = {}
         self._stack = ExitStack()
         for index in sorted(path.glob("rank-*.json")):
             for entry in layout.read_json(index, "slices")["slices"]:
                 self.shapes[entry["name"]] = tuple(entry["shape"])
-                self._slices[entry["name"]].append((entry["start"], entry["numel"], index.stem + ".safetensors"))
+                stored = entry.get("stored", entry["name"])  # older checkpoints have one range of a name in a file
+                self._slices[entry["name"]].append(
+                    _Slice(entry["start"], entry["numel"], index.stem + ".safetensors", stored)
+                )
 
     def __enter__(self) -> CheckpointReader:
         return self
@@ -75,10 +89,11 @@ class CheckpointReader:
         """
         values = torch.empty(numel, dtype=torch.float32)
         filled = 0
-        for there, length, file in self._slices.get(name, []):
-            first, last = max(start, there), min(start + numel, there + length)
+        for there in self._slices.get(name, []):
+            first, last = max(start, there.start), min(start + numel, there.start + there.numel)
             if first < last:
-                part = self._open(file).get_slice(f"{name}|{key}")[first - there : last - there]
+                tensor = self._open(there.file).get_slice(f"{there.stored}|{key}")
+                part = tensor[first - there.start : last - there.start]
                 values[first - start : last - start] = part
                 filled += last - first
         if filled != numel:
@@ -142,11 +157,7 @@ def restore(engine: Any, reader: CheckpointReader) -> None:
 
 
 def _check_same_model(engine: Any, reader: CheckpointReader) -> None:
-    shapes = {
-        name: tuple(getattr(parameter, "ds_shape", parameter.shape))
-        for name, parameter in engine.module.named_parameters()
-        if parameter.requires_grad
-    }
+    shapes = plain_shapes(engine.module)
     if shapes != reader.shapes:
         odd = sorted(
             name for name in shapes.keys() | reader.shapes.keys() if shapes.get(name) != reader.shapes.get(name)
@@ -171,6 +182,14 @@ def _restore_working_weights(engine: Any, reader: CheckpointReader) -> None:
         size = parameter.ds_tensor.ds_numel
         start = size * torch.distributed.get_rank(parameter.ds_process_group)
         numel = max(min(size, parameter.ds_numel - start), 0)
-        parameter.ds_tensor.data.view(-1)[:numel].copy_(reader.read(name, MASTER, start, numel))
+        _read_into(parameter.ds_tensor.data.view(-1)[:numel], engine, reader, name, parameter, start)
         if parameter.numel() == parameter.ds_numel:  # small ones are kept whole between steps
-            parameter.data.copy_(reader.read_whole(name))
+            _read_into(parameter.data.view(-1), engine, reader, name, parameter, 0)
+
+
+def _read_into(
+    values: torch.Tensor, engine: Any, reader: CheckpointReader, name: str, parameter: Any, start: int
+) -> None:
+    for piece in plain_pieces(engine.module, name, parameter, start, values.numel()):
+        part = reader.read(piece.name, MASTER, piece.start, piece.numel)
+        values.narrow(0, piece.offset, piece.numel).copy_(part)

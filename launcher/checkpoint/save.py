@@ -20,7 +20,7 @@ from launcher.checkpoint.buffers import PREFIX as BUFFER
 from launcher.checkpoint.buffers import persistent_buffers
 from launcher.checkpoint.loss_scale import loss_scale_state
 from launcher.checkpoint.rng import random_states
-from launcher.checkpoint.slices import held_slices, optimizer_step
+from launcher.checkpoint.slices import MASTER, held_slices, optimizer_step
 from launcher.errors import RequeueError
 
 
@@ -93,9 +93,13 @@ def _write_rank(engine: Any, saving: Path, rank: int) -> None:
     slices = []
     for held in held_slices(engine):
         if held.mine_to_save:
-            slices.append({"name": held.name, "shape": held.shape, "start": held.start, "numel": held.numel})
+            # Of an expert shared among ranks a rank holds several ranges: each is a tensor of its own.
+            stored = held.name if f"{held.name}|{MASTER}" not in tensors else f"{held.name}@{held.start}"
+            slices.append(
+                {"name": held.name, "shape": held.shape, "start": held.start, "numel": held.numel, "stored": stored}
+            )
             # clone: views of one flat buffer are refused by safetensors, which would write the buffer many times
-            tensors |= {f"{held.name}|{key}": tensor.detach().cpu().clone() for key, tensor in held.tensors.items()}
+            tensors |= {f"{stored}|{key}": tensor.detach().cpu().clone() for key, tensor in held.tensors.items()}
     if rank == 0:  # every rank holds the same
         for name, buffer in persistent_buffers(engine.module).items():
             tensors[BUFFER + name] = buffer.detach().cpu().clone()

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 import torch.distributed
 
+from launcher.checkpoint.shared_experts import plain_pieces
+
 MASTER = "master"
 
 
@@ -112,14 +114,15 @@ def _partitions(engine: Any, parameters: list[tuple[str, Any]]) -> Iterator[Held
         group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
         flat = optimizer.fp32_partitioned_groups_flat[group]
         tensors = {MASTER: flat.data.narrow(0, offset, numel), **_moments(engine.basic_optimizer, flat, offset, numel)}
-        yield HeldSlice(
-            name=name,
-            shape=tuple(parameter.ds_shape),
-            start=start,
-            numel=numel,
-            tensors=tensors,
-            mine_to_save=numel > 0,
-        )
+        for piece in plain_pieces(engine.module, name, parameter, start, numel):
+            yield HeldSlice(
+                name=piece.name,
+                shape=piece.shape,
+                start=piece.start,
+                numel=piece.numel,
+                tensors={key: tensor.narrow(0, piece.offset, piece.numel) for key, tensor in tensors.items()},
+                mine_to_save=piece.numel > 0,
+            )
 
 
 def _fragments(engine: Any, parameters: list[tuple[str, Any]]) -> Iterator[HeldSlice]:

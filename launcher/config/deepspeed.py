@@ -13,7 +13,7 @@ from launcher.config import places
 from launcher.config.batch import BatchPlan
 from launcher.config.deepspeed_zero import check_zero
 from launcher.config.recipe import Recipe
-from launcher.errors import DsConfigError, did_you_mean
+from launcher.errors import DsConfigError, RecipeError, did_you_mean
 
 # DeepSpeed 0.19.8 ignores a misspelled top-level key without a word (measured); these are the ones it reads
 # (deepspeed/runtime/config.py and constants.py) and that may stand beside a recipe.
@@ -42,7 +42,6 @@ FILE_KEYS = frozenset(
 # data-parallel rank.
 PARALLEL_KEYS = frozenset(
     [
-        "expert_parallel",
         "tensor_parallel",
         "autotp_size",
         "sequence_parallel_size",
@@ -63,6 +62,7 @@ RECIPE_KEYS = {
     "optimizer": "optim",
     "scheduler": "schedule",
     "checkpoint": "checkpoint",
+    "expert_parallel": "model.expert_parallel",
 }
 
 _PRECISIONS: dict[str, dict[str, Any]] = {
@@ -122,6 +122,7 @@ def resolve_ds_config(file: dict[str, Any], recipe: Recipe, batch: BatchPlan, pr
 
     Raises:
         DsConfigError: The file contradicts the recipe.
+        RecipeError: Its experts cannot be shared among so many ranks, or at this stage.
     """
     from_recipe: dict[str, Any] = {
         "train_batch_size": batch.global_batch,
@@ -129,6 +130,7 @@ def resolve_ds_config(file: dict[str, Any], recipe: Recipe, batch: BatchPlan, pr
         "gradient_accumulation_steps": batch.grad_accum_steps,
         "gradient_clipping": recipe.optim.grad_clip,
         **_PRECISIONS[precision],
+        **_expert_parallel(recipe.model.expert_parallel, batch.world_size, zero_stage(file)),
     }
     for key, field in RECIPE_KEYS.items():
         if key not in file or _agrees(file[key], from_recipe.get(key)):
@@ -147,6 +149,26 @@ def resolve_ds_config(file: dict[str, Any], recipe: Recipe, batch: BatchPlan, pr
     }
     zero = {"stage": 0, **file.get("zero_optimization", {})}
     return {**ours, **{k: v for k, v in file.items() if k not in RECIPE_KEYS}, **from_recipe, "zero_optimization": zero}
+
+
+def _expert_parallel(ranks: int, world_size: int, stage: int) -> dict[str, Any]:
+    if ranks == 1:
+        return {}
+    where = "model.expert_parallel"
+    if world_size % ranks:
+        fitting = [str(n) for n in range(1, world_size + 1) if world_size % n == 0]
+        raise RecipeError(
+            f"a world size of {world_size} cannot be cut into groups of {ranks} ranks",
+            where,
+            f"use one of: {', '.join(fitting)}",
+        )
+    if stage != 3:
+        raise RecipeError(
+            f"experts are shared among ranks at ZeRO stage 3 only, this is stage {stage}",
+            where,
+            "use --ds_config zero3, or model.expert_parallel=1",
+        )
+    return {"expert_parallel": {"enabled": True, "autoep_size": ranks}}
 
 
 def zero_stage(config: dict[str, Any]) -> int:

@@ -24,6 +24,8 @@ DEFAULT_RECIPE = "law-bert-zh"
 FREE_TO_CHANGE = (
     "train.num_steps",
     "batch.micro_batch",
+    "model.experts",
+    "model.expert_parallel",
     "eval.",
     "checkpoint.",
     "runs",

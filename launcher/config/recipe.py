@@ -153,6 +153,9 @@ class ModelConfig(Record):
     experts: Literal["auto", "eager", "batched_mm", "grouped_mm", "megablocks"] = "auto"
     """How a mixture's experts are computed: `auto` is grouped_mm where the family has it, else eager; `megablocks`
     needs CUDA and that package."""
+    expert_parallel: PositiveInt = 1
+    """Ranks that share the experts of a layer, each computing its part of them for all (DeepSpeed's AutoEP): at ZeRO
+    stage 3, mixtral and qwen3_moe."""
     router_aux_loss: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | None = None
     """Mixtures of experts: weight of the loss that spreads tokens over the experts (Fedus et al. 2021, equation 4, for
     every layer; their mean). Without it, the family's own, `router_aux_loss_coef` of its configuration."""

@@ -27,6 +27,7 @@ from launcher.errors import ModelError
 from launcher.models.chunked_loss import compute_loss_in_output_layer, worth_chunking
 from launcher.models.configuration import num_new_tokens
 from launcher.models.documents import keep_documents_apart
+from launcher.models.expert_parallel import prepare_expert_parallel
 from launcher.models.initial import draw_weights, grow_vocabulary, scale_residual_writers
 from launcher.models.liger import use_liger
 from launcher.models.moe import choose_experts, follow_autocast, gather_routed_blocks_whole
@@ -93,16 +94,19 @@ def build_model(
             raise ModelError(first_sentence, "model.attention", fix) from None
         raise ModelError(f"transformers cannot build this model: {first_sentence}", "model") from None
     enabled = {key for key in ("bf16", "fp16", "torch_autocast") if (ds_config or {}).get(key, {}).get("enabled")}
-    choose_experts(
-        built,
-        model,
-        device=device,
-        half=bool(enabled & {"bf16", "torch_autocast"}),
-        weight_bytes=2 if enabled else 4,
-    )
-    follow_autocast(built)
-    if stage == 3:
-        gather_routed_blocks_whole(built)
+    if model.expert_parallel > 1:
+        prepare_expert_parallel(built, model)
+    else:
+        choose_experts(
+            built,
+            model,
+            device=device,
+            half=bool(enabled & {"bf16", "torch_autocast"}),
+            weight_bytes=2 if enabled else 4,
+        )
+        follow_autocast(built)
+        if stage == 3:
+            gather_routed_blocks_whole(built)
     if model.activation_checkpointing:
         built.activation_checkpointing_enable(every_n_layers=int(model.activation_checkpointing))
     if model.liger:
@@ -198,10 +202,12 @@ def parameters_per_token(model: PreTrainedModel, predicted_share: float = 1.0) -
         total -= _numel(inputs.weight)
     if output is not None:
         total -= (1 - predicted_share) * _numel(output.weight)
+    in_experts = sum(_numel(p) for name, p in model.named_parameters() if ".experts." in name)
+    elsewhere = (getattr(model, "expert_parallel", 1) - 1) * in_experts  # on the ranks it shares its experts with
+    total, in_experts = total + elsewhere, in_experts + elsewhere
     experts = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
     chosen = getattr(config, "num_experts_per_tok", None)
     if experts and chosen:
-        in_experts = sum(_numel(p) for name, p in model.named_parameters() if ".experts." in name)
         total -= in_experts * (experts - chosen) / experts
     return total
 

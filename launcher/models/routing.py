@@ -103,7 +103,7 @@ def watch_routers(model: PreTrainedModel, settings: ModelConfig) -> None:
     )
     for name, num_experts in routers.items():
         router = model.get_submodule(name)
-        _compute_in_fp32(router, num_experts)
+        compute_in_fp32(router, num_experts)
         router.register_forward_hook(routing.recorder(name))
     # First of all: another hook takes the documents' numbers out of the call.
     model.register_forward_pre_hook(routing.enter, prepend=True, with_kwargs=True)
@@ -278,7 +278,7 @@ def _is_like_scores(value: Any, num_experts: int) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape[-1] == num_experts
 
 
-def _compute_in_fp32(router: nn.Module, num_experts: int) -> None:
+def compute_in_fp32(router: nn.Module, num_experts: int) -> None:
     """Let a router compute in fp32 whatever its weights and inputs are in, under autocast as well.
 
     Rounded to bf16's eight bits, scores of large experts tie and probabilities lose their tail (Fedus et al. 2021,

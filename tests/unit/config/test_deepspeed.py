@@ -13,7 +13,8 @@ from launcher.config.batch import plan_batch
 from launcher.config.deepspeed import load_ds_config, offloads_optimizer, resolve_ds_config, zero_stage
 from launcher.config.deepspeed_zero import OFFLOAD_KEYS, ZERO_KEYS
 from launcher.config.loading import load_recipe
-from launcher.errors import DsConfigError
+from launcher.config.recipe import Recipe
+from launcher.errors import DsConfigError, RecipeError
 
 RECIPE = load_recipe("law-bert-zh").recipe
 PLAN = plan_batch(16, 4, 2)
@@ -139,3 +140,29 @@ def test_the_keys_of_zero_are_those_of_the_installed_deepspeed() -> None:
     assert names(config.DeepSpeedZeroConfig) >= ZERO_KEYS
     assert names(offload_config.DeepSpeedZeroOffloadOptimizerConfig) >= OFFLOAD_KEYS["offload_optimizer"]
     assert names(offload_config.DeepSpeedZeroOffloadParamConfig) >= OFFLOAD_KEYS["offload_param"]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "world_size", "stage", "message"),
+    [
+        (3, 4, 3, "a world size of 4 cannot be cut into groups of 3 ranks"),
+        (2, 4, 2, "at ZeRO stage 3 only, this is stage 2"),
+    ],
+)
+def test_experts_that_cannot_be_shared_by_these_ranks_are_refused(
+    ranks: int, world_size: int, stage: int, message: str
+) -> None:
+    with pytest.raises(RecipeError) as told:
+        resolve_ds_config(load_ds_config(f"zero{stage}"), sharing_experts(ranks), plan_batch(16, 4, world_size), "fp32")
+    assert message in str(told.value)
+
+
+def test_experts_are_shared_as_the_recipe_says() -> None:
+    resolved = resolve_ds_config(load_ds_config("zero3"), sharing_experts(2), plan_batch(16, 4, 4), "fp32")
+    assert resolved["expert_parallel"] == {"enabled": True, "autoep_size": 2}
+    with pytest.raises(DsConfigError, match=r"model\.expert_parallel"):
+        resolve_ds_config({"expert_parallel": {"enabled": True, "autoep_size": 4}}, RECIPE, PLAN, "fp32")
+
+
+def sharing_experts(ranks: int) -> Recipe:
+    return RECIPE.model_copy(update={"model": RECIPE.model.model_copy(update={"expert_parallel": ranks})})

@@ -1,0 +1,89 @@
+"""Experts shared among ranks, under the names and shapes transformers gives them.
+
+A layer of DeepSpeed's AutoEP holds some of a block's experts in three tensors: w1 and w3 [e, F, H], w2 [e, H, F]. In
+transformers' model they are rows of gate_up_proj [E, 2F, H] (w1, then w3) and of down_proj [E, H, F]. A range of one
+is a few ranges of the other, so what is saved knows nothing of who held which expert.
+
+e: experts of this rank   E: of all   F: width of an expert   H: width
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from launcher.models.expert_parallel import is_shared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """A part of a range of a parameter, where transformers keeps it."""
+
+    name: str
+    """The parameter's name in transformers' model."""
+    shape: tuple[int, ...]
+    """Of that whole parameter."""
+    start: int
+    """First value, in that parameter flattened."""
+    numel: int
+    """Values."""
+    offset: int
+    """Of the first one in the range that was asked for."""
+
+
+def plain_shapes(module: Any) -> dict[str, tuple[int, ...]]:
+    """Every trainable parameter's whole shape, by transformers' names."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            numel = int(torch.Size(_shape(parameter)).numel())
+            shapes |= {piece.name: piece.shape for piece in plain_pieces(module, name, parameter, 0, numel)}
+    return shapes
+
+
+def plain_pieces(module: Any, name: str, parameter: Any, start: int, numel: int) -> Iterator[Piece]:
+    """A range of a parameter of the engine's module as ranges of transformers' parameters; mostly itself.
+
+    Args:
+        module: The engine's.
+        name: The parameter's, there.
+        parameter: It; partitioned or whole.
+        start: First value of the range, in the flattened parameter.
+        numel: Values in the range.
+    """
+    owner, _, tensor = name.rpartition(".")
+    block, _, part = owner.rpartition(".")
+    if part == "experts" and is_shared(module.get_submodule(block)):
+        layer = module.get_submodule(block)
+        yield from _expert_pieces(layer, block, tensor, _shape(parameter), start, numel)
+        return
+    block = owner.removesuffix(".router.gate")
+    if block != owner and is_shared(module.get_submodule(block)):
+        name = f"{block}.gate.{tensor}"
+    yield Piece(name=name, shape=_shape(parameter), start=start, numel=numel, offset=0)
+
+
+def _expert_pieces(
+    layer: Any, block: str, tensor: str, shape: tuple[int, ...], start: int, numel: int
+) -> Iterator[Piece]:
+    num_here, rows, columns = shape
+    size = rows * columns
+    stacked = {"w1": ("gate_up_proj", 2, 0), "w3": ("gate_up_proj", 2, 1), "w2": ("down_proj", 1, 0)}
+    own_name, num_parts, part = stacked[tensor]
+    first = layer.ep_rank * num_here
+    for index in range(start // size, -(-(start + numel) // size)):
+        begin, end = max(start, index * size), min(start + numel, (index + 1) * size)
+        yield Piece(
+            name=f"{block}.experts.{own_name}",
+            shape=(layer.num_experts, num_parts * rows, columns),
+            start=((first + index) * num_parts + part) * size + begin - index * size,
+            numel=end - begin,
+            offset=begin - start,
+        )
+
+
+def _shape(parameter: Any) -> tuple[int, ...]:
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
