@@ -140,8 +140,7 @@ class Split:
         if highest <= self._token_starts[number + 1]:  # one call of numpy's for all
             shard, base = self._shard(number), self._token_starts[number]
             if shard.file.num_unchecked:
-                item = shard.itemsize
-                shard.file.check_rows([(start - base) * item for start in starts], width * item)
+                shard.file.check_rows([start - base for start in starts] if base else starts, width, shard.itemsize)
             out_BL[:] = shard.windows(width)[starts_B - base if base else starts_B]
             return True
         for row_L, start in zip(out_BL, starts, strict=True):

@@ -85,6 +85,20 @@ def test_recomputed_activations_change_no_loss(stage: int, shards: Path, tmp_pat
     assert max(abs(a - b) for a, b in pairs) < 1e-6
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (2, 2), (3, 2)])
+def test_a_compiled_model_learns_the_same(stage: int, ranks: int, shards: Path, tmp_path: Path) -> None:
+    # slow: torch compiles every graph of the model, half a minute
+    for name, compiled in (("plain", False), ("compiled", True)):
+        tree = tiny.recipe_tree("clm", shards, tmp_path, name=name, train__num_steps=4)
+        tree["model"]["compile"] = compiled
+        recipe = tiny.write_recipe(tmp_path / "r.yaml", tree)
+        assert run_ranks(jobs.train, ranks, ["--ds_config", f"zero{stage}", "--recipe", str(recipe)]) == [0] * ranks
+    pairs = list(zip(losses_of(tmp_path / "plain"), losses_of(tmp_path / "compiled"), strict=True))
+    assert len(pairs) == 4
+    assert max(abs(a - b) for a, b in pairs) < 1e-5
+
+
 @pytest.mark.parametrize(("stage", "ranks"), [(0, 2), (1, 2), (2, 1), (3, 2)])
 @pytest.mark.parametrize("precision", ["bf16", "bf16_autocast"])
 def test_bf16_stays_close_to_fp32(precision: str, stage: int, ranks: int, shards: Path, tmp_path: Path) -> None:
