@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher import __version__
+from launcher.config import deepspeed_command
 from launcher.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, LauncherError, RequeueError, ShardError
 
 if TYPE_CHECKING:
@@ -142,6 +143,9 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument("--step", type=_positive, metavar="N", help="name corpus, file, line and text of its sequences")
     which.add_argument("--document", metavar="ID", help="FILE:LINE, or the xxh3-128 of the text")
     command.add_argument("--json", action="store_true", help="print JSON")
+
+    command = add("ds-config", deepspeed_command.run, "build a DeepSpeed JSON from few choices, or check one")
+    deepspeed_command.add_options(command)
 
     command = add("hostfile", hostfile, "check a hostfile before DeepSpeed takes a mistake in it for one machine")
     command.add_argument("file", type=Path, metavar="FILE")

@@ -21,7 +21,7 @@ import json
 import logging
 import shutil
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from launcher.cluster.rank import Place, find_place, threads_per_rank, with_mast
 from launcher.config import deepspeed as ds
 from launcher.config.batch import BatchPlan, plan_batch
 from launcher.config.command_line import parse
+from launcher.config.deepspeed_check import check_ds_config
 from launcher.config.loading import (
     LoadedRecipe,
     check_recipe,
@@ -103,13 +104,8 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place) -> None:
     """The whole run: shards → order → objective → loader → model → engine → resume → steps → save → summary."""
     recipe, console = loaded.recipe, Console(quiet=place.rank != 0)
     plan = plan_batch(recipe.batch.global_batch, recipe.batch.micro_batch, place.world_size)
-    if recipe.schedule.warmup_steps > recipe.train.num_steps:
-        console.print(
-            f"note: the warm-up of {recipe.schedule.warmup_steps} steps is longer than the run of "
-            f"{recipe.train.num_steps}: the learning rate never gets to {recipe.optim.lr:g}",
-            highlight=False,
-            soft_wrap=True,
-        )
+    for line in doubts(recipe, ds_file):
+        console.print(f"note: {line}", highlight=False, soft_wrap=True)
     complete = is_complete(recipe)
     if place.rank == 0 and (loaded.is_quickstart or not complete):  # the other ranks wait for it in join
         ensure_shards(loaded, console)
@@ -162,6 +158,16 @@ def refuse_other_recipe(recipe: Recipe, checkpoint: Path) -> None:
             str(checkpoint),
             f"take the change back, give the run another name (name=…), or delete {recipe.run_folder}",
         )
+
+
+def doubts(recipe: Recipe, ds_file: dict[str, Any]) -> Iterator[str]:
+    """What can run, but is likely not what was meant."""
+    if recipe.schedule.warmup_steps > recipe.train.num_steps:
+        yield (
+            f"the warm-up of {recipe.schedule.warmup_steps} steps is longer than the run of {recipe.train.num_steps}: "
+            f"the learning rate never gets to {recipe.optim.lr:g}"
+        )
+    yield from check_ds_config(ds_file, "--ds_config")
 
 
 def join(place: Place) -> str:

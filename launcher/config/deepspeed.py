@@ -7,63 +7,14 @@ and schedule: one run has one truth for each, and a file that says otherwise is 
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 from launcher.config import places
 from launcher.config.batch import BatchPlan
-from launcher.config.deepspeed_zero import check_zero
+from launcher.config.deepspeed_check import RECIPE_KEYS, check_ds_config
 from launcher.config.recipe import Recipe
-from launcher.errors import DsConfigError, RecipeError, did_you_mean
-
-# DeepSpeed 0.19.8 ignores a misspelled top-level key without a word (measured); these are the ones it reads
-# (deepspeed/runtime/config.py and constants.py) and that may stand beside a recipe.
-FILE_KEYS = frozenset(
-    [
-        "zero_optimization",
-        "zero_allow_untested_optimizer",
-        "zero_force_ds_cpu_optimizer",
-        "communication_data_type",
-        "prescale_gradients",
-        "gradient_predivide_factor",
-        "data_types",
-        "activation_checkpointing",
-        "aio",
-        "comms_logger",
-        "flops_profiler",
-        "wall_clock_breakdown",
-        "memory_breakdown",
-        "steps_per_print",
-        "dump_state",
-        "compile",
-        "timers",
-    ]
-)
-# Keys that put ranks to other work than their own samples: batch, loss and checkpoints here count every rank as one
-# data-parallel rank.
-PARALLEL_KEYS = frozenset(
-    [
-        "tensor_parallel",
-        "autotp_size",
-        "sequence_parallel_size",
-        "pipeline",
-        "use_data_before_expert_parallel_parallelism",
-        "seq_parallel_communication_data_type",
-    ]
-)
-# Keys whose value the recipe decides → the recipe field that does.
-RECIPE_KEYS = {
-    "train_batch_size": "batch.global_batch",
-    "train_micro_batch_size_per_gpu": "batch.micro_batch",
-    "gradient_accumulation_steps": "batch.global_batch, batch.micro_batch and the number of ranks",
-    "gradient_clipping": "optim.grad_clip",
-    "bf16": "train.precision",
-    "fp16": "train.precision",
-    "torch_autocast": "train.precision",
-    "optimizer": "optim",
-    "scheduler": "schedule",
-    "checkpoint": "checkpoint",
-    "expert_parallel": "model.expert_parallel",
-}
+from launcher.errors import DsConfigError, RecipeError
 
 _PRECISIONS: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -80,7 +31,19 @@ def load_ds_config(name_or_path: str) -> dict[str, Any]:
         name_or_path: A path, or the name of a file in `ds_configs/` (with or without `.json`).
 
     Raises:
-        DsConfigError: The file is missing, not JSON, or has a key twice, or one that DeepSpeed does not read.
+        DsConfigError: The file is missing, not JSON, or has a key twice, or says what DeepSpeed would ignore or refuse.
+    """
+    path = find_ds_config(name_or_path)
+    config = read_ds_config(path)
+    check_ds_config(config, str(path))
+    return config
+
+
+def find_ds_config(name_or_path: str) -> Path:
+    """The file that a path, or the name of a file in `ds_configs/`, means.
+
+    Raises:
+        DsConfigError: There is none.
     """
     path = places.find("ds_configs", name_or_path, ".json")
     if path is None:
@@ -90,6 +53,15 @@ def load_ds_config(name_or_path: str) -> dict[str, Any]:
             "--ds_config",
             f"use a path, or one of: {', '.join(known)}",
         )
+    return path
+
+
+def read_ds_config(path: Path) -> dict[str, Any]:
+    """Read a JSON object in which no key stands twice; what the keys are is not looked at.
+
+    Raises:
+        DsConfigError: It is missing, or something else.
+    """
     try:
         config = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_refuse_duplicates)
     except json.JSONDecodeError as error:
@@ -100,14 +72,6 @@ def load_ds_config(name_or_path: str) -> dict[str, Any]:
         raise DsConfigError(f"the key {error} stands twice", str(path), "keep one of them") from None
     if not isinstance(config, dict):
         raise DsConfigError("a DeepSpeed configuration is a JSON object", str(path))
-    for key in config:
-        if key in PARALLEL_KEYS:
-            raise DsConfigError(
-                f"{key!r} is not supported: every rank here trains on samples of its own", str(path), f"delete {key!r}"
-            )
-        if key not in FILE_KEYS and key not in RECIPE_KEYS:
-            raise DsConfigError(f"unknown key {key!r}", str(path), did_you_mean(key, FILE_KEYS | RECIPE_KEYS.keys()))
-    check_zero(config.get("zero_optimization", {}), str(path))
     return config
 
 
@@ -139,6 +103,13 @@ def resolve_ds_config(file: dict[str, Any], recipe: Recipe, batch: BatchPlan, pr
             f"{key!r} is {json.dumps(file[key])} here, but the recipe decides it ({json.dumps(from_recipe.get(key))})",
             "--ds_config",
             f"delete {key!r} from the file and set {field} in the recipe",
+        )
+    nodes_share = int(file.get("zero_optimization", {}).get("zero_hpz_partition_size", 1))
+    if nodes_share > 1 and batch.world_size % nodes_share:
+        raise DsConfigError(
+            f"zero_hpz_partition_size {nodes_share} does not divide the world size of {batch.world_size}",
+            "--ds_config",
+            "set it to the number of ranks on a node",
         )
     ours: dict[str, Any] = {
         # Our optimizer is torch's fused AdamW: DeepSpeed's C++ Adam keeps a running product of beta^t that a resumed

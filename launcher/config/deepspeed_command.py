@@ -1,0 +1,129 @@
+"""`pretrain ds-config`: build a DeepSpeed JSON, change one, or check one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from launcher.config.deepspeed import find_ds_config, read_ds_config
+from launcher.config.deepspeed_build import DsChoices, Setting, as_json, build_ds_config
+from launcher.config.deepspeed_check import check_ds_config
+from launcher.config.deepspeed_keys import keys_of
+from launcher.errors import DsConfigError
+
+OFF = ("none", "cpu")
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    """The options of the command; those of a file to build are the fields of `DsChoices`."""
+    command.add_argument("--check", metavar="FILE", help="check this file, or one of ds_configs/, and build nothing")
+    command.add_argument("--from", dest="base", metavar="FILE", help="change this file: what is not asked for stays")
+    command.add_argument("--out", type=Path, metavar="FILE", help="write it here; without it, to the terminal")
+    command.add_argument("--overwrite", action="store_true", help="replace --out where it is there")
+    command.add_argument("--explain", action="store_true", help="each key with its meaning, origin and memory")
+    command.add_argument("--json", action="store_true", help="for --check and --explain: one JSON object")
+    command.add_argument("--device-memory-gb", type=float, metavar="GB", help="of one accelerator: do the buffers fit?")
+    built = command.add_argument_group("what to build")
+    built.add_argument("--stage", type=int, choices=range(4))
+    built.add_argument("--offload-optimizer", choices=OFF)
+    built.add_argument("--offload-param", choices=OFF)
+    built.add_argument("--parameters", dest="num_parameters", type=_number, metavar="N", help="of the model: 110M, 7B")
+    built.add_argument("--bucket-size", type=_number, metavar="N", help="values sent at once: 50M")
+    built.add_argument("--overlap-comm", action=argparse.BooleanOptionalAction)
+    built.add_argument("--pin-memory", action=argparse.BooleanOptionalAction)
+    built.add_argument("--sub-group-size", type=_number, metavar="N", help="parameters the optimizer steps at once")
+    built.add_argument("--hpz", type=_number, metavar="RANKS", help="ranks of a node that hold all weights once more")
+    built.add_argument("--quantized-weights", action="store_true", default=None, help="ZeRO++: gathered in 8 bits")
+    built.add_argument("--quantized-gradients", action="store_true", default=None, help="ZeRO++: reduced in 4 bits")
+    own = command.add_argument_group("what the recipe decides (written where asked for; the recipe must agree)")
+    own.add_argument("--precision", choices=("fp32", "bf16", "fp16", "bf16_autocast"))
+    own.add_argument("--global-batch", type=_number, metavar="SAMPLES")
+    own.add_argument("--micro-batch", type=_number, metavar="SAMPLES")
+    own.add_argument("--grad-accum-steps", type=_number, metavar="PASSES")
+    own.add_argument("--grad-clip", type=float, metavar="NORM")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Build, change or check.
+
+    Raises:
+        DsConfigError: The file or the choices cannot be.
+    """
+    device_bytes = None if options.device_memory_gb is None else int(options.device_memory_gb * 1e9)
+    given = {name: getattr(options, name) for name in DsChoices.model_fields if getattr(options, name) is not None}
+    if options.check is not None:
+        if given or options.base is not None or options.out is not None:
+            raise DsConfigError("--check builds nothing", "--check", "give it alone")
+        _check(options, device_bytes)
+        return
+    base = {} if options.base is None else read_ds_config(find_ds_config(options.base))
+    strange = _strange(base)
+    check_ds_config({key: value for key, value in base.items() if key not in strange}, str(options.base))
+    if "stage" not in given and base:
+        given["stage"] = base.get("zero_optimization", {}).get("stage", 0)
+    settings = build_ds_config(DsChoices.model_validate(given))
+    if base:  # only what was asked for changes; the rest of the file is the user's
+        settings = [setting for setting in settings if setting.origin != "default"]
+    config = as_json(settings, base)
+    known = {key: value for key, value in config.items() if key not in strange}
+    warnings = check_ds_config(known, options.base or "the choices", device_bytes=device_bytes)
+    warnings += [f"unknown key {key!r} of {options.base} is kept: DeepSpeed ignores it" for key in strange]
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    if options.explain:
+        _explain(settings, as_object=options.json)
+    if options.out is not None:
+        _write(config, options.out, overwrite=options.overwrite)
+        print(f"written: {options.out}", file=sys.stderr)
+    elif not options.explain:
+        print(json.dumps(config, indent=2))
+
+
+def _check(options: argparse.Namespace, device_bytes: int | None) -> None:
+    path = find_ds_config(options.check)
+    warnings = check_ds_config(read_ds_config(path), str(path), device_bytes=device_bytes)
+    if options.json:
+        print(json.dumps({"file": str(path), "sound": True, "warnings": warnings}))
+        return
+    for warning in warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    print(f"{path}: sound")
+
+
+def _strange(config: dict[str, Any]) -> list[str]:
+    return [key for key in config if key not in keys_of("")]
+
+
+def _explain(settings: list[Setting], *, as_object: bool) -> None:
+    if as_object:
+        print(json.dumps({"settings": [asdict(setting) for setting in settings]}, ensure_ascii=False))
+        return
+    for setting in settings:
+        print(f"{setting.key} = {json.dumps(setting.value)}")
+        print(f"    meaning  {setting.meaning}")
+        print(f"    origin   {setting.origin}: {setting.why}")
+        print(f"    memory   {setting.memory}")
+
+
+def _write(config: dict[str, Any], path: Path, *, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise DsConfigError("the file is there already", str(path), "choose another --out, or add --overwrite")
+    if not path.parent.is_dir():
+        raise DsConfigError("there is no such folder", str(path.parent), "make it, or choose another --out")
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _number(text: str) -> int:
+    factors = {"k": 10**3, "m": 10**6, "b": 10**9, "g": 10**9}
+    factor = factors.get(text[-1:].lower(), 1)
+    try:
+        value = round(float(text[:-1] if factor > 1 else text) * factor)
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; write 50000000, 50M or 7B") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is below 1")
+    return value

@@ -1,0 +1,148 @@
+"""`pretrain ds-config`: what it builds passes its own check, says why, and is what ships."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launcher import cli
+from launcher.config import places
+from launcher.config.deepspeed import load_ds_config
+from launcher.config.deepspeed_build import BUCKET, SUB_GROUPS, DsChoices, as_json, build_ds_config
+from launcher.config.deepspeed_check import check_ds_config
+
+SHIPPED: dict[str, dict[str, Any]] = {
+    "zero0": {"stage": 0},
+    "zero1": {"stage": 1},
+    "zero2": {"stage": 2},
+    "zero3": {"stage": 3},
+    "zero2_offload": {"stage": 2, "offload_optimizer": "cpu"},
+    "zero3_offload": {"stage": 3, "offload_optimizer": "cpu"},
+    "zero3_offload_all": {"stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"},
+    "zero3_hpz": {"stage": 3, "hpz": 8},
+}
+
+
+def value_of(choices: dict[str, Any], key: str) -> Any:
+    (setting,) = [setting for setting in build_ds_config(DsChoices(**choices)) if setting.key.endswith(key)]
+    return setting.value
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_what_ships_is_what_the_builder_builds(name: str) -> None:
+    config = as_json(build_ds_config(DsChoices(**SHIPPED[name])))
+    assert json.loads((places.shipped("ds_configs") / f"{name}.json").read_text()) == config
+    assert check_ds_config(config, name) == []
+    assert cli.main(["ds-config", "--check", name]) == 0
+
+
+def test_every_shipped_file_has_its_choices() -> None:
+    assert set(places.names("ds_configs", ".json")) == SHIPPED.keys()
+
+
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("num_parameters", [None, 1_000, 110_000_000, 7_000_000_000, 10**12])
+@pytest.mark.parametrize("precision", [None, "fp32", "bf16", "fp16", "bf16_autocast"])
+@pytest.mark.parametrize("offload", ["none", "cpu"])
+def test_whatever_is_built_is_sound(stage: Any, num_parameters: int | None, precision: Any, offload: Any) -> None:
+    choices = DsChoices(
+        stage=stage,
+        num_parameters=num_parameters,
+        precision=precision,
+        offload_optimizer=offload if stage else "none",
+        offload_param=offload if stage == 3 else "none",
+        global_batch=64,
+        micro_batch=4,
+        grad_accum_steps=2,
+        grad_clip=1.0,
+    )
+    settings = build_ds_config(choices)
+    assert check_ds_config(as_json(settings), "built") == []
+    for setting in settings:
+        assert setting.why
+        assert setting.meaning
+        assert setting.memory
+        assert setting.origin in ("given", "derived", "default")
+
+
+def test_sizes_follow_from_the_model_unless_given() -> None:
+    assert value_of({"stage": 2}, ".reduce_bucket_size") == BUCKET
+    assert value_of({"stage": 2, "num_parameters": 160_000_000}, ".reduce_bucket_size") == 10_000_000
+    assert value_of({"stage": 2, "num_parameters": 160_000_000, "bucket_size": 7}, ".reduce_bucket_size") == 7
+    groups = {"stage": 3, "offload_optimizer": "cpu", "num_parameters": 110_000_000}
+    assert 110_000_000 // value_of(groups, ".sub_group_size") >= SUB_GROUPS
+
+
+def test_the_command_builds_explains_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "ds.json"
+    words = ["ds-config", "--stage", "3", "--offload-optimizer", "cpu", "--parameters", "7B", "--explain"]
+    assert cli.main([*words, "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert 'zero_optimization.offload_optimizer.device = "cpu"' in told
+    assert "origin   derived: 16 groups of 7000000000 parameters" in told
+    assert load_ds_config(str(out))["zero_optimization"]["stage"] == 3
+    assert cli.main([*words, "--out", str(out)]) == 2
+    assert "the file is there already" in capsys.readouterr().err
+    assert cli.main([*words, "--json"]) == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    assert {"key", "value", "origin", "why", "meaning", "memory"} == settings[0].keys()
+
+
+def test_a_changed_file_keeps_the_rest_and_what_is_unknown_with_a_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base.json"
+    before = {"zero_optimization": {"stage": 2, "reduce_bucket_size": 5e8}, "steps_per_print": 10, "mystery": [1]}
+    base.write_text(json.dumps(before))
+    assert cli.main(["ds-config", "--from", str(base), "--offload-optimizer", "cpu"]) == 0
+    told = capsys.readouterr()
+    zero = {**before["zero_optimization"], "offload_optimizer": {"device": "cpu"}}  # type: ignore[dict-item]
+    assert json.loads(told.out) == {**before, "zero_optimization": zero}
+    assert "unknown key 'mystery'" in told.err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--stage", "2", "--hpz", "8"], "--hpz needs --stage 3"),
+        (["--stage", "2", "--offload-param", "cpu"], "--offload-param needs --stage 3"),
+        (["--stage", "0", "--offload-optimizer", "cpu"], "--offload-optimizer needs --stage 1 or higher"),
+        (["--check", "zero3", "--stage", "2"], "--check builds nothing"),
+        (["--check", "zero9"], "there is no DeepSpeed configuration"),
+        (
+            ["--stage", "3", "--bucket-size", "500M", "--device-memory-gb", "8"],
+            "the buffers of overlap_comm take 4.5 GB",
+        ),
+        (["--out", "nowhere/at/all.json"], "there is no such folder"),
+    ],
+)
+def test_choices_that_cannot_be_are_refused(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ds-config", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"zero_optimization": {"stage": 2}}, "reduce_bucket_size is not set"),
+        ({"activation_checkpointing": {"cpu_checkpointing": True}}, "the recipe's model.activation_checkpointing"),
+        (
+            {"zero_optimization": {"stage": 2, "reduce_bucket_size": 9, "stage3_max_live_parameters": 9}},
+            "stage3_max_live_parameters: without effect at stage 2",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "reduce_bucket_size": 9, "zero_quantized_gradients": True}},
+            "gradients in 4 bits",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "reduce_bucket_size": 9, "zero_quantized_weights": True}},
+            "gathered in 8 bits",
+        ),
+    ],
+)
+def test_what_is_risky_is_a_warning(config: dict[str, Any], message: str) -> None:
+    (warning,) = check_ds_config(config, "here")
+    assert message in warning
