@@ -185,6 +185,8 @@ def _restore_working_weights(engine: Any, reader: CheckpointReader) -> None:
         _read_into(parameter.ds_tensor.data.view(-1)[:numel], engine, reader, name, parameter, start)
         if parameter.numel() == parameter.ds_numel:  # small ones are kept whole between steps
             _read_into(parameter.data.view(-1), engine, reader, name, parameter, 0)
+        # The node's second copy (hpZ) is of the weights before: without it the next pass makes a new one.
+        parameter.ds_secondary_tensor = None
 
 
 def _read_into(

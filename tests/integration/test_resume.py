@@ -11,6 +11,7 @@ import tiny
 from ranks import kill_ranks_when, run_ranks
 
 from launcher.checkpoint.folder import complete_steps
+from launcher.config import places
 from launcher.engine.metrics import read_metrics
 
 DROPOUT = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
@@ -56,6 +57,21 @@ def test_a_killed_run_goes_on_bit_for_bit(
     assert run_ranks(jobs.train, ranks, arguments["killed"]) == [0] * ranks
     assert step_lines(killed) == step_lines(tmp_path / "whole")
     assert jobs.weights_file(str(killed / "export")) == jobs.weights_file(str(tmp_path / "whole" / "export"))
+
+
+def test_weights_held_once_more_inside_of_a_node_go_on(shards: Path, tmp_path: Path) -> None:
+    zero = json.loads((places.shipped("ds_configs") / "zero3_hpz.json").read_text())["zero_optimization"]
+    file = tmp_path / "hpz.json"
+    file.write_text(json.dumps({"zero_optimization": {**zero, "zero_hpz_partition_size": 2}}))
+    for name, config, parts in (("whole", "zero3", [6]), ("hpz", str(file), [3, 6])):
+        tree = tiny.recipe_tree("clm", shards, tmp_path, name=name, schedule__kind="constant")
+        path = tiny.write_recipe(tmp_path / "r.yaml", tree)
+        for last in parts:
+            words = ["--ds_config", config, "--recipe", str(path), f"train.num_steps={last}"]
+            assert run_ranks(jobs.train, 2, words) == [0, 0]
+    pairs = list(zip(step_lines(tmp_path / "whole"), step_lines(tmp_path / "hpz"), strict=True))
+    assert len(pairs) == 6
+    assert max(abs(a[1] - b[1]) for a, b in pairs) < 1e-6
 
 
 @pytest.mark.slow
