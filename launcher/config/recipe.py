@@ -6,6 +6,7 @@ strings by `pretrain recipe --explain`, so they are written for users.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -168,7 +169,8 @@ class BatchConfig(Record):
     """How many sequences make a step, and how many go through at once."""
 
     global_batch: PositiveInt
-    """Sequences of one optimizer step, over all ranks. It stays the same whatever the number of ranks."""
+    """Sequences of one optimizer step, over all ranks; or its tokens, written `65536 tokens`, a multiple of
+    data.seq_len. It stays the same whatever the number of ranks."""
     micro_batch: PositiveInt | None = None
     """Sequences of one forward pass on one rank; without it, all of a rank's share at once."""
 
@@ -263,6 +265,29 @@ class Recipe(Record):
     checkpoint: CheckpointConfig = CheckpointConfig()
     runs: FolderPath = Path("runs")
     """Folder that holds the runs' folders."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tokens_are_whole_sequences(cls, tree: Any) -> Any:
+        """A batch in tokens becomes one in sequences."""
+        batch, data = (tree.get(name) for name in ("batch", "data")) if isinstance(tree, dict) else (None, None)
+        if not isinstance(batch, dict) or not isinstance(data, dict):
+            return tree
+        given, seq_len = batch.get("global_batch"), data.get("seq_len")
+        tokens = re.fullmatch(r"([0-9][0-9_]*) tokens", given) if isinstance(given, str) else None
+        if tokens is None or not isinstance(seq_len, int) or seq_len < 1:
+            return tree
+        num_tokens = int(tokens[1])
+        num_sequences, over = divmod(num_tokens, seq_len)
+        if over or not num_sequences:
+            below = [num_sequences * seq_len] if num_sequences else []
+            nearest = " or ".join(f"{value} tokens" for value in (*below, (num_sequences + 1) * seq_len))
+            raise RecipeError(
+                f"{num_tokens} tokens are no whole number of sequences of {seq_len}",
+                "batch.global_batch",
+                f"use {nearest}",
+            )
+        return {**tree, "batch": {**batch, "global_batch": num_sequences}}
 
     @model_validator(mode="after")
     def _pairs_are_of_one_document(self) -> Recipe:

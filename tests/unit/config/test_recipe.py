@@ -208,3 +208,27 @@ def test_numbers_without_a_dot_are_numbers_in_files_too(tmp_path: Path) -> None:
     path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("clm", tmp_path, tmp_path))
     path.write_text(path.read_text().replace("lr: 0.003", "lr: 3e-3"))
     assert flat(load_recipe(str(path)).recipe)["optim.lr"] == 3e-3
+
+
+def test_a_batch_may_be_given_in_tokens() -> None:
+    seq_len = load_recipe("law-bert-zh").recipe.data.seq_len
+    recipe = load_recipe("law-bert-zh", [f"batch.global_batch={12 * seq_len} tokens"]).recipe
+    assert recipe.batch.global_batch == 12
+    assert "global_batch: 12\n" in resolved_yaml(recipe)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        ("{more} tokens", "use {whole} tokens or {next} tokens"),
+        ("5 tokens", "use {seq_len} tokens"),
+        ("many tokens", "batch.global_batch"),
+        ("-64 tokens", "batch.global_batch"),
+    ],
+)
+def test_a_batch_of_tokens_that_is_no_whole_number_of_sequences_is_told_the_nearest(tokens: str, message: str) -> None:
+    seq_len = load_recipe("law-bert-zh").recipe.data.seq_len
+    numbers = {"seq_len": seq_len, "more": 8 * seq_len + 1, "whole": 8 * seq_len, "next": 9 * seq_len}
+    with pytest.raises(RecipeError) as told:
+        load_recipe("law-bert-zh", [f"batch.global_batch={tokens.format(**numbers)}"])
+    assert message.format(**numbers) in str(told.value)
