@@ -144,6 +144,9 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument("--document", metavar="ID", help="FILE:LINE, or the xxh3-128 of the text")
     command.add_argument("--json", action="store_true", help="print JSON")
 
+    command = add("doctor", doctor, "what this machine has of what a run may need")
+    command.add_argument("--json", action="store_true", help="one JSON object")
+
     command = add("ds-config", deepspeed_command.run, "build a DeepSpeed JSON from few choices, or check one")
     deepspeed_command.add_options(command)
 
@@ -329,6 +332,13 @@ def trace(options: argparse.Namespace) -> None:
         tracing.print_step(options.run, options.step, options.json)
     else:
         tracing.print_document(options.run, options.document, options.json)
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """`pretrain doctor`."""
+    from launcher.doctor import print_findings
+
+    return EXIT_DONE if print_findings(as_json=options.json) else EXIT_USER
 
 
 def hostfile(options: argparse.Namespace) -> None:
