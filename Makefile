@@ -43,6 +43,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.masking
 	$(BIN)/python -m benchmarks.open_order
 	$(BIN)/python -m benchmarks.corruption
+	$(BIN)/python -m benchmarks.loss_memory
 
 format: setup
 	$(BIN)/ruff check --fix .

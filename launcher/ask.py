@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from transformers import (
 from transformers.utils.logging import disable_progress_bar
 
 from launcher.errors import ModelError, UsageError
+from launcher.models.configuration import positions_of
 from launcher.models.moe import choose_experts_that_fit
 
 MASK_WORD = "[MASK]"
@@ -70,16 +72,16 @@ def fill(folder: Path, prompts: list[str], top: int = 5) -> list[Answer]:
 
     Raises:
         ModelError: The model is no masked language model.
-        UsageError: A text has no blank.
+        UsageError: A text has no blank, or is too long for the model.
     """
-    disable_progress_bar()
-    config = AutoConfig.from_pretrained(folder)
-    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+    config, tokenizer = _open(folder)
+    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or config.is_encoder_decoder or _is_decoder(config):
         raise ModelError(f"{config.model_type} is no masked language model", str(folder), "use `pretrain generate`")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.mask_token is None:
+        raise ModelError("its tokenizer has no mask token", str(folder), "give the folder of a masked language model")
     for prompt in prompts:
-        if MASK_WORD not in prompt and tokenizer.mask_token not in prompt:
-            raise UsageError(f"there is no blank in {prompt!r}", fix=f"write {MASK_WORD} where a word is missing")
+        check_blanks(prompt, tokenizer.mask_token)
+        _room(tokenizer, prompt, 2, config)
     model = AutoModelForMaskedLM.from_pretrained(folder).eval()
     return [_fill_one(model, tokenizer, prompt, top) for prompt in prompts]
 
@@ -90,34 +92,80 @@ def generate(folder: Path, prompts: list[str], max_new_tokens: int = 40) -> list
     Args:
         folder: A `transformers` folder.
         prompts: Texts; for an encoder-decoder with sentinels (`<extra_id_0>`) where spans are missing.
-        max_new_tokens: Longest answer.
+        max_new_tokens: Longest answer; shorter where the model's positions end before.
 
     Raises:
         ModelError: The model can do neither.
+        UsageError: A text has no tokens, or is too long for the model.
     """
-    disable_progress_bar()
-    config = AutoConfig.from_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    config, tokenizer = _open(folder)
+    rooms = [_room(tokenizer, prompt, 1, config) for prompt in prompts]
     if type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
         model: Any = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
-    elif type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING:
+    elif type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and (
+        type(config) not in MODEL_FOR_MASKED_LM_MAPPING or _is_decoder(config)
+    ):
         model = AutoModelForCausalLM.from_pretrained(folder).eval()
     else:
         raise ModelError(f"{config.model_type} does not generate text", str(folder), "use `pretrain fill`")
     choose_experts_that_fit(model, model.dtype.itemsize)
     answers = []
-    for prompt in prompts:
+    for prompt, room in zip(prompts, rooms, strict=True):
         # A causal model was trained on text without special tokens before it; an encoder with the end token behind.
         ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
         if config.is_encoder_decoder:
             ids = torch.cat([ids, torch.tensor([[config.eos_token_id]])], dim=1)
         with torch.no_grad():
             made = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, do_sample=False
+                ids, attention_mask=torch.ones_like(ids), max_new_tokens=min(max_new_tokens, room), do_sample=False
             )
         text = tokenizer.decode(made[0], skip_special_tokens=not config.is_encoder_decoder)
         answers.append(Answer(prompt=prompt, text=_without_gaps(text)))
     return answers
+
+
+def check_blanks(prompt: str, mask_token: str) -> None:
+    """See that there is something to fill.
+
+    Raises:
+        UsageError: There is not.
+    """
+    if MASK_WORD not in prompt and mask_token not in prompt:
+        raise UsageError(f"there is no blank in {prompt!r}", fix=f"write {MASK_WORD} where a word is missing")
+
+
+def _open(folder: Path) -> tuple[Any, Any]:
+    disable_progress_bar()
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
+        raise ModelError("the folder holds no tokenizer", str(folder), "copy the files of the model's tokenizer there")
+    try:
+        return AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        first_sentence = " ".join(str(error).split()).partition(". ")[0]
+        raise ModelError(f"transformers cannot open this folder: {first_sentence}", str(folder)) from None
+
+
+def _is_decoder(config: Any) -> bool:
+    return bool(getattr(config, "is_decoder", False))
+
+
+def _room(tokenizer: Any, prompt: str, num_more: int, config: Any) -> int:
+    """Tokens that the model has positions for behind a text; of an encoder-decoder, in its decoder.
+
+    Raises:
+        UsageError: The text has no tokens, or leaves less room than `num_more`.
+    """
+    num_tokens = len(tokenizer(prompt, add_special_tokens=False).input_ids)
+    positions = positions_of(config)
+    if num_tokens == 0:
+        raise UsageError(f"there is no token in {prompt!r}", fix="write something to go on from")
+    if positions is None:
+        return sys.maxsize
+    if num_tokens + num_more > positions:
+        raise UsageError(
+            f"a text of {num_tokens} tokens is too long for a model of {positions} positions", fix="shorten it"
+        )
+    return positions - (1 if config.is_encoder_decoder else num_tokens)
 
 
 def _fill_one(model: Any, tokenizer: Any, prompt: str, top: int) -> Answer:

@@ -142,6 +142,8 @@ def validation_batches(recipe: Recipe, data: Data, world_size: int, rank: int) -
     """This rank's validation batches; as many on every rank, since a forward pass under ZeRO-3 is a collective."""
     size = recipe.eval.micro_batch
     every = size * world_size
+    special = data.tokenizer.special
+    markers = np.array([token_id for token_id in special.all_ids if token_id != special.unk], dtype=np.int64)
     for corpus, loader in enumerate(data.validation):
         num_samples = min(loader.num_samples, recipe.eval.max_samples or loader.num_samples)
         for first in range(0, num_samples, every):
@@ -152,16 +154,17 @@ def validation_batches(recipe: Recipe, data: Data, world_size: int, rank: int) -
             for name in ("labels", "pair_labels"):
                 if name in batch:
                     batch[name][wanted >= num_samples] = IGNORE_INDEX
-            yield EvalBatch(corpus=corpus, inputs=model_inputs(batch))
+            is_text = (batch["labels"] >= 0) & ~np.isin(batch["labels"], markers)
+            yield EvalBatch(corpus=corpus, inputs=model_inputs(batch), num_text_targets=int(is_text.sum()))
 
 
 def bytes_per_token(data: Data) -> dict[str, float | None]:
-    """Of the held-out documents of each corpus that has some, document ends counted as tokens; None if unknown."""
+    """Of the held-out documents of each corpus that has some, document ends not counted; None if unknown."""
     sizes = {}
     for loader in data.validation:
         name = loader.corpora[0].name
         split = data.manifests[name].splits["validation"]
-        sizes[name] = split.text_bytes / split.num_tokens if split.text_bytes else None
+        sizes[name] = split.text_bytes / (split.num_tokens - split.num_documents) if split.text_bytes else None
     return sizes
 
 

@@ -48,6 +48,7 @@ from launcher.errors import (
     EXIT_OURS,
     CheckpointError,
     LauncherError,
+    UsageError,
 )
 from launcher.feed import Data, bytes_per_token, open_data, step_batches, validation_batches, wasted
 from launcher.objectives.base import longest_sequence
@@ -167,6 +168,10 @@ def doubts(recipe: Recipe, ds_file: dict[str, Any]) -> Iterator[str]:
             f"the warm-up of {recipe.schedule.warmup_steps} steps is longer than the run of {recipe.train.num_steps}: "
             f"the learning rate never gets to {recipe.optim.lr:g}"
         )
+    if recipe.objective.head not in ("causal", "seq2seq"):
+        for prompt in recipe.eval.prompts:
+            if "[MASK]" not in prompt:
+                yield f"eval.prompts: there is no [MASK] in {prompt!r}"
     yield from check_ds_config(ds_file, "--ds_config")
 
 
@@ -402,10 +407,12 @@ def summarise(recipe: Recipe, console: Console) -> None:
     path = checkpoint_path(run / "checkpoints", complete_steps(run / "checkpoints")[-1])
     state = read_json(path / "state.json", "evaluations", "data")
     folder = export_run(run, run / "export")
-    prompts = list(recipe.eval.prompts)
-    answers = []
-    if prompts:
-        answers = generate(folder, prompts) if recipe.objective.head in ("causal", "seq2seq") else fill(folder, prompts)
+    prompts, ask = list(recipe.eval.prompts), generate if recipe.objective.head in ("causal", "seq2seq") else fill
+    try:
+        answers = ask(folder, prompts) if prompts else []
+    except UsageError as error:  # a finished run does not fail for a question
+        console.print(f"note: eval.prompts: {error}", highlight=False, soft_wrap=True)
+        answers = []
     show_summary(console, recipe, state, path, answers)
 
 

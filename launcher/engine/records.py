@@ -69,6 +69,8 @@ class EvalBatch:
     """Which corpus it is of, by number."""
     inputs: Arrays
     """Model inputs and `labels`, int64 [B, S]."""
+    num_text_targets: int
+    """Predicted tokens that stand for text: no sentinel, no end of a document."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,25 +106,26 @@ class EvalResult:
     @classmethod
     def of(
         cls,
-        totals_C3: NDArray[np.float64],
+        totals_C4: NDArray[np.float64],
         bytes_per_token: Mapping[str, float | None],
         pairs_C3: NDArray[np.float64] | None = None,
     ) -> EvalResult:
         """Scores from sums.
 
         Args:
-            totals_C3: Of each corpus its summed loss, right answers and predicted tokens, float64 [C, 3].
-            bytes_per_token: By corpus.
+            totals_C4: Of each corpus its summed loss, right answers, predicted tokens and those of them that stand for
+                text, float64 [C, 4].
+            bytes_per_token: By corpus, of tokens that stand for text.
             pairs_C3: The same of the pairs' labels, where there are any.
         """
-        pairs_C3 = np.zeros_like(totals_C3) if pairs_C3 is None else pairs_C3
+        pairs_C3 = np.zeros((len(totals_C4), 3)) if pairs_C3 is None else pairs_C3
         sizes = np.array([size if size is not None else np.nan for size in bytes_per_token.values()])
-        totals_C4 = np.column_stack([totals_C3, totals_C3[:, 2] * sizes])
+        sums_C4 = np.column_stack([totals_C4[:, :3], totals_C4[:, 3] * sizes])
         return cls(
-            whole=_score(totals_C4[totals_C4[:, 2] > 0].sum(axis=0), pairs_C3.sum(axis=0)),
+            whole=_score(sums_C4[sums_C4[:, 2] > 0].sum(axis=0), pairs_C3.sum(axis=0)),
             corpora={
                 name: _score(total_4, pairs_3)
-                for name, total_4, pairs_3 in zip(bytes_per_token, totals_C4, pairs_C3, strict=True)
+                for name, total_4, pairs_3 in zip(bytes_per_token, sums_C4, pairs_C3, strict=True)
             },
         )
 

@@ -78,21 +78,22 @@ def evaluate(engine: Any, batches: Iterable[EvalBatch], bytes_per_token: Mapping
     Args:
         engine: DeepSpeed engine.
         batches: Of every corpus.
-        bytes_per_token: By corpus, in which the batches count them; None where only tokens are known.
+        bytes_per_token: By corpus, in which the batches count them, of tokens that stand for text; None where only
+            tokens are known.
     """
-    totals_C6 = np.zeros((len(bytes_per_token), 6), dtype=np.float64)
+    totals_C7 = np.zeros((len(bytes_per_token), 7), dtype=np.float64)
     engine.eval()
     with torch.no_grad():
         for batch in batches:
             tensors = _tensors(engine, batch.inputs)
             num_targets = int((tensors["labels"] >= 0).sum())
             _, loss, _, correct, *of_pairs = losses(engine, tensors).tolist()
-            totals_C6[batch.corpus, :3] += (loss, correct, num_targets)
+            totals_C7[batch.corpus, :4] += (loss, correct, num_targets, batch.num_text_targets)
             if "pair_labels" in tensors:
-                totals_C6[batch.corpus, 3:] += (*of_pairs, int((tensors["pair_labels"] >= 0).sum()))
+                totals_C7[batch.corpus, 4:] += (*of_pairs, int((tensors["pair_labels"] >= 0).sum()))
     engine.train()
-    everyone_C6 = gather(totals_C6.reshape(-1)).sum(axis=0).reshape(totals_C6.shape)
-    return EvalResult.of(everyone_C6[:, :3], bytes_per_token, everyone_C6[:, 3:])
+    everyone_C7 = gather(totals_C7.reshape(-1)).sum(axis=0).reshape(totals_C7.shape)
+    return EvalResult.of(everyone_C7[:, :4], bytes_per_token, everyone_C7[:, 4:])
 
 
 def _tensors(engine: Any, inputs: Arrays) -> dict[str, torch.Tensor]:

@@ -93,6 +93,13 @@ def build_model(
             fix = "use model.attention=eager, or sdpa where it is supported"
             raise ModelError(first_sentence, "model.attention", fix) from None
         raise ModelError(f"transformers cannot build this model: {first_sentence}", "model") from None
+    frozen = [name for name, parameter in built.named_parameters() if not parameter.requires_grad]
+    if frozen:
+        raise ModelError(
+            f"{built.config.model_type} has parameters that do not learn ({frozen[0]}), which no checkpoint would hold",
+            "model.family",
+            "choose a family whose positions are learned or rotary",
+        )
     enabled = {key for key in ("bf16", "fp16", "torch_autocast") if (ds_config or {}).get(key, {}).get("enabled")}
     if model.expert_parallel > 1:
         prepare_expert_parallel(built, model)

@@ -66,6 +66,7 @@ POSITIONS_BEGIN_BEHIND_PAD = frozenset(
         "esm",
     )
 )
+POSITION_LIMITS = ("max_position_embeddings", "max_encoder_position_embeddings", "max_decoder_position_embeddings")
 NUMBERS = (
     "hidden_size",
     "num_hidden_layers",
@@ -96,6 +97,8 @@ EXAMPLES: dict[Head, str] = {
     "seq2seq": "t5, mt5, bart",
 }
 
+ENCODERS_BY_DEFAULT = frozenset(("bert-generation", "xlnet"))
+"""Families without a masked language model in transformers that see all tokens unless told otherwise."""
 PAIR_LABELS: dict[Head, str] = {"next_sentence": "next_sentence_label", "sentence_order": "sentence_order_label"}
 """Heads that tell pairs, and the argument by which a family's model for pretraining shows that it has them."""
 
@@ -126,14 +129,22 @@ def build_config(model: ModelConfig, head: Head, tokenizer: TokenizerInfo, seq_l
             "model.config.type_vocab_size",
             "use 2, the family's default",
         )
-    if head == "causal" and type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False):
+    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING or config.model_type in ENCODERS_BY_DEFAULT
+    if head == "causal" and is_encoder and not getattr(config, "is_decoder", False):
         raise ModelError(
             f"{config.model_type} sees the tokens on its right: next-token prediction would be trivial",
             "objective.kind",
             f"use mlm, or a decoder such as {EXAMPLES['causal']}",
         )
+    if head not in ("causal", "seq2seq") and (config.is_encoder_decoder or getattr(config, "is_decoder", False)):
+        what = "writes a second text" if config.is_encoder_decoder else "sees the tokens on its left only"
+        raise ModelError(
+            f"this {config.model_type} {what}: {TASKS[head]} is no task for it",
+            "objective.kind",
+            "use span or prefix" if config.is_encoder_decoder else "use clm, or delete model.config.is_decoder",
+        )
     _check_heads(config, model)
-    positions = _positions(config)
+    positions = positions_of(config)
     if positions is not None and seq_len > positions:
         raise ModelError(
             f"sequences of {seq_len} tokens are longer than the model's {positions} positions",
@@ -153,12 +164,11 @@ def _takes_pairs(config: PreTrainedConfig, head: Head) -> bool:
     return {PAIR_LABELS[head], "token_type_ids", "attention_mask"} <= arguments.keys()
 
 
-def _positions(config: PreTrainedConfig) -> int | None:
+def positions_of(config: PreTrainedConfig) -> int | None:
     """Longest sequence of a model; None where its family sets no limit."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions <= 0:
-        return None
-    return positions - first_position(config)
+    limits = [getattr(config, name, None) for name in POSITION_LIMITS]
+    positions = [limit for limit in limits if isinstance(limit, int) and limit > 0]
+    return min(positions) - first_position(config) if positions else None
 
 
 def first_position(config: PreTrainedConfig) -> int:
@@ -208,7 +218,7 @@ def _from_scratch(model: ModelConfig, tokenizer: TokenizerInfo) -> PreTrainedCon
         values[key] = value
     try:
         return config_class(**values)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, NotImplementedError) as error:
         raise ModelError(
             f"{model.family}'s configuration refuses these values: {' '.join(str(error).split())}", "model"
         ) from None
@@ -227,6 +237,8 @@ def _continued(model: ModelConfig, tokenizer: TokenizerInfo) -> PreTrainedConfig
             f"{folder} holds no config.json", "model.continue_from", "give the folder of a transformers model"
         )
     given = [name for name in ("family", *NUMBERS) if getattr(model, name) is not None]
+    if model.initialisation != "family":
+        given.append("initialisation")
     if given or model.config:
         raise ModelError(
             f"a continued model keeps its shape, but the recipe sets {', '.join(given or model.config)}",

@@ -75,6 +75,20 @@ def _whole(parameters: list[nn.Parameter]) -> Iterator[None]:
                 parameter.data = data
 
 
+SCALED_BY_THEMSELVES = frozenset(
+    (
+        "gpt2",
+        "gpt_bigcode",
+        "modernbert",
+        "modernbert-decoder",
+        "mamba",
+        "mamba2",
+        "falcon_mamba",
+        "nanochat",
+        "nemotron_h",
+    )
+)
+"""Families whose own initialisation knows the depth (`_init_weights` of transformers 5.23)."""
 RESIDUAL_WRITERS = (
     # Attention: llama and kin, bert and kin, gpt2, gpt_neox, modernbert, t5, bart.
     "self_attn.o_proj",
@@ -107,6 +121,12 @@ def scale_residual_writers(model: PreTrainedModel) -> None:
 
     Source: Radford et al. 2019, section 2.3 ("Language models are unsupervised multitask learners").
     """
+    if model.config.model_type in SCALED_BY_THEMSELVES:
+        raise ModelError(
+            f"{model.config.model_type} draws these weights smaller by itself",
+            "model.initialisation",
+            "use family",
+        )
     writers = [
         module.weight
         for name, module in model.named_modules()

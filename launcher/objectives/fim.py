@@ -27,8 +27,8 @@ class FillInTheMiddle:
         PSM: <prefix> prefix <suffix> suffix <middle> middle
         SPM: <prefix> <suffix> suffix <middle> prefix middle
 
-    A piece is a row, or where documents are kept apart the part of a document that stands in it; the token that ends
-    its document stays at its end. Rows keep their length: as many tokens as sentinels come in are dropped at the end of
+    A piece is the part of a document that stands in a row; the token that ends its document stays at its end. Rows
+    keep their length: as many tokens as sentinels come in are dropped at the end of
     the row's text before it is cut, as bigcode's Megatron-LM drops them from the suffix. So a row that is full loses
     three tokens for each of its pieces that is turned around; one with room behind its text loses none. Pieces with
     hidden tokens stay as they are.
@@ -60,7 +60,7 @@ class FillInTheMiddle:
     def turn(self, rows: Rows) -> Rows:
         """The rows with some of their pieces turned around."""
         num_rows, length = rows.tokens_BL.shape
-        pieces = _pieces(rows)
+        pieces = _pieces(rows, self.special.document_end)
         turned_P, is_spm_P, bits_P2 = self._draw(rows, pieces)
         kept_P, turned_P = _kept(pieces, turned_P & ~pieces.hidden_P, length)
         runs_P7, lengths_P7 = self._runs(rows, pieces, kept_P, turned_P, is_spm_P, bits_P2)
@@ -178,12 +178,14 @@ def _columns(runs: tuple[tuple[NDArray[np.int64], NDArray[np.int64]], ...], whic
     return np.stack([run[which] for run in runs], axis=1)
 
 
-def _pieces(rows: Rows) -> _PiecesOfRows:
+def _pieces(rows: Rows, document_end: int) -> _PiecesOfRows:
     length = rows.tokens_BL.shape[1]
     starts_BL = np.zeros(rows.tokens_BL.shape, dtype=np.bool_)
     starts_BL[:, 0] = True
     if rows.segments_BL is not None:
         starts_BL[:, 1:] = rows.segments_BL[:, 1:] != rows.segments_BL[:, :-1]
+    else:
+        starts_BL[:, 1:] = rows.tokens_BL[:, :-1] == document_end
     starts_BL &= np.arange(length) < rows.num_tokens_B[:, None]
     rows_P, columns_P = np.nonzero(starts_BL)
     is_last_P = np.append(rows_P[1:] != rows_P[:-1], True)[: len(rows_P)]

@@ -40,11 +40,16 @@ def span_counts(num_tokens: int, density: float, mean_span: float) -> tuple[int,
 
 
 def natural_window(seq_len: int, density: float, mean_span: float) -> int:
-    """The most raw tokens of which `seq_len` places are enough for the encoder: 568 for 512."""
+    """The most raw tokens of which `seq_len` places are enough for the encoder: 568 for 512.
+
+    At a density of 0.5 one less where the decoder would write one token more than the encoder reads, as
+    `random_spans_helper` has it.
+    """
     length = 1
     while sequence_lengths(length + 1, density, mean_span)[0] <= seq_len:
         length += 1
-    return length
+    num_read, num_written = sequence_lengths(length, density, mean_span)
+    return length - 1 if density == 0.5 and num_written > num_read else length
 
 
 def sequence_lengths(num_tokens: int, density: float, mean_span: float) -> tuple[int, int]:
@@ -62,7 +67,8 @@ class SpanCorruption:
 
     `input_ids` are the text with a sentinel for each span, `labels` each sentinel followed by its span; both end with
     the end token. `decoder_input_ids` are the labels one place later, behind the padding token, as T5 starts its
-    decoder. The window is as long as fits `seq_len`, which full windows fill exactly. Where documents meet in a window
+    decoder. The window is as long as fits `seq_len`, which full windows fill, but for one place at some
+    densities. Where documents meet in a window
     the token between them is text like any other; where they are kept apart, a span that lies in two belongs to the
     first.
 

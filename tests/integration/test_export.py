@@ -71,6 +71,8 @@ def test_a_masked_model_is_exported_with_card_and_tokenizer_and_answers(
     assert "there is no blank" in capsys.readouterr().err
     assert cli.main(["generate", str(tmp_path / "tiny"), "人民"]) == 2
     assert "does not generate text" in capsys.readouterr().err
+    assert cli.main(["fill", str(tmp_path / "tiny"), "人民" * 40 + "[MASK]"]) == 2
+    assert "is too long for a model of 64 positions" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("objective", "prompt"), [("clm", "人民"), ("span", "人民<extra_id_0>院")])
@@ -81,6 +83,14 @@ def test_models_that_write_go_on_from_a_text(
     run_ranks(jobs.train, 1, ["--ds_config", "zero1", "--recipe", str(path)])
     assert cli.main(["generate", str(tmp_path / "tiny"), prompt, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["prompt"] == prompt
+    for asked, message in (("", "there is no token"), ("人民" * 200, "is too long for a model of 64 positions")):
+        if objective == "clm":
+            assert cli.main(["generate", str(tmp_path / "tiny"), asked]) == 2
+            assert message in capsys.readouterr().err
+    (tmp_path / "tiny" / "export" / "tokenizer.json").unlink()
+    (tmp_path / "tiny" / "export" / "tokenizer_config.json").unlink()
+    assert cli.main(["generate", str(tmp_path / "tiny"), prompt]) == 2
+    assert "the folder holds no tokenizer" in capsys.readouterr().err
 
 
 def test_a_model_is_continued_from_an_exported_folder(shards: Path, tmp_path: Path) -> None:

@@ -190,6 +190,19 @@ def test_every_corpus_is_validated_on_its_own_documents(corpora: dict[str, Path]
     assert num_targets == sum(held_out) - 2  # all but the first token of each
 
 
+@pytest.mark.parametrize("name", ["clm", "span", "mlm"])
+def test_bytes_are_counted_of_tokens_that_stand_for_text(name: str, corpora: dict[str, Path]) -> None:
+    recipe = recipe_of(name, {"shards": str(corpora["law"])}, eval__max_samples=None)
+    data = open_data(recipe)
+    special = data.tokenizer.special
+    for batch in validation_batches(recipe, data, 1, 0):
+        labels = batch.inputs["labels"]
+        markers = {*special.all_ids, special.document_end} - {special.unk}
+        expected = sum(1 for label in labels.reshape(-1).tolist() if label >= 0 and label not in markers)
+        assert batch.num_text_targets == expected
+        assert name != "span" or expected < np.count_nonzero(labels >= 0)
+
+
 def test_corpora_of_other_tokenizers_do_not_mix(corpora: dict[str, Path], tmp_path: Path) -> None:
     other = tiny.make_shards(tmp_path)
     with pytest.raises(TokenizerError, match=r"wiki was tokenized with tokenizer, law with none"):

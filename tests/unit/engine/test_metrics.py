@@ -35,7 +35,10 @@ def result(step: int) -> StepResult:
 
 
 def test_pairs_are_told_of_where_there_are_any(tmp_path: Path) -> None:
-    totals, pairs = np.array([[15.0, 4.0, 10.0], [5.0, 1.0, 10.0]]), np.array([[3.0, 3.0, 4.0], [1.0, 0.0, 1.0]])
+    totals, pairs = (
+        np.array([[15.0, 4.0, 10.0, 10.0], [5.0, 1.0, 10.0, 10.0]]),
+        np.array([[3.0, 3.0, 4.0], [1.0, 0.0, 1.0]]),
+    )
     with open_metrics(tmp_path, 1) as metrics:
         metrics.step(replace(result(1), pair_loss=0.7, pair_accuracy=0.5))
         metrics.evaluation(1, EvalResult.of(totals, {"law": None, "wiki": None}, pairs))
@@ -66,7 +69,7 @@ def test_a_step_has_every_promised_field(tmp_path: Path) -> None:
     with open_metrics(tmp_path, 1, peak=1e10) as metrics:
         metrics.step(result(1))
         metrics.step(result(2))
-        metrics.evaluation(2, EvalResult.of(np.array([[15.0, 4.0, 10.0]]), {"law": 1.5 / math.log(2)}))
+        metrics.evaluation(2, EvalResult.of(np.array([[15.0, 4.0, 10.0, 10.0]]), {"law": 1.5 / math.log(2)}))
     first, second, evaluation = read_metrics(tmp_path / "metrics.jsonl")
     assert set(first) == FIELDS
     assert (second["tokens"], second["samples"], second["tokens_per_s"]) == (200, 16, 200.0)
@@ -84,15 +87,17 @@ def test_a_step_has_every_promised_field(tmp_path: Path) -> None:
 
 
 def test_corpora_are_scored_each_and_together(tmp_path: Path) -> None:
-    totals = np.array([[20.0, 5.0, 10.0], [60.0, 6.0, 20.0], [8.0, 1.0, 2.0]])
+    totals = np.array([[20.0, 5.0, 10.0, 10.0], [60.0, 6.0, 20.0, 16.0], [8.0, 1.0, 2.0, 2.0]])
     sizes: dict[str, float | None] = {"law": 2.0, "wiki": 4.0, "tokens": None}
     result = EvalResult.of(totals, sizes)
     assert result.whole.loss == pytest.approx(88 / 32)
     assert result.whole.accuracy == pytest.approx(12 / 32)
     assert result.whole.bits_per_byte is None  # of one corpus the bytes are not known
-    assert result.corpora["wiki"].bits_per_byte == pytest.approx(60 / math.log(2) / 80)
+    assert result.corpora["wiki"].bits_per_byte == pytest.approx(
+        60 / math.log(2) / 64
+    )  # four of its targets are sentinels
     known = EvalResult.of(totals[:2], {"law": 2.0, "wiki": 4.0})
-    assert known.whole.bits_per_byte == pytest.approx(80 / math.log(2) / 100)
+    assert known.whole.bits_per_byte == pytest.approx(80 / math.log(2) / 84)
     with open_metrics(tmp_path, 1) as metrics:
         metrics.evaluation(0, result)
     (line,) = read_metrics(tmp_path / "metrics.jsonl")
@@ -102,7 +107,7 @@ def test_corpora_are_scored_each_and_together(tmp_path: Path) -> None:
 def test_a_start_from_nothing_leaves_nothing_of_the_one_before(tmp_path: Path) -> None:
     for _ in range(2):
         with open_metrics(tmp_path, 1) as metrics:
-            metrics.evaluation(0, EvalResult.of(np.array([[90.0, 0.0, 10.0]]), {"law": None}))
+            metrics.evaluation(0, EvalResult.of(np.array([[90.0, 0.0, 10.0, 10.0]]), {"law": None}))
             metrics.step(result(1))
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [0, 1]
     assert len(list((tmp_path / "tensorboard").iterdir())) == 1

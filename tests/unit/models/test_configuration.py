@@ -117,3 +117,27 @@ def test_a_family_that_tells_no_pairs_is_refused(
     with pytest.raises(ModelError) as caught:
         build_config(record, head, jobs.tokenizer_info(), 16)
     assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("head", "model", "message"),
+    [
+        ("masked", {"family": "bart"}, "this bart writes a second text"),
+        ("masked", {"family": "bert", "config": {"is_decoder": True}}, "sees the tokens on its left only"),
+        ("causal", {"family": "bert-generation"}, "sees the tokens on its right"),
+        ("causal", {"family": "xlnet"}, "sees the tokens on its right"),
+        ("causal", {"family": "prophetnet", "num_hidden_layers": 2}, "configuration refuses these values"),
+        ("seq2seq", {"family": "led"}, "longer than the model's 1024 positions"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(head: Head, model: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError) as told:
+        build_config(
+            ModelConfig.model_validate(model), head, jobs.tokenizer_info(), 20_000 if "led" in str(model) else 16
+        )
+    assert message in str(told.value)
+
+
+def test_a_decoder_of_a_family_of_encoders_may_predict_the_next_token() -> None:
+    model = ModelConfig.model_validate({"family": "bert", "config": {"is_decoder": True}})
+    assert build_config(model, "causal", jobs.tokenizer_info(), 16).is_decoder

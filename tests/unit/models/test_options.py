@@ -18,7 +18,7 @@ from launcher.config.recipe import ModelConfig
 from launcher.errors import MissingDependencyError, ModelError
 from launcher.models.build import build_model
 from launcher.models.configuration import build_config, num_new_tokens
-from launcher.models.initial import scale_residual_writers
+from launcher.models.initial import SCALED_BY_THEMSELVES, scale_residual_writers
 
 
 def build(head: Head, family: str, config: dict[str, Any], **options: Any) -> Any:
@@ -30,7 +30,7 @@ def build(head: Head, family: str, config: dict[str, Any], **options: Any) -> An
 
 @pytest.mark.parametrize(
     ("head", "family", "config"),
-    [entry for entry in FAMILIES if entry[1] != "albert"],  # whose layers are one
+    [entry for entry in FAMILIES if entry[1] not in ("albert", *SCALED_BY_THEMSELVES)],  # albert's layers are one
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_depth_scaled_weights_are_smaller_where_they_are_added_to_the_residual_stream(
@@ -44,6 +44,14 @@ def test_depth_scaled_weights_are_smaller_where_they_are_added_to_the_residual_s
     stacks = 2 if head == "seq2seq" else 1
     writers = 2 + (head == "seq2seq") / 2  # attention and feed-forward; a decoder's attention to the encoder besides
     assert len(changed) == NUMBERS["num_hidden_layers"] * stacks * writers
+
+
+def test_a_family_that_scales_them_itself_is_not_scaled_twice() -> None:
+    plain = build("causal", "gpt2", {}, num_hidden_layers=8, hidden_size=128, num_attention_heads=2)
+    writer = dict(plain.named_parameters())["transformer.h.0.mlp.c_proj.weight"]
+    assert writer.std().item() == pytest.approx(0.02 / 16**0.5, rel=0.05)
+    with pytest.raises(ModelError, match="gpt2 draws these weights smaller by itself"):
+        build("causal", "gpt2", {}, initialisation="depth_scaled")
 
 
 def test_a_family_whose_writers_are_not_known_is_told() -> None:
@@ -98,3 +106,8 @@ def test_liger_gives_the_same_logits() -> None:
     plain, liger = (build("causal", "llama", {}, liger=choice).cuda().eval() for choice in (False, True))
     with torch.no_grad():
         torch.testing.assert_close(liger(ids_BS).logits, plain(ids_BS).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_a_family_with_parameters_that_do_not_learn_is_refused() -> None:
+    with pytest.raises(ModelError, match="roformer has parameters that do not learn"):
+        build("masked", "roformer", {}, attention="eager")

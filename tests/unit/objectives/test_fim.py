@@ -97,6 +97,17 @@ def test_each_document_is_turned_by_itself_and_keeps_its_end(turning: SpecialTok
     assert np.flatnonzero(labels[0] == IGNORE_INDEX).tolist() == [6, 14]  # nothing across the end of a document
 
 
+def test_joined_documents_are_turned_each_by_itself_too(turning: SpecialTokens) -> None:
+    end = turning.document_end
+    tokens = np.array([[11, 12, 13, end, 21, 22, 23, 24, end, 31, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0]], dtype=np.int32)
+    made = FillInTheMiddle(3, turning, 1.0, 0.0).turn(RawRows(tokens, np.array([11]), np.array([0])))
+    texts = " ".join(map(str, made.tokens_BL[0].tolist())).split(f" {end} ")
+    for text, tens in zip(texts, (1, 2, 3), strict=True):
+        ids = [int(word) for word in text.split()]
+        assert {token // 10 for token in ids if token not in (PRE, MID, SUF)} == {tens}
+        assert ids[0] == PRE
+
+
 @given(data=st.data(), position=st.integers(0, 2**40))
 def test_rows_of_many_documents_stay_full_and_in_order(
     turning: SpecialTokens, text_rows: Rows, data: st.DataObject, position: int

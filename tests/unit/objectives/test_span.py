@@ -14,7 +14,7 @@ from raw_rows import RawRows
 
 from launcher.errors import ObjectiveError
 from launcher.objectives.base import IGNORE_INDEX, Batch
-from launcher.objectives.span import SpanCorruption, sequence_lengths, span_counts
+from launcher.objectives.span import SpanCorruption, natural_window, sequence_lengths, span_counts
 from launcher.shards.manifest import SpecialTokens
 
 Rows = Callable[[int, int], NDArray[np.int32]]
@@ -88,6 +88,13 @@ def test_the_lengths_are_those_of_t5(special: SpecialTokens) -> None:
     assert (objective.window_length, objective.window_stride, objective.target_length) == (568, 568, 114)
     assert objective.num_sentinels_needed == 28
     assert span_counts(568, 0.15, 3.0) == (85, 28)
+
+
+@pytest.mark.parametrize("seq_len", [64, 128, 256, 512, 1024])
+def test_at_a_density_of_half_the_decoder_writes_no_more_than_the_encoder_reads(seq_len: int) -> None:
+    length = natural_window(seq_len, 0.5, 3.0)
+    assert sequence_lengths(length, 0.5, 3.0)[1] <= seq_len
+    assert seq_len != 512 or (length, *sequence_lengths(length, 0.5, 3.0)) == (766, 512, 512)
 
 
 def test_density_and_mean_span_are_those_of_raffel_et_al(special: SpecialTokens, text_rows: Rows) -> None:
