@@ -73,8 +73,11 @@ def choose_encoder(
             found.append(f"{name} {installed(name)} {FAST[name].unsound}")
             continue
         key = f"{name} {installed(name)} against {REFERENCE} {reference}"
-        verdict = remembered.get(key) or _compare(name, tokenizer_json, sample)
-        remembered.put(key, verdict)
+        verdict = remembered.get(key)
+        if verdict is None:
+            verdict, num_documents = _compare(name, tokenizer_json, sample)
+            if num_documents >= LEAST_DOCUMENTS or not verdict.startswith(SAME):
+                remembered.put(key, verdict)
         if verdict.startswith(SAME):
             return Choice(name, installed(name), f"{name} {installed(name)}: {verdict}")
         found.append(f"{name} {installed(name)} {verdict}")
@@ -85,28 +88,30 @@ def choose_encoder(
 
 
 SAME = "ids equal to the reference's"
+LEAST_DOCUMENTS = 200
+"""Of the corpus; what fewer said holds for this corpus alone and is not remembered."""
 
 
-def _compare(name: str, tokenizer_json: str, sample: Callable[[], Iterable[str]]) -> str:
-    """Whether an encoder's ids are the reference's, in words."""
+def _compare(name: str, tokenizer_json: str, sample: Callable[[], Iterable[str]]) -> tuple[str, int]:
+    """Whether an encoder's ids are the reference's, in words, and on how many documents of the corpus."""
     try:
         fast = build_encoder(EncodeOptions(encoder=name), tokenizer_json)
     except (KeyboardInterrupt, MemoryError):
         raise
     except BaseException as error:  # whatever a Rust library raises, panics among it
-        return f"does not take this tokenizer ({' '.join(str(error).split())[:200]})"
+        return f"does not take this tokenizer ({' '.join(str(error).split())[:200]})", 0
     reference = build_encoder(EncodeOptions(), tokenizer_json)
     nasty = nasty_texts(tokenizer_json)
     for number, text in enumerate(nasty):
         if _differs(fast, reference, [text]):
-            return f"differs on {text[:40]!r} (nasty text {number})"
+            return f"differs on {text[:40]!r} (nasty text {number})", 0
     documents = 0
     for batch in _batched(sample()):
         if _differs(fast, reference, batch):
             worst = next(number for number, text in enumerate(batch) if _differs(fast, reference, [text]))
-            return f"differs on document {documents + worst} of the sample: {batch[worst][:40]!r}"
+            return f"differs on document {documents + worst} of the sample: {batch[worst][:40]!r}", documents
         documents += len(batch)
-    return f"{SAME} on {documents} documents of the corpus and {len(nasty)} nasty texts"
+    return f"{SAME} on {documents} documents of the corpus and {len(nasty)} nasty texts", documents
 
 
 def _differs(fast: Encoder, reference: Encoder, texts: list[str]) -> bool:

@@ -154,15 +154,29 @@ def test_an_exact_encoder_is_used_and_remembered(
     monkeypatch: pytest.MonkeyPatch, tokenizers_json: dict[str, str], texts: list[str], tmp_path: Path
 ) -> None:
     asked = with_fake(monkeypatch, tokenizers_json["bpe"], "nothing has this")
+    enough = [*texts, *texts][:200]
     for _ in range(2):
-        choice = choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: texts, "auto", tmp_path)
+        choice = choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: enough, "auto", tmp_path)
         assert choice.name == "gigatoken"
-        assert "ids equal to the reference's on 120 documents of the corpus and" in choice.reason
+        assert "ids equal to the reference's on 200 documents of the corpus and" in choice.reason
     assert asked == ["gigatoken"]  # the second time it was remembered
     (tmp_path / f"{'0' * 64}.json").write_text("damaged")
-    choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: texts, "auto", tmp_path)
-    choose_encoder(tokenizers_json["bpe"], "1" * 64, lambda: texts, "auto", tmp_path / "file" / "not a folder")
+    choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: enough, "auto", tmp_path)
+    choose_encoder(tokenizers_json["bpe"], "1" * 64, lambda: enough, "auto", tmp_path / "file" / "not a folder")
     assert len(asked) == 3
+
+
+def test_what_a_small_corpus_says_for_an_encoder_is_not_remembered_for_a_larger_one(
+    monkeypatch: pytest.MonkeyPatch, tokenizers_json: dict[str, str], texts: list[str], tmp_path: Path
+) -> None:
+    asked = with_fake(monkeypatch, tokenizers_json["bpe"], "龘")
+    few, many = [*texts, *texts][:199], [*texts, *texts, "龘"]
+    assert choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: few, "auto", tmp_path).name == "gigatoken"
+    for _ in range(2):
+        choice = choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: many, "auto", tmp_path)
+        assert choice.name == "tokenizers"
+        assert "differs on document 240 of the sample" in choice.reason
+    assert len(asked) == 2  # that it differs holds for any corpus
 
 
 def test_an_encoder_that_cannot_be_had_is_told(
