@@ -185,11 +185,19 @@ def _flat(path: Path, dtype: str | None, document_end: int) -> TokenFile:
     if num_bytes == 0 or num_bytes % kind.itemsize:
         raise ShardError(f"{num_bytes} bytes are no number of {dtype} tokens", str(path), "say the right --dtype")
     tokens = np.memmap(path, kind, mode="r").view(np.ndarray)
+    if kind.itemsize == 2 and len(tokens) > 1 and not tokens[1:CHUNK_TOKENS:2].any() and tokens[:CHUNK_TOKENS:2].any():
+        raise ShardError("every other token is 0, as of a file of uint32", str(path), "say --dtype uint32")
     found = [
         np.flatnonzero(tokens[start : start + CHUNK_TOKENS] == document_end) + start + 1
         for start in range(0, len(tokens), CHUNK_TOKENS)
     ]
     ends = np.concatenate(found)
+    if not len(ends):
+        raise ShardError(
+            f"no document in it ends: token {document_end} does not occur",
+            str(path),
+            "say which token ends a document (--document-end), and check --dtype",
+        )
     if not len(ends) or ends[-1] != len(tokens):
         ends = np.append(ends, len(tokens))  # the last document ends with the file
     return TokenFile(path, kind, np.diff(ends, prepend=0).astype(np.int32), None, len(ends))
