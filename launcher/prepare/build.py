@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 
 from launcher import units
-from launcher.errors import ShardError
+from launcher.errors import ShardError, TokenizerError
 from launcher.prepare.dedupe import find_duplicates
 from launcher.prepare.encoders import EncodeOptions
 from launcher.prepare.merge import corpus_fingerprint, merge
@@ -177,7 +177,13 @@ def _choose(
 ) -> Choice:
     """The program that tokenizes."""
     wanted = request.encoder
-    if wanted == "auto" and (request.words or request.sentences or total_bytes < FAST_FROM):
+    if request.words or request.sentences:  # they need each token's place in the text
+        if wanted not in ("auto", "tokenizers"):
+            option = "--words" if request.words else "--sentences"
+            fix = f"leave --encoder to auto, or {option} out"
+            raise TokenizerError(f"{wanted} does not tell where in the text a token lies", "--encoder", fix)
+        wanted = "tokenizers"
+    elif wanted == "auto" and total_bytes < FAST_FROM:
         wanted = "tokenizers"
     budget = min(max(int(total_bytes * SAMPLE_SHARE), 1), MAX_SAMPLE_BYTES)
     places = sorted({len(segments) * place // SAMPLE_PLACES for place in range(SAMPLE_PLACES)})

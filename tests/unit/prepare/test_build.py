@@ -15,7 +15,7 @@ import pytest
 import xxhash
 from rich.console import Console
 
-from launcher.errors import CorpusError, ShardError, UsageError
+from launcher.errors import CorpusError, ShardError, TokenizerError, UsageError
 from launcher.prepare import merge, part
 from launcher.prepare.build import build_shards
 from launcher.prepare.filters import FilterOptions
@@ -205,6 +205,18 @@ def test_words_and_sentences_change_no_id(request_: BuildRequest, tmp_path: Path
     assert 0.1 < words.mean() < 0.9
     # Two Chinese clauses end in 。 and one English in a full stop: a sentence each.
     assert len(told.sequence_starts(0)) == 3
+
+
+@pytest.mark.parametrize("option", ["words", "sentences"])
+def test_an_encoder_that_cannot_tell_places_is_refused_where_they_are_needed(
+    request_: BuildRequest, option: str
+) -> None:
+    wanted = replace(request_, encoder="cached-wordpiece", **{option: True})
+    with pytest.raises(TokenizerError, match=rf"does not tell where in the text[\s\S]*or --{option} out"):
+        build_shards(wanted)
+    manifest = build_shards(replace(wanted, encoder="auto"))
+    assert manifest is not None
+    assert manifest.encoder.endswith("the reference")
 
 
 def test_filters_count_what_they_drop(request_: BuildRequest, texts: list[str]) -> None:
