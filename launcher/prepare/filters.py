@@ -72,7 +72,7 @@ def find_predicate(name: str) -> Predicate:
     importlib.invalidate_caches()  # it may have been written a moment ago
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever the user's module raises when it is imported
+    except (Exception, SystemExit) as error:  # whatever the user's module raises when it is imported
         told = f"{module_name} cannot be imported: {type(error).__name__}: {error}"
         raise UsageError(told, "--keep", "run from the folder it lies in, or install it") from None
     predicate = getattr(module, function, None)
@@ -144,7 +144,7 @@ class Filters:
             return True
         try:
             return bool(self._predicate(fields))
-        except Exception as error:  # whatever the user's function, or the truth of its answer, raises
+        except (Exception, SystemExit) as error:  # whatever the user's function, or the truth of its answer, raises
             told = f"{self._keep} failed on the record: {type(error).__name__}: {error}"
             raise CorpusError(told, where(), "mend the function") from None
 

@@ -75,8 +75,8 @@ def find_sources(corpus: Sequence[str], inside: Path | None = None) -> list[Sour
             told = "the folder holds no text" if path.is_dir() else "there is no such file"
             raise CorpusError(told, word, _FIX)
         for one in paths:
-            if str(one) not in found:
-                found[str(one)] = _describe(one)
+            if str(one.resolve()) not in found:
+                found[str(one.resolve())] = _describe(one)
     return list(found.values())
 
 

@@ -25,6 +25,9 @@ def good(record):
 def breaks(record):
     return record["lang"] == "zh"
 
+def leaves(record):
+    raise SystemExit(0)
+
 def undecided(record):
     import numpy
     return numpy.array([True, False])
@@ -102,9 +105,14 @@ def test_a_function_that_is_not_there_is_refused_before_anything_is_read(module:
         run(FilterOptions(keep=keep.format(module=module)))
 
 
-def test_a_module_that_breaks_when_imported_is_named(module: str) -> None:
-    Path(f"broken_{module}.py").write_text("1/0")
-    with pytest.raises(UsageError, match=r"broken_\w+ cannot be imported: ZeroDivisionError"):
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [("1/0", "ZeroDivisionError"), ("import sys; sys.exit(0)", "SystemExit")],
+    ids=["error", "exit"],
+)
+def test_a_module_that_breaks_when_imported_is_named(module: str, source: str, error: str) -> None:
+    Path(f"broken_{module}.py").write_text(source)
+    with pytest.raises(UsageError, match=rf"broken_\w+ cannot be imported: {error}"):
         run(FilterOptions(keep=f"broken_{module}:good"))
 
 
@@ -112,6 +120,7 @@ def test_a_module_that_breaks_when_imported_is_named(module: str) -> None:
     ("function", "message"),
     [
         pytest.param("breaks", r":breaks failed on the record: KeyError: 'lang'", id="it raises"),
+        pytest.param("leaves", r":leaves failed on the record: SystemExit: 0", id="it would end the build"),
         pytest.param("undecided", r":undecided failed on the record: ValueError", id="its answer is neither"),
     ],
 )

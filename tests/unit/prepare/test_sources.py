@@ -90,6 +90,14 @@ def test_files_folders_and_globs_are_found_once_and_sorted(tmp_path: Path) -> No
     ]
 
 
+def test_a_file_is_read_once_under_whatever_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").write_text("{}")
+    (tmp_path / "b.jsonl").symlink_to("a.jsonl")
+    monkeypatch.chdir(tmp_path)
+    words = ["a.jsonl", "./a.jsonl", str(tmp_path / "a.jsonl"), "b.jsonl", "."]
+    assert [source.name for source in find_sources(words)] == ["a.jsonl"]
+
+
 def test_the_order_given_is_kept(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).write_text("")
