@@ -25,6 +25,7 @@ from launcher.config.objectives import (
 from launcher.feed import Data, open_data
 from launcher.objectives.base import IGNORE_INDEX
 from launcher.objectives.mixed import PART_IDS
+from launcher.shards.identity import open_tokenizer
 from launcher.shards.manifest import Manifest, SpecialTokens, read_manifest
 from launcher.shards.reader import Split
 
@@ -50,7 +51,7 @@ def show(
         ObjectiveError: The tokenizer cannot serve the recipe's objective.
     """
     manifest = read_manifest(folder)
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer" / "tokenizer.json"))
+    tokenizer = open_tokenizer(folder / "tokenizer" / "tokenizer.json")
     opened = Split(folder, split, manifest)
     numbers = range(first, min(first + num_documents, opened.num_documents))
     documents = [_document(opened, number, tokenizer) for number in numbers]

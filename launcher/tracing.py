@@ -21,6 +21,7 @@ from launcher.config.recipe import Recipe
 from launcher.errors import CheckpointError, ShardError, UsageError
 from launcher.feed import Data, open_data
 from launcher.samples.digest import combine, digest
+from launcher.shards.identity import open_tokenizer
 from launcher.shards.reader import Split
 from launcher.shards.search import HASH, PLACE, find_documents
 
@@ -171,13 +172,13 @@ def _digests(path: Path) -> dict[int, str]:
                     entry = json.loads(line)
                 except ValueError:  # the last line of a run that was killed
                     continue
-                if "batch_digest" in entry:
+                if isinstance(entry, dict) and "batch_digest" in entry:
                     steps[entry["step"]] = entry["batch_digest"]
     return steps
 
 
 def _tokenizer(run: Path) -> Tokenizer:
-    return Tokenizer.from_file(str(run / "tokenizer" / "tokenizer.json"))
+    return open_tokenizer(run / "tokenizer" / "tokenizer.json")
 
 
 def _split(stream: object) -> Split:

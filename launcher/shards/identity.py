@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 from tokenizers import Tokenizer
+
+from launcher.errors import TokenizerError
 
 
 def tokenizer_sha256(tokenizer: Tokenizer) -> str:
@@ -15,3 +18,16 @@ def tokenizer_sha256(tokenizer: Tokenizer) -> str:
     """
     fields = json.loads(tokenizer.to_str(), parse_float=lambda digits: f"{float(digits):.9g}")
     return hashlib.sha256(json.dumps(fields, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
+
+
+def open_tokenizer(path: Path) -> Tokenizer:
+    """Open a `tokenizer.json`.
+
+    Raises:
+        TokenizerError: It is missing or damaged.
+    """
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more special
+        told = " ".join(str(error).split())
+        raise TokenizerError(f"the tokenizer cannot be read: {told}", str(path), "restore the file") from None

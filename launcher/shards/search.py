@@ -18,6 +18,8 @@ from launcher.shards.reader import Split
 
 HASH = re.compile(r"[0-9a-f]{32}")
 PLACE = re.compile(r"(.+):(\d+)")
+_MAX_DIGITS = 19
+"""A line number of more digits is that of no file."""
 _NAMES = "write FILE:LINE as `pretrain trace` prints it, or the xxh3-128 of the text in 32 hexadecimal digits"
 
 
@@ -56,7 +58,7 @@ def find_documents(split: Split, names: Sequence[str]) -> dict[str, list[int]]:
     by_place: dict[str, dict[int, str]] = defaultdict(dict)
     for name in names:
         match = PLACE.fullmatch(name)
-        if match and not HASH.fullmatch(name):
+        if match and not HASH.fullmatch(name) and len(match[2]) < _MAX_DIGITS:
             by_place[match[1]][int(match[2])] = name
     heads = np.array([int.from_bytes(wanted[:8], "little") for wanted in by_hash], dtype=np.uint64)
     for first, part, origins_D in split.origin_blocks():

@@ -15,7 +15,7 @@ from ranks import run_ranks
 from launcher import tracing
 from launcher.cli import main
 from launcher.engine.metrics import read_metrics
-from launcher.errors import ShardError, UsageError
+from launcher.errors import ShardError, TokenizerError, UsageError
 
 
 def tree_of(shards: Path, runs: Path, name: str, steps: int) -> dict[str, Any]:
@@ -107,6 +107,16 @@ def test_what_cannot_be_traced_is_told(run: Path) -> None:
         tracing.trace_document(run, "the first")
     with pytest.raises(ShardError, match="no document of the run's corpora"):
         tracing.trace_document(run, "nothing.jsonl:1")
+
+
+def test_lines_that_a_killed_run_left_half_written_hide_no_step(run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    whole = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_text(f'null\n[1]\n{"".join(whole)}{{"step": 9, "batch_di', encoding="utf-8")
+    assert tracing.trace_step(copy, 8) == tracing.trace_step(run, 8)
+    (copy / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(TokenizerError, match=r"the tokenizer cannot be read[\s\S]*restore the file"):
+        tracing.trace_step(copy, 8)
 
 
 def test_the_commands_print_for_people_and_for_scripts(

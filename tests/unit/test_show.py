@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from rich.text import Text
 from tokenizers import Tokenizer
 
 from launcher.config.loading import load_recipe
+from launcher.errors import TokenizerError
 from launcher.feed import open_data
 from launcher.prepare.tokenizer import load_tokenizer
-from launcher.show import COLOURED, _samples
+from launcher.show import COLOURED, _samples, show
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +74,11 @@ def test_masked_tokens_are_shown_as_what_they_hide(folder: Path) -> None:
         assert "[MASK]" not in text.plain
     assert styles["bold red"] > styles["bold yellow"] > 0
     assert styles["bold green"] > 0
+
+
+def test_a_tokenizer_that_is_gone_or_damaged_is_told(folder: Path, tmp_path: Path) -> None:
+    shards = shutil.copytree(folder / "shards", tmp_path / "shards")
+    for damage in (lambda file: file.write_text("{"), Path.unlink):
+        damage(shards / "tokenizer" / "tokenizer.json")
+        with pytest.raises(TokenizerError, match=r"the tokenizer cannot be read[\s\S]*tokenizer\.json[\s\S]*restore"):
+            show(shards, "train", 0, 1, 0, None, as_json=True)

@@ -115,6 +115,12 @@ def test_documents_are_found_by_line_and_by_text(split: Split) -> None:
     assert list(find_documents(split, names).values()) == [[0], [89], [LONGEST], [], [], []]
 
 
+@pytest.mark.parametrize("digits", [18, 19, 20, 30])
+def test_no_line_has_a_number_that_is_too_large_for_any_file(split: Split, digits: int) -> None:
+    name = f"train.jsonl:{'9' * digits}"
+    assert find_documents(split, [name, "train.jsonl:1"]) == {name: [], "train.jsonl:1": [0]}
+
+
 def test_an_exclude_list_names_documents_of_any_split(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "takedown.txt"
     file.write_text(f"# complaint 7\ntrain.jsonl:3\n\n{text_hash(DOCUMENTS[LONGEST])}  # a poem\nvalidation.jsonl:2\n")
