@@ -19,7 +19,8 @@ from launcher.checkpoint.loss_scale import restore_loss_scale
 from launcher.checkpoint.rng import PREFIX as RANDOM
 from launcher.checkpoint.rng import restore_random_states
 from launcher.checkpoint.shared_experts import plain_pieces, plain_shapes
-from launcher.checkpoint.slices import MASTER, held_slices, set_optimizer_step
+from launcher.checkpoint.slices import MASTER, set_optimizer_step, slices_to_fill
+from launcher.checkpoint.swapped import is_in_memory
 from launcher.errors import CheckpointError
 
 
@@ -144,7 +145,7 @@ def restore(engine: Any, reader: CheckpointReader) -> None:
         CheckpointError: The checkpoint belongs to another model.
     """
     _check_same_model(engine, reader)
-    for held in held_slices(engine):
+    for held in slices_to_fill(engine):
         for key, tensor in held.tensors.items():
             tensor.copy_(reader.read(held.name, key, held.start, held.numel))
     set_optimizer_step(engine, int(reader.state["optimizer_step"]))
@@ -182,7 +183,8 @@ def _restore_working_weights(engine: Any, reader: CheckpointReader) -> None:
         size = parameter.ds_tensor.ds_numel
         start = size * torch.distributed.get_rank(parameter.ds_process_group)
         numel = max(min(size, parameter.ds_numel - start), 0)
-        _read_into(parameter.ds_tensor.data.view(-1)[:numel], engine, reader, name, parameter, start)
+        if is_in_memory(parameter):  # what lies on NVMe was written there with its masters
+            _read_into(parameter.ds_tensor.data.view(-1)[:numel], engine, reader, name, parameter, start)
         if parameter.numel() == parameter.ds_numel:  # small ones are kept whole between steps
             _read_into(parameter.data.view(-1), engine, reader, name, parameter, 0)
         # The node's second copy (hpZ) is of the weights before: without it the next pass makes a new one.

@@ -3,11 +3,16 @@
 A slice is a range of a parameter's flattened values. At stage 0 every rank holds everything; at stages 1 and 2 a rank
 holds fragments of flat groups; at stage 3 it holds its partition of each parameter. Written as (name, start, numel)
 they are all the same thing, so what is saved knows neither stage nor world size.
+
+Slices come group by group, and the tensors of one may be touched until the next is asked for and no longer: of an
+optimizer on NVMe only one group lies in memory at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +20,11 @@ import torch
 import torch.distributed
 
 from launcher.checkpoint.shared_experts import plain_pieces
+from launcher.checkpoint.swapped import group_to_fill, group_to_read
 
 MASTER = "master"
+GroupVisit = Callable[[Any, int], AbstractContextManager[None]]
+"""How a group of a stage-3 optimizer is held while its slices are looked at: (optimizer, number of the group)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,33 +45,47 @@ class HeldSlice:
     """Whether this rank writes it; a slice that several ranks hold is written by one."""
 
 
-def held_slices(engine: Any) -> list[HeldSlice]:
+def held_slices(engine: Any) -> Iterator[HeldSlice]:
     """Every range this rank holds, the optimizer's state included (made first where no step has been taken yet).
 
     Args:
         engine: DeepSpeed engine at stage 0, 1, 2 or 3.
+
+    Yields:
+        Slices whose tensors hold until the next one is asked for: copy what is kept longer. What is written into them
+        may be lost.
     """
+    return _slices(engine, group_to_read)
+
+
+def slices_to_fill(engine: Any) -> Iterator[HeldSlice]:
+    """The same ranges, to write into: what a slice's tensors hold when the next one is asked for stays."""
+    return _slices(engine, group_to_fill)
+
+
+def _slices(engine: Any, visit: GroupVisit) -> Iterator[HeldSlice]:
     prime_state(engine)
     parameters = [(name, p) for name, p in engine.module.named_parameters() if p.requires_grad]
     stage = engine.zero_optimization_stage()
     if stage == 3:
-        return list(_partitions(engine, parameters))
+        return _partitions(engine, parameters, visit)
     if stage in (1, 2):
-        return list(_fragments(engine, parameters))
-    return list(_whole_parameters(engine, parameters))
+        return _fragments(engine, parameters)
+    return _whole_parameters(engine, parameters)
 
 
 def prime_state(engine: Any) -> None:
     """Give AdamW the state it would make in its first step, where it has none."""
     optimizer = engine.basic_optimizer
-    for master in _masters(engine):
+    counts_in_tensor = isinstance(optimizer, torch.optim.AdamW)
+    for group, master in enumerate(_masters(engine)):
         state = optimizer.state[master]
         if "exp_avg" in state:
             continue
-        counts_in_tensor = isinstance(optimizer, torch.optim.AdamW)
-        state["step"] = torch.zeros((), dtype=torch.float32, device=master.device) if counts_in_tensor else 0
-        state["exp_avg"] = torch.zeros_like(master.data)
-        state["exp_avg_sq"] = torch.zeros_like(master.data)
+        with group_to_fill(engine.optimizer, group) if engine.zero_optimization_stage() == 3 else nullcontext():
+            state["step"] = torch.zeros((), dtype=torch.float32, device=master.device) if counts_in_tensor else 0
+            state["exp_avg"] = torch.zeros_like(master.data)
+            state["exp_avg_sq"] = torch.zeros_like(master.data)
 
 
 def optimizer_step(engine: Any) -> int:
@@ -105,24 +127,33 @@ def _moments(optimizer: torch.optim.Optimizer, flat: torch.Tensor, start: int, n
     return {key: state[key].view(-1).narrow(0, start, numel) for key in ("exp_avg", "exp_avg_sq")}
 
 
-def _partitions(engine: Any, parameters: list[tuple[str, Any]]) -> Iterator[HeldSlice]:
+def _partitions(engine: Any, parameters: list[tuple[str, Any]], visit: GroupVisit) -> Iterator[HeldSlice]:
     optimizer = engine.optimizer
+    by_group: dict[int, list[tuple[str, Any, int]]] = defaultdict(list)
     for name, parameter in parameters:
-        size = parameter.ds_tensor.ds_numel
-        start = size * torch.distributed.get_rank(parameter.ds_process_group)
-        numel = max(min(size, parameter.ds_numel - start), 0)  # the last ranks' partitions end in padding
         group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
-        flat = optimizer.fp32_partitioned_groups_flat[group]
-        tensors = {MASTER: flat.data.narrow(0, offset, numel), **_moments(engine.basic_optimizer, flat, offset, numel)}
-        for piece in plain_pieces(engine.module, name, parameter, start, numel):
-            yield HeldSlice(
-                name=piece.name,
-                shape=piece.shape,
-                start=piece.start,
-                numel=piece.numel,
-                tensors={key: tensor.narrow(0, piece.offset, piece.numel) for key, tensor in tensors.items()},
-                mine_to_save=piece.numel > 0,
-            )
+        by_group[group].append((name, parameter, offset))
+    for group, members in sorted(by_group.items()):
+        with visit(optimizer, group):
+            flat = optimizer.fp32_partitioned_groups_flat[group]
+            for name, parameter, offset in members:
+                yield from _partition_pieces(engine, name, parameter, flat, offset)
+
+
+def _partition_pieces(engine: Any, name: str, parameter: Any, flat: torch.Tensor, offset: int) -> Iterator[HeldSlice]:
+    size = parameter.ds_tensor.ds_numel
+    start = size * torch.distributed.get_rank(parameter.ds_process_group)
+    numel = max(min(size, parameter.ds_numel - start), 0)  # the last ranks' partitions end in padding
+    tensors = {MASTER: flat.data.narrow(0, offset, numel), **_moments(engine.basic_optimizer, flat, offset, numel)}
+    for piece in plain_pieces(engine.module, name, parameter, start, numel):
+        yield HeldSlice(
+            name=piece.name,
+            shape=piece.shape,
+            start=piece.start,
+            numel=piece.numel,
+            tensors={key: tensor.narrow(0, piece.offset, piece.numel) for key, tensor in tensors.items()},
+            mine_to_save=piece.numel > 0,
+        )
 
 
 def _fragments(engine: Any, parameters: list[tuple[str, Any]]) -> Iterator[HeldSlice]:
