@@ -144,7 +144,13 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument("--document", metavar="ID", help="FILE:LINE, or the xxh3-128 of the text")
     command.add_argument("--json", action="store_true", help="print JSON")
 
-    command = add("doctor", doctor, "what this machine has of what a run may need")
+    command = add("doctor", doctor, "what this machine has of what a run needs, before it is queued")
+    command.add_argument("recipe", nargs="?", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. batch.global_batch=512")
+    command.add_argument("--ds_config", metavar="NAME_OR_PATH", help="DeepSpeed JSON of the run")
+    command.add_argument("--ranks", type=_positive, metavar="N", help="ranks of the run, on all nodes together")
+    command.add_argument("--nodes", type=_positive, metavar="N", help="nodes they are spread over (1)")
+    command.add_argument("--hostfile", type=Path, metavar="FILE", help="tells ranks and nodes")
     command.add_argument("--json", action="store_true", help="one JSON object")
 
     command = add("ds-config", deepspeed_command.run, "build a DeepSpeed JSON from few choices, or check one")
@@ -336,9 +342,23 @@ def trace(options: argparse.Namespace) -> None:
 
 def doctor(options: argparse.Namespace) -> int:
     """`pretrain doctor`."""
-    from launcher.doctor import print_findings
+    from launcher.config.loading import DEFAULT_RECIPE
+    from launcher.doctor.findings import as_json, as_lines, is_sound
+    from launcher.doctor.job import Job
+    from launcher.doctor.program import examine
 
-    return EXIT_DONE if print_findings(as_json=options.json) else EXIT_USER
+    about_a_job = any((options.recipe, options.ds_config, options.ranks, options.nodes, options.hostfile))
+    job = Job(
+        recipe=options.recipe or DEFAULT_RECIPE,
+        overrides=options.overrides,
+        ds_config=options.ds_config,
+        ranks=options.ranks,
+        nodes=options.nodes,
+        hostfile=options.hostfile,
+    )
+    findings = examine(job if about_a_job else None, os.environ)
+    print(as_json(findings) if options.json else "\n".join(as_lines(findings)))
+    return EXIT_DONE if is_sound(findings) else EXIT_USER
 
 
 def hostfile(options: argparse.Namespace) -> None:

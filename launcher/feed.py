@@ -70,7 +70,7 @@ def open_data(recipe: Recipe) -> Data:
     """
     data, seed = recipe.data, recipe.train.seed
     manifests = {name: read_manifest(corpus.shards) for name, corpus in data.corpora.items()}
-    tokenizer = _one_tokenizer(data, manifests)
+    tokenizer = one_tokenizer(data, manifests)
     has_words = all(manifest.words for manifest in manifests.values())
     objective = build_objective(recipe, tokenizer, seed, has_words=has_words)
     fixed = build_objective(recipe, tokenizer, VALIDATION_SEED, has_words=has_words)
@@ -229,7 +229,7 @@ def _pairs(split: Split, objective: Objective, kind: PairKind, seed: int) -> Sen
     return SentencePairs(split, length, fill, kind, seed, load_or_make_chunks(split, length, path))
 
 
-def _one_tokenizer(data: DataConfig, manifests: dict[str, Manifest]) -> TokenizerInfo:
+def one_tokenizer(data: DataConfig, manifests: dict[str, Manifest]) -> TokenizerInfo:
     """The tokenizer that made all corpora, its files as they were written.
 
     Raises:

@@ -21,7 +21,7 @@ import json
 import logging
 import shutil
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from launcher.cluster.rank import Place, find_place, threads_per_rank, with_mast
 from launcher.config import deepspeed as ds
 from launcher.config.batch import BatchPlan, plan_batch
 from launcher.config.command_line import parse
-from launcher.config.deepspeed_check import check_ds_config
+from launcher.config.doubts import doubts
 from launcher.config.loading import (
     LoadedRecipe,
     check_recipe,
@@ -159,20 +159,6 @@ def refuse_other_recipe(recipe: Recipe, checkpoint: Path) -> None:
             str(checkpoint),
             f"take the change back, give the run another name (name=…), or delete {recipe.run_folder}",
         )
-
-
-def doubts(recipe: Recipe, ds_file: dict[str, Any]) -> Iterator[str]:
-    """What can run, but is likely not what was meant."""
-    if recipe.schedule.warmup_steps > recipe.train.num_steps:
-        yield (
-            f"the warm-up of {recipe.schedule.warmup_steps} steps is longer than the run of {recipe.train.num_steps}: "
-            f"the learning rate never gets to {recipe.optim.lr:g}"
-        )
-    if recipe.objective.head not in ("causal", "seq2seq"):
-        for prompt in recipe.eval.prompts:
-            if "[MASK]" not in prompt:
-                yield f"eval.prompts: there is no [MASK] in {prompt!r}"
-    yield from check_ds_config(ds_file, "--ds_config")
 
 
 def join(place: Place) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.errors import ShardError
-from launcher.shards.blocks import GuardedFile, damage
+from launcher.shards.blocks import GuardedFile, check_size, damage
 from launcher.shards.index import Index
 from launcher.shards.manifest import SPLITS, Manifest, ShardEntry, checksum, read_checksums, read_manifest
 
@@ -42,6 +42,16 @@ def verify(folder: Path) -> list[str]:
             # The contents of a file that is not the one written say nothing new.
             problems += found or list(_content_problems(folder, shard, manifest, sums))
     return [*problems, *tokenizer_problems(folder, manifest)]
+
+
+def check_sizes(folder: Path, manifest: Manifest) -> None:
+    """Hold the size of every file against the manifest: what can be told without reading them.
+
+    Raises:
+        ShardError: A file is missing, or has another size.
+    """
+    for entry in manifest.files():
+        check_size(folder / entry.name, entry.num_bytes)
 
 
 def tokenizer_problems(folder: Path, manifest: Manifest) -> Iterator[str]:

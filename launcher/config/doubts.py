@@ -1,0 +1,28 @@
+"""What can run, but is likely not what was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from launcher.config.deepspeed_check import check_ds_config
+from launcher.config.recipe import Recipe
+
+
+def recipe_doubts(recipe: Recipe) -> Iterator[str]:
+    """A line for each doubt about a recipe."""
+    if recipe.schedule.warmup_steps > recipe.train.num_steps:
+        yield (
+            f"the warm-up of {recipe.schedule.warmup_steps} steps is longer than the run of {recipe.train.num_steps}: "
+            f"the learning rate never gets to {recipe.optim.lr:g}"
+        )
+    if recipe.objective.head not in ("causal", "seq2seq"):
+        for prompt in recipe.eval.prompts:
+            if "[MASK]" not in prompt:
+                yield f"eval.prompts: there is no [MASK] in {prompt!r}"
+
+
+def doubts(recipe: Recipe, ds_file: dict[str, Any]) -> Iterator[str]:
+    """A line for each doubt about a recipe and the DeepSpeed JSON beside it."""
+    yield from recipe_doubts(recipe)
+    yield from check_ds_config(ds_file, "--ds_config")

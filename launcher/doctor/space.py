@@ -1,0 +1,133 @@
+"""Whether there is room: disk for checkpoints, host memory for offload, open files; and the packages a recipe needs."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher import units
+from launcher.config.deepspeed import offloads_optimizer
+from launcher.config.recipe import Recipe
+from launcher.doctor.findings import Finding
+from launcher.doctor.machine import COMPILERS, can_compile
+from launcher.doctor.versions import OPTIONAL, installed
+from launcher.plan.parameters import count_parameters
+from launcher.shards.manifest import Manifest
+
+CHECKPOINT_BYTES = 12
+"""Of a parameter in a checkpoint: its master weight and two moments in fp32. Source: checkpoint/save.py."""
+EXPORT_BYTES = 4
+"""Of a parameter in the exported folder, at most."""
+OFFLOADED_BYTES = 16
+"""Of a parameter in host memory, with its optimizer offloaded: master, two moments, a gradient. Source: Rajbhandari et
+al. 2021 (ZeRO-Infinity, arXiv:2104.07857), section 3."""
+OPEN_FILES_BESIDES = 512
+"""Of a rank beside its shards: libraries, sockets, logs (assumption)."""
+GPU_PACKAGES = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3"}
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """How many ranks on how many nodes."""
+
+    ranks: int
+    nodes: int
+
+    @property
+    def ranks_per_node(self) -> int:
+        """On the fullest node."""
+        return -(-self.ranks // self.nodes)
+
+
+def look_at_packages(recipe: Recipe, ds_file: Mapping[str, Any], env: Mapping[str, str]) -> Iterator[Finding]:
+    """Packages and compilers that this run needs."""
+    wanted = {
+        "liger-kernel": recipe.model.liger,
+        "megablocks": recipe.model.experts == "megablocks",
+        GPU_PACKAGES.get(recipe.model.attention, ""): recipe.model.attention in GPU_PACKAGES,
+    }
+    for name in (name for name, is_wanted in wanted.items() if is_wanted and installed(name) is None):
+        use, fix = OPTIONAL.get(name, (f"model.attention={recipe.model.attention}", f"pip install {name}"))
+        yield Finding(name=name, state="wrong", found=f"not installed, and the recipe has {use}", fix=fix)
+    if offloads_optimizer(dict(ds_file)) and not can_compile("cpu_adam", env):
+        missing = [package for program, package in COMPILERS.items() if shutil.which(program) is None]
+        found = "the optimizer is offloaded, and DeepSpeed's CPU Adam cannot be compiled here"
+        fix = f"apt-get install {' '.join(missing)}, or a --ds_config without offload"
+        yield Finding(name="cpu_adam", state="wrong", found=found, fix=fix)
+
+
+def look_at_space(
+    recipe: Recipe, manifests: Mapping[str, Manifest], ds_file: Mapping[str, Any], world: World | None
+) -> Iterator[Finding]:
+    """Whether disk, memory and open files suffice."""
+    yield from _open_files(manifests)
+    if not manifests:
+        return
+    vocab_size = next(iter(manifests.values())).tokenizer.vocab_size
+    num_parameters = count_parameters(recipe.model, vocab_size)
+    if num_parameters is None:
+        found = "its size is not in the recipe's numbers: disk and memory are not looked at"
+        yield Finding(
+            name="model", state="note", found=found, fix="set hidden_size, num_hidden_layers, intermediate_size"
+        )
+        return
+    yield Finding(name="model", state="ok", found=f"about {units.count(num_parameters)} parameters")
+    yield _disk(recipe, num_parameters)
+    if offloads_optimizer(dict(ds_file)) and world is not None:
+        yield _host_memory(num_parameters, world)
+
+
+def checkpoint_bytes(recipe: Recipe, num_parameters: int) -> int:
+    """Disk that a run takes at most: the checkpoints it keeps, one that is being written, and the export."""
+    return num_parameters * (CHECKPOINT_BYTES * (recipe.checkpoint.keep_last + 1) + EXPORT_BYTES)
+
+
+def _disk(recipe: Recipe, num_parameters: int) -> Finding:
+    needed = checkpoint_bytes(recipe, num_parameters)
+    folder = next(path for path in (recipe.run_folder, *recipe.run_folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(folder).free
+    told = (
+        f"{units.size(needed)} for {recipe.checkpoint.keep_last} checkpoints, one being written and the export; "
+        f"{units.size(free)} free in {folder}"
+    )
+    if needed <= free:
+        return Finding(name="disk", state="ok", found=told)
+    fix = "runs=FOLDER on a larger disk, or a smaller checkpoint.keep_last"
+    return Finding(name="disk", state="wrong", found=told, fix=fix)
+
+
+def _host_memory(num_parameters: int, world: World) -> Finding:
+    """The optimizer's state is cut into as many parts as there are ranks; a node holds those of its own."""
+    needed = OFFLOADED_BYTES * num_parameters * world.ranks_per_node // world.ranks
+    there = total_memory()
+    told = f"the offloaded optimizer takes {units.size(needed)} of a node's; this machine has {units.size(there)}"
+    if needed <= there:
+        return Finding(name="host memory", state="ok", found=told)
+    fix = "more nodes, or a --ds_config without offload; compute nodes with more memory than this machine are fine"
+    return Finding(name="host memory", state="note", found=told, fix=fix)
+
+
+def total_memory() -> int:
+    """Bytes of memory of this machine. Source: proc(5), /proc/meminfo."""
+    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _open_files(manifests: Mapping[str, Manifest]) -> Iterator[Finding]:
+    """A rank keeps every file of the shards open."""
+    needed = OPEN_FILES_BESIDES + sum(1 for manifest in manifests.values() for _ in manifest.files())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < needed:
+        enough = 0 <= hard < needed
+        yield Finding(
+            name="open files",
+            state="wrong",
+            found=f"a rank opens about {needed} files, and may open {soft}",
+            fix=f"ask for a hard limit of {needed} or more" if enough else f"ulimit -n {needed} before the run",
+        )

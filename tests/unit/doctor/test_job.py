@@ -1,0 +1,130 @@
+"""`pretrain doctor RECIPE` finds before the queue what the run would find behind it."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from launcher import cli
+from launcher.doctor import space
+from launcher.doctor.findings import Finding
+from launcher.doctor.job import Job, look_at_job
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make_shards(tmp_path_factory.mktemp("shards"))
+
+
+def look(folder: Path, shards: Path, job: dict[str, Any] | None = None, **changes: Any) -> dict[str, Finding]:
+    recipe = tiny.write_recipe(folder / "r.yaml", tiny.recipe_tree("mlm", shards, folder / "runs", **changes))
+    findings = list(look_at_job(Job(recipe=str(recipe), **(job or {})), {}))
+    return {finding.name: finding for finding in findings}
+
+
+def test_a_job_that_fits_is_told_with_its_numbers(tmp_path: Path, shards: Path) -> None:
+    found = look(tmp_path, shards, {"ds_config": "zero2.json", "ranks": 4})
+    assert {name for name, finding in found.items() if finding.state == "wrong"} == set()
+    assert found["batch"].found == "8 sequences (192 tokens) a step = 4 ranks x 2 a pass x 1 passes"
+    assert found["ds_config"].found.endswith("zero2.json: ZeRO stage 2")
+    assert "times all" in found["shards"].found
+    assert "parameters" in found["model"].found
+    assert "2 checkpoints, one being written and the export" in found["disk"].found
+
+
+@pytest.mark.parametrize(
+    ("job", "changes", "name", "told", "fix"),
+    [
+        ({"ranks": 3}, {}, "batch", "cannot be cut into 3 equal shares", "use 6 or 9"),
+        ({}, {}, "batch", "not known", "--ranks N"),
+        ({"ds_config": "zero9"}, {}, "ds_config", "there is no DeepSpeed configuration", "use a path"),
+        ({}, {"data__tokenizer": "OTHER"}, "tokenizer", "is not the one the shards were made with", "prepare"),
+        ({}, {"objective": {"kind": "clm", "fim_share": 0.5}}, "objective", "needs the tokens", "fim_share=0"),
+        ({}, {"model__liger": True}, "liger-kernel", "model.liger=true", "pip install liger-kernel"),
+        ({}, {"schedule__warmup_steps": 99}, "recipe", "is longer than the run", "pretrain recipe"),
+        ({"ds_config": "zero3_hpz", "ranks": 1}, {}, "ds_config", "does not divide the world size", "ranks on a node"),
+    ],
+)
+def test_what_does_not_fit_is_told_with_its_fix(
+    job: dict[str, Any],
+    changes: dict[str, Any],
+    name: str,
+    told: str,
+    fix: str,
+    tmp_path: Path,
+    shards: Path,
+) -> None:
+    if changes.get("data__tokenizer") == "OTHER":
+        other = tmp_path / "other"
+        shutil.copytree(shards / "tokenizer", other)
+        vocabulary = json.loads((other / "tokenizer.json").read_text())
+        vocabulary["model"]["vocab"]["another"] = len(vocabulary["model"]["vocab"])
+        (other / "tokenizer.json").write_text(json.dumps(vocabulary))
+        changes = {"data__tokenizer": str(other)}
+    finding = look(tmp_path, shards, job, **changes)[name]
+    assert finding.state in ("wrong", "note")
+    assert told in finding.found
+    assert fix in finding.fix
+
+
+def test_a_file_of_the_shards_that_was_cut_short_is_named(tmp_path: Path, shards: Path) -> None:
+    copy = tmp_path / "shards"
+    shutil.copytree(shards, copy)
+    victim = next(copy.glob("*.bin"))
+    victim.write_bytes(victim.read_bytes()[:-2])
+    found = look(tmp_path, copy)["shards"]
+    assert (found.state, str(victim) in found.found) == ("wrong", True)
+
+
+def test_a_disk_or_a_limit_that_is_too_small_is_told(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(space.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 5, 5))  # type: ignore[attr-defined]
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (64, 128))
+    found = look(tmp_path, shards)
+    assert (found["disk"].state, "checkpoint.keep_last" in found["disk"].fix) == ("wrong", True)
+    assert (found["open files"].state, "hard limit" in found["open files"].fix) == ("wrong", True)
+
+
+def test_offload_is_held_against_memory_and_compilers(
+    tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(space, "total_memory", lambda: 1000)
+    monkeypatch.setattr(space, "can_compile", lambda op, env: False)
+    found = look(tmp_path, shards, {"ds_config": "zero3_offload", "ranks": 2})
+    assert (found["host memory"].state, "more nodes" in found["host memory"].fix) == ("note", True)
+    assert (found["cpu_adam"].state, "without offload" in found["cpu_adam"].fix) == ("wrong", True)
+
+
+def test_a_hostfile_tells_ranks_and_nodes(tmp_path: Path, shards: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("a slots=2\nb slots=2\n")
+    assert "= 4 ranks x 2" in look(tmp_path, shards, {"hostfile": hosts})["batch"].found
+    hosts.write_text("a slots=2\na slots=2\n")
+    assert "the host a stands twice" in look(tmp_path, shards, {"hostfile": hosts})["hostfile"].found
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--nodes", "2"], "--nodes alone"),
+        (["--nodes", "4", "--ranks", "2"], "2 ranks on 4 nodes"),
+        (["--hostfile", "h", "--ranks", "2"], "a hostfile says how many"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "law-bert-zh", *words]) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_a_recipe_that_cannot_be_read_is_a_finding(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor", "law-bert-zh", "train.num_stepz=3", "--json"]) == 2
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    (recipe,) = [finding for finding in findings if finding["name"] == "recipe"]
+    assert "did you mean 'num_steps'" in recipe["fix"]
