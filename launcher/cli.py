@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import __version__
+from launcher import __version__, launch
+from launcher.cluster import hostfile_command
 from launcher.config import deepspeed_command
 from launcher.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, LauncherError, RequeueError, ShardError
 
@@ -156,8 +157,11 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("ds-config", deepspeed_command.run, "build a DeepSpeed JSON from few choices, or check one")
     deepspeed_command.add_options(command)
 
-    command = add("hostfile", hostfile, "check a hostfile before DeepSpeed takes a mistake in it for one machine")
-    command.add_argument("file", type=Path, metavar="FILE")
+    command = add("launch", launch.run, "start a run through DeepSpeed, Slurm, MPI, torchrun or ssh, or print how")
+    launch.add_options(command, _positive)
+
+    command = add("hostfile", hostfile_command.run, "check a hostfile, or write one from the allocation this is in")
+    hostfile_command.add_options(command, _positive)
 
     command = add("export", export, "write a run's checkpoint as a transformers folder")
     command.add_argument("run", type=Path, metavar="RUN", help="a run's folder, e.g. runs/law-bert-zh")
@@ -359,16 +363,6 @@ def doctor(options: argparse.Namespace) -> int:
     findings = examine(job if about_a_job else None, os.environ)
     print(as_json(findings) if options.json else "\n".join(as_lines(findings)))
     return EXIT_DONE if is_sound(findings) else EXIT_USER
-
-
-def hostfile(options: argparse.Namespace) -> None:
-    """`pretrain hostfile`."""
-    from launcher.cluster.hostfile import read_hostfile
-
-    hosts = read_hostfile(options.file)
-    for host in hosts:
-        print(f"{host.name}: {host.slots} ranks")
-    print(f"in all: {sum(host.slots for host in hosts)} ranks on {len(hosts)} hosts")
 
 
 def export(options: argparse.Namespace) -> None:

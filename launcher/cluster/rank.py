@@ -124,6 +124,28 @@ def with_master(place: Place) -> Place:
     return replace(place, master_addr=host)
 
 
+def in_mpi(env: Mapping[str, str]) -> bool:
+    """Whether mpirun or mpiexec started this process."""
+    return any(name in env for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"))
+
+
+def names_over_mpi() -> list[str]:
+    """The host of every rank of mpirun's, in their order; empty on all but rank 0.
+
+    Raises:
+        MissingDependencyError: mpi4py is not installed, or finds no MPI library.
+    """
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError):
+        raise MissingDependencyError(
+            "mpi4py, which asks all ranks for their hosts, is missing or finds no MPI library",
+            "mpirun",
+            "pip install mpi4py, or write the hostfile by hand (see hostfiles/)",
+        ) from None
+    return MPI.COMM_WORLD.gather(socket.gethostname(), root=0) or []
+
+
 def export(place: Place, env: MutableMapping[str, str]) -> None:
     """Write a place as torch and DeepSpeed read it."""
     env.update(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.cli import main
+from launcher.cluster.allocation import allocated_hosts
 from launcher.cluster.hostfile import Host, read_hostfile
+from launcher.cluster.hosts import check_names, check_reach, is_free
 from launcher.cluster.slurm import expand_nodelist, tasks_per_node
 from launcher.errors import ClusterError
 
@@ -106,3 +111,139 @@ def test_shipped_hostfiles_are_read_the_same_by_deepspeed() -> None:
 def test_a_missing_hostfile_is_an_error_here(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="the hostfile cannot be read"):
         read_hostfile(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("env", "hosts", "reason"),
+    [
+        ({"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n[1-2]"}, [("n1", 1), ("n2", 1)], "nothing said of tasks"),
+        (
+            {"SLURM_JOB_ID": "1", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_TASKS_PER_NODE": "3,1"},
+            [("n1", 3), ("n2", 1)],
+            "Slurm's tasks",
+        ),
+        (
+            {
+                "SLURM_JOB_ID": "1",
+                "SLURM_JOB_NODELIST": "n[1-2]",
+                "SLURM_TASKS_PER_NODE": "1(x2)",
+                "SLURM_GPUS_PER_NODE": "a100:8",
+            },
+            [("n1", 8), ("n2", 8)],
+            "GPUs before tasks",
+        ),
+        ({"LSB_MCPU_HOSTS": "b 1 a 8"}, [("b", 1), ("a", 8)], "LSF, in its order"),
+    ],
+)
+def test_an_allocation_becomes_hosts(env: dict[str, str], hosts: list[tuple[str, int]], reason: str) -> None:
+    assert [(host.name, host.slots) for host in allocated_hosts(env)] == hosts, reason
+
+
+@pytest.mark.parametrize(
+    ("variable", "content", "hosts"),
+    [
+        ("PBS_NODEFILE", "a\na\nb\nb\n", [Host("a", 2), Host("b", 2)]),
+        ("LSB_DJOB_HOSTFILE", "a\nb\na\n", [Host("a", 2), Host("b", 1)]),
+    ],
+)
+def test_a_list_of_hosts_is_counted(variable: str, content: str, hosts: list[Host], tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text(content)
+    assert allocated_hosts({variable: str(tmp_path / "hosts")}) == hosts
+
+
+def test_torques_accelerators_come_before_its_cores(tmp_path: Path) -> None:
+    (tmp_path / "cores").write_text("n-1\n" * 16)
+    (tmp_path / "gpus").write_text("n-1-gpu0\nn-1-gpu1\n")
+    env = {"PBS_NODEFILE": str(tmp_path / "cores"), "PBS_GPUFILE": str(tmp_path / "gpus")}
+    assert allocated_hosts(env) == [Host("n-1", 2)]
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ({}, "this is no allocation"),
+        ({"SLURM_JOB_ID": "7"}, "job 7 tells no hosts: SLURM_JOB_NODELIST is missing or empty"),
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": ""}, "SLURM_JOB_NODELIST is missing or empty"),
+        (
+            {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a,b", "SLURM_TASKS_PER_NODE": "2"},
+            "2 hosts, but tasks of 1",
+        ),
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a", "SLURM_GPUS_ON_NODE": "x"}, "'x' is no number of GPUs"),
+        ({"PBS_NODEFILE": "/no/such/file"}, "the allocation's list of hosts cannot be read"),
+        ({"PBS_NODEFILE": "/dev/null"}, "the allocation's list of hosts is empty"),
+        ({"LSB_MCPU_HOSTS": "a b"}, "is no list of hosts and slots"),
+    ],
+)
+def test_an_allocation_told_by_halves_is_refused(env: dict[str, str], message: str) -> None:
+    with pytest.raises(ClusterError) as caught:
+        allocated_hosts(env)
+    assert message in str(caught.value)
+
+
+def test_a_written_hostfile_is_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[08-10]")
+    monkeypatch.setenv("SLURM_GPUS_PER_NODE", "4")
+    monkeypatch.delenv("SLURM_TASKS_PER_NODE", raising=False)
+    assert main(["hostfile", "--out", str(tmp_path / "hosts")]) == 0
+    assert read_hostfile(tmp_path / "hosts") == [Host(name, 4) for name in ("n08", "n09", "n10")]
+    assert (tmp_path / "hosts").read_text().startswith("# job 7 of Slurm\n")
+    assert main(["hostfile", "--out", str(tmp_path / "hosts"), "--slots", "2"]) == 0
+    assert read_hostfile(tmp_path / "hosts")[0] == Host("n08", 2)
+    assert main(["hostfile", "--out", str(tmp_path / "no" / "hosts")]) == 2
+
+
+def answer(code: int, out: str = "", err: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.CompletedProcess([], code, out, err)
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ({"a": answer(0, "8\n"), "b": answer(0)}, ""),
+        ({"a": answer(255, "", "banner\nssh: connect to host a port 22: No route to host"), "b": answer(0)}, "a (ssh:"),
+        ({"a": answer(255), "b": answer(255)}, "not reached over ssh: a (ssh ended with 255), b"),
+        (
+            {"a": answer(0, "4\n"), "b": answer(0, "0\n")},
+            "a has 4 accelerators for 8 slots; b has 0 accelerators for 8",
+        ),
+    ],
+)
+def test_hosts_are_asked_before_ranks_are_started(
+    answers: dict[str, subprocess.CompletedProcess[str]], message: str
+) -> None:
+    hosts = [Host("a", 8), Host("b", 8)]
+    if not message:
+        check_reach(hosts, answers.__getitem__)
+        return
+    with pytest.raises(ClusterError) as caught:
+        check_reach(hosts, answers.__getitem__)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["localhost"], ""),
+        (["localhost", "127.0.0.2"], "localhost resolves to 127.0.0.1, which every host takes for itself"),
+        (["no-such-host.invalid"], "the name no-such-host.invalid resolves to no address here"),
+    ],
+)
+def test_a_name_must_mean_the_same_machine_to_all(names: list[str], message: str) -> None:
+    hosts = [Host(name, 1) for name in names]
+    if not message:
+        check_names(hosts)
+        return
+    with pytest.raises(ClusterError) as caught:
+        check_names(hosts)
+    assert message in str(caught.value)
+
+
+def test_a_port_that_is_listened_at_is_not_free() -> None:
+    with socket.socket() as listener:
+        listener.bind(("", 0))
+        listener.listen()
+        assert not is_free(listener.getsockname()[1])
+    assert is_free(0)
