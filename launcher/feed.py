@@ -86,7 +86,7 @@ def open_data(recipe: Recipe) -> Data:
             validation.append(Loader((held_out,), with_words=fixed.needs_words, with_segments=apart))
     # A corpus with weight 0 waits for its phase: the mixture only names those that get something.
     phases = tuple(
-        Phase(first=step * recipe.batch.global_batch, weights={name: w for name, w in weights.items() if w})
+        Phase(first=recipe.batch.schedule.position_at(step), weights={name: w for name, w in weights.items() if w})
         for step, weights in data.phases().items()
     )
     mixture = Mixture(tuple(data.corpora), phases, seed)
@@ -125,7 +125,7 @@ def step_batches(data: Data, plan: BatchPlan, rank: int, first: int, last: int) 
         passes: list[Arrays] = []
         digests = []
         num_targets = num_tokens = num_pairs = 0
-        for positions in _positions(plan, rank, step).reshape(plan.grad_accum_steps, -1):
+        for positions in _positions(plan, rank, step).reshape(plan.passes_at(step), -1):
             batch = data.objective.batch(data.train.fetch(positions))
             digests.append(combine(digest(positions, batch)))
             num_targets += int(np.count_nonzero(batch["labels"] != IGNORE_INDEX))
@@ -193,10 +193,11 @@ def wasted(data: Data) -> list[str]:
 
 def _positions(plan: BatchPlan, rank: int, step: int) -> NDArray[np.int64]:
     """Positions of this rank in a step, its passes one after another."""
+    first, size = plan.schedule.position_at(step), plan.schedule.global_batch_at(step)
     return np.concatenate(
         [
-            pass_positions(step, index, rank, plan.world_size, plan.micro_batch, plan.global_batch)
-            for index in range(plan.grad_accum_steps)
+            pass_positions(first, index, rank, plan.world_size, plan.micro_batch, size)
+            for index in range(plan.passes_at(step))
         ]
     )
 

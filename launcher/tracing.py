@@ -76,8 +76,8 @@ def trace_step(run: Path, step: int) -> tuple[list[Sequence], str]:
     if step not in steps:
         last = f"it has come to step {max(steps)}" if steps else "it has taken no step"
         raise UsageError(f"the run has no step {step}: {last}", str(run), "take one of its steps")
-    size = recipe.batch.global_batch
-    positions = np.arange((step - 1) * size, step * size, dtype=np.int64)
+    schedule = recipe.batch.schedule
+    positions = np.arange(schedule.position_at(step - 1), schedule.position_at(step), dtype=np.int64)
     batch = data.train.fetch(positions)
     found = f"{combine(digest(positions, data.objective.batch(batch))):016x}"
     told = steps[step]
@@ -106,13 +106,14 @@ def trace_document(run: Path, name: str) -> list[dict[str, Any]]:
     if not (HASH.fullmatch(name) or PLACE.fullmatch(name)):
         raise UsageError(f"{name!r} names no document", "--document", "write FILE:LINE, or the xxh3-128 of the text")
     recipe, data, steps = _open(run)
-    position = max(steps, default=0) * recipe.batch.global_batch
+    schedule = recipe.batch.schedule
+    position = schedule.position_at(max(steps, default=0))
     found = []
     for number, corpus in enumerate(data.train.corpora):
         split = _split(corpus.samples.stream)
         for document in find_documents(split, [name])[name]:
             positions = data.train.positions_of(number, document, position)
-            seen = sorted({int(p) // recipe.batch.global_batch + 1 for p in positions})
+            seen = sorted({schedule.step_of(int(p)) + 1 for p in positions})
             found.append(_described(split, document, corpus.name, seen))
     for loader in data.validation:
         split = _split(loader.corpora[0].samples.stream)

@@ -104,7 +104,7 @@ def tell(text: str, rank: int) -> None:
 def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place) -> None:
     """The whole run: shards → order → objective → loader → model → engine → resume → steps → save → summary."""
     recipe, console = loaded.recipe, Console(quiet=place.rank != 0)
-    plan = plan_batch(recipe.batch.global_batch, recipe.batch.micro_batch, place.world_size)
+    plan = plan_batch(recipe.batch.schedule, recipe.batch.micro_batch, place.world_size)
     for line in doubts(recipe, ds_file):
         console.print(f"note: {line}", highlight=False, soft_wrap=True)
     complete = is_complete(recipe)
@@ -340,7 +340,7 @@ def open_metrics(recipe: Recipe, engine: Any, progress: Progress, console: Conso
         first_step=progress.step + 1,
         num_steps=recipe.train.num_steps,
         tokens=progress.tokens,
-        samples_per_step=recipe.batch.global_batch,
+        samples_at=recipe.batch.schedule.position_at,
         flops_per_token=flops,
         peak_flops=peak * engine.world_size if peak else None,
         console=console,
@@ -377,7 +377,7 @@ def save_run(recipe: Recipe, engine: Any, data: Data, progress: Progress) -> Non
     from launcher.checkpoint.save import save
     from launcher.checkpoint.state import run_state
 
-    cursor = data.train.cursor_at(progress.step * recipe.batch.global_batch)
+    cursor = data.train.cursor_at(recipe.batch.schedule.position_at(progress.step))
     state = run_state(recipe, progress, cursor, data.manifests)
     texts = {"recipe.yaml": resolved_yaml(recipe), "config.json": engine.module.config.to_json_string(use_diff=False)}
     save(engine, recipe.run_folder / "checkpoints", state, texts, recipe.checkpoint.keep_last)

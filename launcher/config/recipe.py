@@ -7,11 +7,13 @@ strings by `pretrain recipe --explain`, so they are written for users.
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from launcher.config.batch import BatchSchedule, BatchStage
 from launcher.config.objectives import MaskedObjective, ObjectiveConfig
 from launcher.config.record import Decay, FolderPath, Record, Share
 from launcher.errors import RecipeError
@@ -165,14 +167,74 @@ class ModelConfig(Record):
     2022, section 3.3)."""
 
 
+class WarmupStage(Record):
+    """The global batch from a step on."""
+
+    step: Annotated[int, Field(ge=0)] | None = None
+    """Number of steps taken when it begins."""
+    samples: Annotated[int, Field(ge=0)] | None = None
+    """Sequences trained on when it begins, in place of `step`."""
+    global_batch: PositiveInt
+    """Sequences of one optimizer step, over all ranks; or its tokens, written `16384 tokens`."""
+
+    @model_validator(mode="after")
+    def _begins_somewhere(self) -> WarmupStage:
+        if (self.step is None) == (self.samples is None):
+            raise ValueError("a stage begins either at a step or at a number of samples")
+        return self
+
+
 class BatchConfig(Record):
     """How many sequences make a step, and how many go through at once."""
 
     global_batch: PositiveInt
     """Sequences of one optimizer step, over all ranks; or its tokens, written `65536 tokens`, a multiple of
     data.seq_len. It stays the same whatever the number of ranks."""
-    micro_batch: PositiveInt | None = None
-    """Sequences of one forward pass on one rank; without it, all of a rank's share at once."""
+    micro_batch: PositiveInt | Literal["auto"] | None = None
+    """Sequences of one forward pass on one rank; without it, all of a rank's share at once; `auto` measures before the
+    first step how many fit into memory, and a run that goes on keeps what fits."""
+    warmup: tuple[WarmupStage, ...] = ()
+    """Smaller batches in the beginning: `[{step: 0, global_batch: 64}, {step: 1000, global_batch: 256}]`, growing; the
+    last is batch.global_batch. A stage may begin at `samples` in place of a step."""
+
+    @field_validator("warmup", mode="before")
+    @classmethod
+    def _as_tuple(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _grows_to_the_global_batch(self) -> BatchConfig:
+        if not self.warmup:
+            return self
+        sizes = [stage.global_batch for stage in self.warmup]
+        if (self.warmup[0].step or self.warmup[0].samples or 0) != 0:
+            raise ValueError("the first stage of warmup begins at step: 0")
+        if any(after <= before for before, after in pairwise(sizes)):
+            raise ValueError(f"warmup grows from stage to stage, not {' → '.join(map(str, sizes))}")
+        if sizes[-1] != self.global_batch:
+            raise ValueError(f"the last stage of warmup is global_batch, {self.global_batch}, not {sizes[-1]}")
+        steps = [stage.first_step for stage in self.schedule.stages]
+        if any(after <= before for before, after in pairwise(steps)):
+            raise ValueError(f"the stages of warmup begin one after another, not at steps {steps}")
+        return self
+
+    @property
+    def schedule(self) -> BatchSchedule:
+        """The samples of every step."""
+        if not self.warmup:
+            return BatchSchedule.constant(self.global_batch)
+        stages = [BatchStage(0, 0, self.warmup[0].global_batch)]
+        for given in self.warmup[1:]:
+            before = stages[-1]
+            # A stage that begins at a number of samples begins with the first step that has consumed them.
+            num_steps = (
+                given.step - before.first_step
+                if given.step is not None
+                else -(-((given.samples or 0) - before.first_position) // before.global_batch)
+            )
+            position = before.first_position + num_steps * before.global_batch
+            stages.append(BatchStage(before.first_step + num_steps, position, given.global_batch))
+        return BatchSchedule(tuple(stages))
 
 
 class OptimConfig(Record):
@@ -273,21 +335,14 @@ class Recipe(Record):
         batch, data = (tree.get(name) for name in ("batch", "data")) if isinstance(tree, dict) else (None, None)
         if not isinstance(batch, dict) or not isinstance(data, dict):
             return tree
-        given, seq_len = batch.get("global_batch"), data.get("seq_len")
-        tokens = re.fullmatch(r"([0-9][0-9_]*) tokens", given) if isinstance(given, str) else None
-        if tokens is None or not isinstance(seq_len, int) or seq_len < 1:
+        seq_len = data.get("seq_len")
+        if not isinstance(seq_len, int) or seq_len < 1:
             return tree
-        num_tokens = int(tokens[1])
-        num_sequences, over = divmod(num_tokens, seq_len)
-        if over or not num_sequences:
-            below = [num_sequences * seq_len] if num_sequences else []
-            nearest = " or ".join(f"{value} tokens" for value in (*below, (num_sequences + 1) * seq_len))
-            raise RecipeError(
-                f"{num_tokens} tokens are no whole number of sequences of {seq_len}",
-                "batch.global_batch",
-                f"use {nearest}",
-            )
-        return {**tree, "batch": {**batch, "global_batch": num_sequences}}
+        batch = _in_sequences(batch, seq_len, "batch")
+        if isinstance(batch.get("warmup"), list | tuple):
+            stages = [_in_sequences(stage, seq_len, "batch.warmup") for stage in batch["warmup"]]
+            batch = {**batch, "warmup": stages}
+        return {**tree, "batch": batch}
 
     @model_validator(mode="after")
     def _pairs_are_of_one_document(self) -> Recipe:
@@ -308,3 +363,26 @@ class Recipe(Record):
     def run_folder(self) -> Path:
         """Where everything of this run goes."""
         return self.runs / self.name
+
+
+def _in_sequences(batch: Any, seq_len: int, where: str) -> Any:
+    """A section whose `global_batch` is given in tokens, with it in sequences.
+
+    Raises:
+        RecipeError: The tokens are no whole number of sequences.
+    """
+    given = batch.get("global_batch") if isinstance(batch, dict) else None
+    tokens = re.fullmatch(r"([0-9][0-9_]*) tokens", given) if isinstance(given, str) else None
+    if tokens is None:
+        return batch
+    num_tokens = int(tokens[1])
+    num_sequences, over = divmod(num_tokens, seq_len)
+    if over or not num_sequences:
+        below = [num_sequences * seq_len] if num_sequences else []
+        nearest = " or ".join(f"{value} tokens" for value in (*below, (num_sequences + 1) * seq_len))
+        raise RecipeError(
+            f"{num_tokens} tokens are no whole number of sequences of {seq_len}",
+            f"{where}.global_batch",
+            f"use {nearest}",
+        )
+    return {**batch, "global_batch": num_sequences}

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -70,7 +71,7 @@ class Metrics:
             checkpoint, are removed: those steps will be taken again.
         num_steps: Steps of the whole run.
         tokens: Tokens read before this start.
-        samples_per_step: The global batch.
+        samples_at: Samples that so many steps consume.
         flops_per_token: For `mfu`; None where it is not known.
         peak_flops: Of all devices together; None where it is not known.
         console: Where progress is shown.
@@ -83,13 +84,13 @@ class Metrics:
         first_step: int,
         num_steps: int,
         tokens: int,
-        samples_per_step: int,
+        samples_at: Callable[[int], int],
         flops_per_token: float | None,
         peak_flops: float | None,
         console: Console,
     ) -> None:
         self.tokens = tokens
-        self._samples_per_step = samples_per_step
+        self._samples_at = samples_at
         self._num_steps = num_steps
         self._peak = (flops_per_token, peak_flops)
         self._console = console
@@ -135,7 +136,7 @@ class Metrics:
                 del line[key]
         line |= {
             "tokens": self.tokens,
-            "samples": result.step * self._samples_per_step,
+            "samples": self._samples_at(result.step),
             "tokens_per_s": tokens_per_s,
             "mfu": mfu,
         }

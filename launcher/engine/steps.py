@@ -34,6 +34,7 @@ def train_steps(engine: Any, batches: Iterable[StepBatch], recipe: Recipe, first
         digest = np.uint64(batch.digest).astype(np.int64)
         everyone = gather(np.array([batch.num_targets, batch.num_tokens, digest, batch.num_pairs], dtype=np.int64))
         num_targets, num_pairs = int(everyone[:, 0].sum()), int(everyone[:, 3].sum())
+        _set_passes(engine, len(batch.passes))
         lr = learning_rate(step, recipe.optim.lr, recipe.schedule, recipe.train.num_steps)
         for group in engine.basic_optimizer.param_groups:
             group["lr"] = lr
@@ -94,6 +95,18 @@ def evaluate(engine: Any, batches: Iterable[EvalBatch], bytes_per_token: Mapping
     engine.train()
     everyone_C7 = gather(totals_C7.reshape(-1)).sum(axis=0).reshape(totals_C7.shape)
     return EvalResult.of(everyone_C7[:, :4], bytes_per_token, everyone_C7[:, 4:])
+
+
+def _set_passes(engine: Any, num_passes: int) -> None:
+    """Tell DeepSpeed how many passes this step has: those of a growing batch are ever more."""
+    if engine.gradient_accumulation_steps() == num_passes:
+        return
+    engine.set_train_batch_size(num_passes * engine.train_micro_batch_size_per_gpu() * engine.dp_world_size)
+    # DeepSpeed 0.19.8 finds the last pass of a step by dividing the passes of the whole run by those of a step, which
+    # comes out wrong once they have changed; and its optimizers keep the number they started with.
+    engine.micro_steps = 0
+    if hasattr(engine.optimizer, "gradient_accumulation_steps"):
+        engine.optimizer.gradient_accumulation_steps = num_passes
 
 
 def _tensors(engine: Any, inputs: Arrays) -> dict[str, torch.Tensor]:

@@ -35,7 +35,7 @@ def live_logits(arguments: list[str]) -> Any:
 
     program = runpy.run_module("launcher.train", run_name="launcher_train")
     recipe, data, engine = begin(program, arguments)
-    plan = program["plan_batch"](recipe.batch.global_batch, None, engine.world_size)
+    plan = program["plan_batch"](recipe.batch.schedule, None, engine.world_size)
     progress = program["Progress"](precision="fp32")
     program["keep_inputs"](recipe, {}, engine.global_rank)
     program["run_steps"](recipe, engine, data, plan, progress, program["Console"](quiet=True))
@@ -53,7 +53,7 @@ def step_losses(arguments: list[str]) -> list[float]:
 
     program = runpy.run_module("launcher.train", run_name="launcher_train")
     recipe, data, engine = begin(program, arguments)
-    plan = program["plan_batch"](recipe.batch.global_batch, recipe.batch.micro_batch, engine.world_size)
+    plan = program["plan_batch"](recipe.batch.schedule, recipe.batch.micro_batch, engine.world_size)
     batches = program["step_batches"](data, plan, engine.global_rank, 0, recipe.train.num_steps)
     return [result.loss for result in train_steps(engine, batches, recipe, 1)]
 
@@ -63,7 +63,7 @@ def begin(program: dict[str, Any], arguments: list[str]) -> tuple[Any, Any, Any]
     options = program["parse"](arguments)
     recipe = program["load_recipe"](options.recipe, options.overrides).recipe
     place = program["find_place"](os.environ)
-    plan = program["plan_batch"](recipe.batch.global_batch, recipe.batch.micro_batch, place.world_size)
+    plan = program["plan_batch"](recipe.batch.schedule, recipe.batch.micro_batch, place.world_size)
     device = program["join"](place)
     data = program["open_data"](recipe)
     file = program["ds"].load_ds_config(options.ds_config)
@@ -115,9 +115,10 @@ def plain_losses(recipe_path: str) -> list[float]:
         foreach=False,
     )
     losses = []
-    plan = plan_batch(recipe.batch.global_batch, None, 1)
+    plan = plan_batch(recipe.batch.schedule, None, 1)
     for step, batch in enumerate(step_batches(data, plan, 0, 0, recipe.train.num_steps), start=1):
-        inputs = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.passes[0].items()}
+        whole = {name: np.concatenate([inputs[name] for inputs in batch.passes]) for name in batch.passes[0]}
+        inputs = {name: torch.from_numpy(array) for name, array in whole.items()}
         labels = inputs.pop("labels")
         if "pair_labels" in inputs:
             name = {"next_sentence": "next_sentence_label", "sentence_order": "sentence_order_label"}[head]

@@ -12,10 +12,11 @@ from token_shards import END, random_documents, write_shards
 
 from launcher.config.batch import plan_batch
 from launcher.config.loading import check_recipe
-from launcher.config.recipe import Recipe
+from launcher.config.recipe import BatchConfig, Recipe
 from launcher.errors import ShardError, TokenizerError
 from launcher.feed import Data, model_inputs, open_data, step_batches, validation_batches, wasted
 from launcher.objectives.base import IGNORE_INDEX
+from launcher.samples.digest import combine, digest
 from launcher.shards.manifest import read_manifest
 
 GLOBAL_BATCH = 48
@@ -83,6 +84,27 @@ def test_the_batch_of_a_step_is_the_same_on_any_ranks_in_any_passes_from_any_sta
     for world_size, micro_batch in ((2, 4), (3, 16), (4, None), (8, 3), (1, 1)):
         assert digests(open_data(recipe), world_size, micro_batch, 0, 4) == whole[:4]
         assert digests(open_data(recipe), world_size, micro_batch, 7, 12) == whole[7:]
+
+
+def test_a_growing_batch_has_the_same_samples_on_any_ranks_from_any_start(corpora: dict[str, Path]) -> None:
+    recipe = recipe_of("mlm", mixture(corpora, law=0.7, wiki=0.3))
+    stages = [{"step": 0, "global_batch": 12}, {"step": 3, "global_batch": 24}, {"samples": 70, "global_batch": 48}]
+    batch = BatchConfig.model_validate({"global_batch": 48, "warmup": stages})
+    data = open_data(recipe)
+
+    def steps(world_size: int, micro_batch: int | None, first: int) -> list[int]:
+        plan = plan_batch(batch.schedule, micro_batch, world_size)
+        ranks = [[part.digest for part in step_batches(data, plan, rank, first, 8)] for rank in range(world_size)]
+        return [sum(each) % 2**64 for each in zip(*ranks, strict=True)]
+
+    whole = steps(1, None, 0)
+    assert len(set(whole)) == 8
+    for world_size, micro_batch in ((2, 3), (3, None), (4, 1), (12, 1)):
+        assert steps(world_size, micro_batch, 0) == whole
+        assert steps(world_size, micro_batch, 4) == whole[4:]
+    for step in range(8):  # the samples of a step are those at its positions
+        positions = np.arange(batch.schedule.position_at(step), batch.schedule.position_at(step + 1))
+        assert combine(digest(positions, data.objective.batch(data.train.fetch(positions)))) == whole[step]
 
 
 def test_a_change_of_weights_ahead_and_a_corpus_added_leave_the_past_as_it_was(corpora: dict[str, Path]) -> None:

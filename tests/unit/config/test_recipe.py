@@ -232,3 +232,35 @@ def test_a_batch_of_tokens_that_is_no_whole_number_of_sequences_is_told_the_near
     with pytest.raises(RecipeError) as told:
         load_recipe("law-bert-zh", [f"batch.global_batch={tokens.format(**numbers)}"])
     assert message.format(**numbers) in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "message"),
+    [
+        ("[{step: 3, global_batch: 16}]", "the first stage of warmup begins at step: 0"),
+        ("[{step: 0, global_batch: 4}]", "the last stage of warmup is global_batch, 16, not 4"),
+        ("[{step: 0, global_batch: 16}, {step: 5, global_batch: 16}]", "grows from stage to stage, not 16 → 16"),
+        ("[{step: 0, global_batch: 4}, {global_batch: 16}]", "either at a step or at a number of samples"),
+        ("[{step: 0, global_batch: 4}, {step: 1, samples: 4, global_batch: 16}]", "either at a step or at a number"),
+        (
+            "[{step: 0, global_batch: 4}, {step: 5, global_batch: 8}, {samples: 20, global_batch: 16}]",
+            r"begin one after another, not at steps \[0, 5, 5\]",
+        ),
+        ("[{step: 0, global_batch: 5 tokens}]", "use 128 tokens"),
+        ("[{step: 0, global_batch: 4, until: 5}]", "extra inputs are not permitted"),
+    ],
+)
+def test_a_warm_up_of_the_batch_that_makes_no_sense_is_refused(warmup: str, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("law-bert-zh", [f"batch.warmup={warmup}", "batch.global_batch=16"])
+
+
+def test_a_warm_up_may_be_given_in_tokens() -> None:
+    words = ["batch.global_batch=16", "batch.warmup=[{step: 0, global_batch: 512 tokens}, {step: 9, global_batch: 16}]"]
+    assert load_recipe("law-bert-zh", words).recipe.batch.warmup[0].global_batch == 4
+
+
+def test_a_warm_up_may_not_be_changed_by_a_run_that_goes_on() -> None:
+    words = ["batch.warmup=[{step: 0, global_batch: 4}, {step: 9, global_batch: 16}]", "batch.micro_batch=auto"]
+    before, after = (load_recipe("law-bert-zh", ["batch.global_batch=16", *more]).recipe for more in ([], words))
+    assert [line.partition(":")[0] for line in differences(before, after)] == ["batch.warmup"]

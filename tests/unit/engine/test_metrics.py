@@ -58,7 +58,7 @@ def open_metrics(folder: Path, first_step: int, tokens: int = 0, peak: float | N
         first_step=first_step,
         num_steps=10,
         tokens=tokens,
-        samples_per_step=8,
+        samples_at=lambda step: 8 * step,
         flops_per_token=6e6,
         peak_flops=peak,
         console=Console(quiet=True),
