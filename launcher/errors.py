@@ -5,6 +5,7 @@
     │   ├── UsageError              a command line that cannot be understood
     │   ├── RecipeError             a recipe, a field of it, or an override
     │   ├── BatchShapeError         a global batch that cannot be cut into passes
+    │   ├── MemoryShortError        a batch that does not fit into memory
     │   ├── DsConfigError           a DeepSpeed JSON
     │   ├── CorpusError             text that cannot be read as documents
     │   ├── TokenizerError          a tokenizer folder, or one that does not belong to the shards
@@ -76,6 +77,10 @@ class RecipeError(UserError):
 
 class BatchShapeError(UserError):
     """A global batch that cannot be cut into equal passes over the ranks."""
+
+
+class MemoryShortError(UserError):
+    """A model and a batch that do not fit into the memory of a device or a host."""
 
 
 class DsConfigError(UserError):

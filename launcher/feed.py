@@ -37,6 +37,8 @@ from launcher.shards.verify import tokenizer_problems
 
 VALIDATION_SEED = 0x76616C  # the same noise at every validation of every run, so that losses compare
 PADDING_WORTH_TELLING = 0.01
+LOOKED_AT = 256
+"""Samples among which the longest one is looked for (assumption: more change it little)."""
 _NO_PAIRS = np.empty(0, dtype=np.int64)
 
 
@@ -136,6 +138,31 @@ def step_batches(data: Data, plan: BatchPlan, rank: int, first: int, last: int) 
         yield StepBatch(
             passes=passes, num_targets=num_targets, num_tokens=num_tokens, num_pairs=num_pairs, digest=total
         )
+
+
+def longest_step(data: Data, plan: BatchPlan, step: int) -> StepBatch:
+    """Passes as those of a step, made of one sample again and again: the one of its first with most tokens.
+
+    Args:
+        data: Of the run.
+        plan: How a step is cut.
+        step: Steps already taken.
+    """
+    first, size = plan.schedule.position_at(step), plan.schedule.global_batch_at(step)
+    batch = data.objective.batch(data.train.fetch(np.arange(first, first + min(size, LOOKED_AT), dtype=np.int64)))
+    is_target_BS, is_token_BS = batch["labels"] != IGNORE_INDEX, batch["attention_mask"] != 0
+    row = int(np.argmax(is_target_BS.sum(axis=1) + is_token_BS.sum(axis=1)))
+    inputs = {name: np.repeat(array[row : row + 1], plan.micro_batch, 0) for name, array in model_inputs(batch).items()}
+    # Two passes show what accumulating takes; more take no more.
+    passes: list[Arrays] = [inputs] * min(plan.passes_at(step), 2)
+    rows = len(passes) * plan.micro_batch
+    return StepBatch(
+        passes=passes,
+        num_targets=rows * int(is_target_BS[row].sum()),
+        num_tokens=rows * int(is_token_BS[row].sum()),
+        num_pairs=rows * int(batch.get("pair_labels", _NO_PAIRS)[row : row + 1].size),
+        digest=0,
+    )
 
 
 def validation_batches(recipe: Recipe, data: Data, world_size: int, rank: int) -> Iterator[EvalBatch]:

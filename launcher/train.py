@@ -41,7 +41,7 @@ from launcher.config.loading import (
     resolved_yaml,
 )
 from launcher.config.recipe import Recipe
-from launcher.engine.records import Progress
+from launcher.engine.records import Progress, StepBatch
 from launcher.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -50,12 +50,21 @@ from launcher.errors import (
     LauncherError,
     UsageError,
 )
-from launcher.feed import Data, bytes_per_token, open_data, step_batches, validation_batches, wasted
+from launcher.feed import (
+    Data,
+    bytes_per_token,
+    longest_step,
+    open_data,
+    step_batches,
+    validation_batches,
+    wasted,
+)
 from launcher.objectives.base import longest_sequence
 from launcher.plan.flops import flops_per_token, peak_flops
 from launcher.prepare.ready import check_tokenizer, ensure_shards
 from launcher.report import show_summary
 from launcher.samples.cursor import Cursor
+from launcher.units import size
 
 if TYPE_CHECKING:
     from launcher.engine.metrics import Log
@@ -122,11 +131,13 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place) -> None:
         ds_config = ds.resolve_ds_config(ds_file, recipe, plan, precision)
         config = configure(recipe, data)
         tell_new_tokens(recipe, config, console)
-        model = build(recipe, config, ds_config, device)
+        model = build(recipe, config, plan, ds_config, device)
         keep_log(recipe, place.rank)  # the run's folder begins here: whatever the user can mend was told before
         engine = start(recipe, model, ds_config)
+        plan = settle_micro_batch(recipe, engine, data, plan, place, console)
         progress = resume(recipe, engine, data, precision, console)
-        keep_inputs(recipe, ds_config, place.rank)
+        progress.micro_batch = plan.micro_batch
+        keep_inputs(recipe, ds_config | ds.batch_keys(plan), place.rank)
         run_steps(recipe, engine, data, plan, progress, console)
         leave()
     if place.rank == 0:
@@ -177,16 +188,12 @@ def leave() -> None:
 
 def settle_precision(recipe: Recipe) -> str:
     """What `train.precision` means here: a run that was begun keeps what it began with."""
-    from launcher.checkpoint.folder import checkpoint_path, complete_steps, read_json
     from launcher.engine.process import multiplies_bf16, share
 
     if recipe.train.precision != "auto":
         return recipe.train.precision
-    checkpoints = recipe.run_folder / "checkpoints"
-    steps = complete_steps(checkpoints)
-    if steps:
-        return str(read_json(checkpoint_path(checkpoints, steps[-1]) / "state.json", "precision")["precision"])
-    return str(share("bf16_autocast" if multiplies_bf16() else "fp32"))
+    state = newest_state(recipe)
+    return str(state["precision"]) if state else str(share("bf16_autocast" if multiplies_bf16() else "fp32"))
 
 
 def configure(recipe: Recipe, data: Data) -> Any:
@@ -226,7 +233,7 @@ def keep_log(recipe: Recipe, rank: int) -> None:
     logging.captureWarnings(True)
 
 
-def build(recipe: Recipe, config: Any, ds_config: dict[str, Any], device: str) -> Any:
+def build(recipe: Recipe, config: Any, plan: BatchPlan, ds_config: dict[str, Any], device: str) -> Any:
     """The model of the run, ready for DeepSpeed.
 
     Raises:
@@ -234,15 +241,14 @@ def build(recipe: Recipe, config: Any, ds_config: dict[str, Any], device: str) -
     """
     from launcher.models.build import build_model
 
+    micro_batch = plan.micro_batches()[-1] if recipe.batch.micro_batch == "auto" else plan.micro_batch
     return build_model(
         config,
         recipe.model,
         recipe.objective.head,
         seed=recipe.train.seed,
         documents_apart=recipe.data.keeps_documents_apart,
-        micro_batch_tokens=int(
-            ds_config["train_micro_batch_size_per_gpu"] * recipe.data.seq_len * recipe.objective.predicted_share
-        ),
+        micro_batch_tokens=int(micro_batch * recipe.data.seq_len * recipe.objective.predicted_share),
         ds_config=ds_config,
         device=device,
     )
@@ -260,6 +266,41 @@ def start(recipe: Recipe, model: Any, ds_config: dict[str, Any]) -> Any:
         engine.compile()
     seed_dropout(recipe.train.seed, engine.global_rank)
     return engine
+
+
+def settle_micro_batch(
+    recipe: Recipe, engine: Any, data: Data, plan: BatchPlan, place: Place, console: Console
+) -> BatchPlan:
+    """The plan with the micro batch that fits, where the recipe leaves it to be measured.
+
+    Raises:
+        MemoryShortError: Not even one sample fits.
+    """
+    from launcher.checkpoint.rehearsal import rehearsal
+    from launcher.engine.rehearse import find_micro_batch
+
+    if recipe.batch.micro_batch != "auto":
+        return plan
+    last_step = recipe.train.num_steps - 1  # of the largest batch: more passes, of the same size
+
+    def step_of(micro_batch: int) -> StepBatch:
+        return longest_step(data, plan.with_micro_batch(micro_batch), last_step)
+
+    kept = newest_state(recipe).get("micro_batch")
+    with rehearsal(engine):
+        fit = find_micro_batch(engine, recipe, plan.micro_batches(), step_of, place.local_world_size, kept)
+    told = f"micro batch {fit.micro_batch}, measured: {size(fit.peak_bytes)} of {size(fit.limit_bytes)} at its peak"
+    console.print(told, highlight=False, soft_wrap=True)
+    return plan.with_micro_batch(fit.micro_batch)
+
+
+def newest_state(recipe: Recipe) -> dict[str, Any]:
+    """What the newest complete checkpoint says of the run; nothing before the first."""
+    from launcher.checkpoint.folder import checkpoint_path, complete_steps, read_json
+
+    checkpoints = recipe.run_folder / "checkpoints"
+    steps = complete_steps(checkpoints)
+    return read_json(checkpoint_path(checkpoints, steps[-1]) / "state.json", "precision") if steps else {}
 
 
 def resume(recipe: Recipe, engine: Any, data: Data, precision: str, console: Console) -> Progress:

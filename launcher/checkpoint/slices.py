@@ -104,6 +104,15 @@ def set_optimizer_step(engine: Any, step: int) -> None:
             state["step"] = step
 
 
+def forget_steps(engine: Any) -> None:
+    """Make AdamW's state what it is before the first step."""
+    prime_state(engine)
+    for master in _masters(engine):
+        for key in ("exp_avg", "exp_avg_sq"):
+            engine.basic_optimizer.state[master][key].zero_()
+    set_optimizer_step(engine, 0)
+
+
 def _masters(engine: Any) -> list[torch.Tensor]:
     """The tensors AdamW updates: flat groups at stages 1 to 3, parameters or their fp32 copies at stage 0.
 

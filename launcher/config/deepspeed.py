@@ -89,9 +89,7 @@ def resolve_ds_config(file: dict[str, Any], recipe: Recipe, batch: BatchPlan, pr
         RecipeError: Its experts cannot be shared among so many ranks, or at this stage.
     """
     from_recipe: dict[str, Any] = {
-        "train_batch_size": batch.global_batch,
-        "train_micro_batch_size_per_gpu": batch.micro_batch,
-        "gradient_accumulation_steps": batch.grad_accum_steps,
+        **batch_keys(batch),
         "gradient_clipping": recipe.optim.grad_clip,
         **_PRECISIONS[precision],
         **_expert_parallel(recipe.model.expert_parallel, batch.world_size, zero_stage(file)),
@@ -120,6 +118,15 @@ def resolve_ds_config(file: dict[str, Any], recipe: Recipe, batch: BatchPlan, pr
     }
     zero = {"stage": 0, **file.get("zero_optimization", {})}
     return {**ours, **{k: v for k, v in file.items() if k not in RECIPE_KEYS}, **from_recipe, "zero_optimization": zero}
+
+
+def batch_keys(batch: BatchPlan) -> dict[str, int]:
+    """How DeepSpeed is told the cut of a step."""
+    return {
+        "train_batch_size": batch.global_batch,
+        "train_micro_batch_size_per_gpu": batch.micro_batch,
+        "gradient_accumulation_steps": batch.grad_accum_steps,
+    }
 
 
 def _expert_parallel(ranks: int, world_size: int, stage: int) -> dict[str, Any]:

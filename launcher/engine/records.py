@@ -151,6 +151,8 @@ class Progress:
 
     precision: str
     """What `train.precision` is here; a run that goes on elsewhere keeps it."""
+    micro_batch: int | None = None
+    """What `batch.micro_batch` came to; a run that goes on keeps it where it was measured and still fits."""
     step: int = 0
     """Optimizer steps taken."""
     tokens: int = 0

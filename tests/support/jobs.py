@@ -29,6 +29,26 @@ def train_and_tell(arguments: list[str]) -> tuple[int, str]:
     return code, told.getvalue()
 
 
+def train_with_memory(arguments: list[str], available_bytes: int) -> tuple[int, str]:
+    """The training program on a host with so much memory to spare."""
+    from launcher.cluster import host_memory
+
+    host_memory.available_bytes = lambda: available_bytes
+    return train_and_tell(arguments)
+
+
+def train_on_part_of_a_gpu(arguments: list[str], share: float) -> int:
+    """The training program beside another that holds the rest of the device."""
+    import torch
+
+    free, _ = torch.cuda.mem_get_info()
+    holder = torch.cuda.caching_allocator_alloc(int(free * (1 - share)))
+    try:
+        return train(arguments)
+    finally:
+        torch.cuda.caching_allocator_delete(holder)
+
+
 def live_logits(arguments: list[str]) -> Any:
     """Train, then ask the engine's own model, before it is saved or exported; returns (inputs, logits)."""
     import torch
@@ -68,7 +88,7 @@ def begin(program: dict[str, Any], arguments: list[str]) -> tuple[Any, Any, Any]
     data = program["open_data"](recipe)
     file = program["ds"].load_ds_config(options.ds_config)
     config = program["ds"].resolve_ds_config(file, recipe, plan, recipe.train.precision)
-    model = program["build"](recipe, program["configure"](recipe, data), config, device)
+    model = program["build"](recipe, program["configure"](recipe, data), plan, config, device)
     return recipe, data, program["start"](recipe, model, config)
 
 
