@@ -17,6 +17,7 @@ from launcher import __version__, launch
 from launcher.cluster import hostfile_command
 from launcher.config import deepspeed_command
 from launcher.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, LauncherError, RequeueError, ShardError
+from launcher.probe import options as options_of_check
 
 if TYPE_CHECKING:
     from launcher import ask
@@ -153,6 +154,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--nodes", type=_positive, metavar="N", help="nodes they are spread over (1)")
     command.add_argument("--hostfile", type=Path, metavar="FILE", help="tells ranks and nodes")
     command.add_argument("--json", action="store_true", help="one JSON object")
+
+    command = add("check", check, "inside of an allocation, on every rank: name what would stop or slow the run")
+    options_of_check.add_options(command)
 
     command = add("ds-config", deepspeed_command.run, "build a DeepSpeed JSON from few choices, or check one")
     deepspeed_command.add_options(command)
@@ -363,6 +367,13 @@ def doctor(options: argparse.Namespace) -> int:
     findings = examine(job if about_a_job else None, os.environ)
     print(as_json(findings) if options.json else "\n".join(as_lines(findings)))
     return EXIT_DONE if is_sound(findings) else EXIT_USER
+
+
+def check(options: argparse.Namespace) -> int:
+    """`pretrain check`."""
+    from launcher.probe import program
+
+    return program.run(options)
 
 
 def export(options: argparse.Namespace) -> None:

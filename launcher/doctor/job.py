@@ -104,14 +104,15 @@ def _batch(recipe: Recipe, world: World | None) -> Iterator[Finding]:
         yield Finding(name="batch", state="note", found=found, fix="--ranks N [--nodes N], or --hostfile FILE")
         return
     try:
-        plan = plan_batch(recipe.batch.global_batch, recipe.batch.micro_batch, world.ranks)
+        plan = plan_batch(recipe.batch.schedule, recipe.batch.micro_batch, world.ranks)
     except LauncherError as error:
         yield from_error("batch", error)
         return
     tokens = units.count(plan.global_batch * recipe.data.seq_len)
+    measured = ", measured at the start" if recipe.batch.micro_batch == "auto" else ""
     found = (
         f"{plan.global_batch} sequences ({tokens} tokens) a step = {world.ranks} ranks x {plan.micro_batch} a pass "
-        f"x {plan.grad_accum_steps} passes"
+        f"x {plan.grad_accum_steps} passes{measured}"
     )
     yield Finding(name="batch", state="ok", found=found)
 
@@ -135,7 +136,7 @@ def _ds_config(job: Job, recipe: Recipe, world: World | None) -> tuple[dict[str,
     found = f"{path}: ZeRO stage {zero_stage(file)}"
     if world is not None:
         try:
-            plan = plan_batch(recipe.batch.global_batch, recipe.batch.micro_batch, world.ranks)
+            plan = plan_batch(recipe.batch.schedule, recipe.batch.micro_batch, world.ranks)
         except LauncherError:
             return file, [Finding(name=name, state="ok", found=found), *doubts]  # told with the batch
         precision = "bf16_autocast" if recipe.train.precision == "auto" else recipe.train.precision
@@ -181,6 +182,6 @@ def _data(loaded: LoadedRecipe) -> tuple[dict[str, Manifest], list[Finding]]:
 def _tell_shards(recipe: Recipe, manifests: Mapping[str, Manifest]) -> Finding:
     """How much text there is, and how often the run reads it."""
     there = sum(manifest.splits["train"].num_tokens for manifest in manifests.values())
-    wanted = recipe.train.num_steps * recipe.batch.global_batch * recipe.data.seq_len
+    wanted = recipe.batch.schedule.position_at(recipe.train.num_steps) * recipe.data.seq_len
     found = f"{units.count(there)} tokens; the run reads {units.count(wanted)}, {wanted / max(there, 1):.2g} times all"
     return Finding(name="shards", state="ok", found=found)

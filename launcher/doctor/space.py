@@ -103,7 +103,7 @@ def _disk(recipe: Recipe, num_parameters: int) -> Finding:
 def _host_memory(num_parameters: int, world: World) -> Finding:
     """The optimizer's state is cut into as many parts as there are ranks; a node holds those of its own."""
     needed = OFFLOADED_BYTES * num_parameters * world.ranks_per_node // world.ranks
-    there = total_memory()
+    there = memory().total_bytes
     told = f"the offloaded optimizer takes {units.size(needed)} of a node's; this machine has {units.size(there)}"
     if needed <= there:
         return Finding(name="host memory", state="ok", found=told)
@@ -111,12 +111,20 @@ def _host_memory(num_parameters: int, world: World) -> Finding:
     return Finding(name="host memory", state="note", found=told, fix=fix)
 
 
-def total_memory() -> int:
-    """Bytes of memory of this machine. Source: proc(5), /proc/meminfo."""
-    for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines():
-        if line.startswith("MemTotal:"):
-            return int(line.split()[1]) * 1024
-    return 0
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """Bytes of memory of this machine."""
+
+    total_bytes: int
+    free_bytes: int
+    """What can be had without swapping."""
+
+
+def memory() -> Memory:
+    """Ask the kernel. Source: proc(5), /proc/meminfo."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    fields = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
+    return Memory(total_bytes=fields["MemTotal"], free_bytes=fields["MemAvailable"])
 
 
 def _open_files(manifests: Mapping[str, Manifest]) -> Iterator[Finding]:

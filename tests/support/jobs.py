@@ -49,6 +49,19 @@ def train_on_part_of_a_gpu(arguments: list[str], share: float) -> int:
         torch.cuda.caching_allocator_delete(holder)
 
 
+def check(words: list[str], out: str) -> int:
+    """`pretrain check`; what rank 0 prints goes to a file."""
+    from launcher.probe.__main__ import main
+
+    sys.argv = ["launcher.probe", *words]
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        code = main()
+    if told.getvalue():
+        Path(out).write_text(told.getvalue())
+    return code
+
+
 def live_logits(arguments: list[str]) -> Any:
     """Train, then ask the engine's own model, before it is saved or exported; returns (inputs, logits)."""
     import torch

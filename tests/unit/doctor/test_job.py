@@ -95,7 +95,7 @@ def test_a_disk_or_a_limit_that_is_too_small_is_told(
 def test_offload_is_held_against_memory_and_compilers(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(space, "total_memory", lambda: 1000)
+    monkeypatch.setattr(space, "memory", lambda: space.Memory(total_bytes=1000, free_bytes=1000))
     monkeypatch.setattr(space, "can_compile", lambda op, env: False)
     found = look(tmp_path, shards, {"ds_config": "zero3_offload", "ranks": 2})
     assert (found["host memory"].state, "more nodes" in found["host memory"].fix) == ("note", True)
