@@ -143,6 +143,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("run", type=Path, metavar="RUN", help="a run's folder, e.g. runs/law-bert-zh")
     which = command.add_mutually_exclusive_group(required=True)
     which.add_argument("--step", type=_positive, metavar="N", help="name corpus, file, line and text of its sequences")
+    which.add_argument("--digest", metavar="HEX", help="the same of a batch_digest in metrics.jsonl")
     which.add_argument("--document", metavar="ID", help="FILE:LINE, or the xxh3-128 of the text")
     command.add_argument("--json", action="store_true", help="print JSON")
 
@@ -344,6 +345,8 @@ def trace(options: argparse.Namespace) -> None:
 
     if options.step is not None:
         tracing.print_step(options.run, options.step, options.json)
+    elif options.digest is not None:
+        tracing.print_digest(options.run, options.digest, options.json)
     else:
         tracing.print_document(options.run, options.document, options.json)
 

@@ -13,6 +13,9 @@
     │   ├── ObjectiveError          an objective the tokenizer, the model or the length cannot serve
     │   ├── ModelError              a model configuration
     │   ├── CheckpointError         a checkpoint that is damaged or belongs to another run
+    │   ├── DivergedError           a run that comes to no good, whatever is left out of its data
+    │   ├── FruitlessError          a run that was started again and again and took no step
+    │   ├── RunInUseError           a run's folder that another job is at work in
     │   ├── ClusterError            hosts, ranks and rendezvous
     │   └── MissingDependencyError  a package or a compiler that the run needs
     └── RequeueError            75  stopped; the same command again goes on (EX_TEMPFAIL)
@@ -109,6 +112,18 @@ class ModelError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint that is damaged or belongs to another run."""
+
+
+class DivergedError(UserError):
+    """A run that comes to no good, whatever is left out of its data."""
+
+
+class FruitlessError(UserError):
+    """A run that was started again and again and took no step."""
+
+
+class RunInUseError(UserError):
+    """A run's folder that another job is at work in."""
 
 
 class ClusterError(UserError):

@@ -5,7 +5,7 @@ Every batch is a pure function of the step, so a run that starts again reads not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,7 @@ from launcher.samples.loader import Corpus, Loader
 from launcher.samples.mixture import Mixture, Phase
 from launcher.samples.packing import load_or_make_plan
 from launcher.samples.padded import Padded
+from launcher.samples.passed_over import Window, moved_on
 from launcher.samples.passes import pass_positions
 from launcher.samples.sentence_pairs import PairKind, SentencePairs, refuse_without_sentences
 from launcher.samples.shapes import Samples
@@ -117,17 +118,28 @@ def build_objective(recipe: Recipe, tokenizer: TokenizerInfo, seed: int, *, has_
     return builder.build(recipe.objective)
 
 
-def step_batches(data: Data, plan: BatchPlan, rank: int, first: int, last: int) -> Iterator[StepBatch]:
-    """This rank's part of each step from `first` (steps already taken) to `last`: a pure function of the step."""
+def step_batches(
+    data: Data, plan: BatchPlan, rank: int, first: int, last: int, passed_over: Sequence[Window] = ()
+) -> Iterator[StepBatch]:
+    """This rank's part of each step from `first` (steps already taken) to `last`: a pure function of the step.
+
+    Args:
+        data: Opened shards.
+        plan: How a batch is cut into passes.
+        rank: This one.
+        first: Steps already taken.
+        last: Steps taken in the end.
+        passed_over: Windows of the data that no step trains on.
+    """
     if first < last:
-        data.train.advise(_positions(plan, rank, first))
+        data.train.advise(_positions(plan, rank, first, passed_over))
     for step in range(first, last):
         if step + 1 < last:  # the disk reads the next step's blocks while this one is made
-            data.train.advise(_positions(plan, rank, step + 1))
+            data.train.advise(_positions(plan, rank, step + 1, passed_over))
         passes: list[Arrays] = []
         digests = []
         num_targets = num_tokens = num_pairs = 0
-        for positions in _positions(plan, rank, step).reshape(plan.passes_at(step), -1):
+        for positions in _positions(plan, rank, step, passed_over).reshape(plan.passes_at(step), -1):
             batch = data.objective.batch(data.train.fetch(positions))
             digests.append(combine(digest(positions, batch)))
             num_targets += int(np.count_nonzero(batch["labels"] != IGNORE_INDEX))
@@ -218,9 +230,10 @@ def wasted(data: Data) -> list[str]:
     return lines
 
 
-def _positions(plan: BatchPlan, rank: int, step: int) -> NDArray[np.int64]:
+def _positions(plan: BatchPlan, rank: int, step: int, passed_over: Sequence[Window]) -> NDArray[np.int64]:
     """Positions of this rank in a step, its passes one after another."""
     first, size = plan.schedule.position_at(step), plan.schedule.global_batch_at(step)
+    first = moved_on(first, passed_over)
     return np.concatenate(
         [
             pass_positions(first, index, rank, plan.world_size, plan.micro_batch, size)

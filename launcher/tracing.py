@@ -6,6 +6,7 @@ and held against the digest that the run left of each step.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from launcher.config.recipe import Recipe
 from launcher.errors import CheckpointError, ShardError, UsageError
 from launcher.feed import Data, open_data
 from launcher.samples.digest import combine, digest
+from launcher.samples.passed_over import moved_on, put_back, read_kept
 from launcher.shards.identity import open_tokenizer
 from launcher.shards.reader import Split
 from launcher.shards.search import HASH, PLACE, find_documents
@@ -72,20 +74,49 @@ def trace_step(run: Path, step: int) -> tuple[list[Sequence], str]:
         CheckpointError: There is no run here.
         UsageError: The run has not come to this step.
     """
-    recipe, data, steps = _open(run)
-    if step not in steps:
-        last = f"it has come to step {max(steps)}" if steps else "it has taken no step"
+    past = _open(run)
+    if step not in past.digests:
+        last = f"it has come to step {max(past.digests)}" if past.digests else "it has taken no step"
         raise UsageError(f"the run has no step {step}: {last}", str(run), "take one of its steps")
-    schedule = recipe.batch.schedule
-    positions = np.arange(schedule.position_at(step - 1), schedule.position_at(step), dtype=np.int64)
+    return _trace(past, run, past.first_position(step), step, past.digests[step])
+
+
+def trace_digest(run: Path, digest_of_batch: str) -> tuple[int, list[Sequence], str]:
+    """The sequences of the batch with this digest: of a step, or of one that was left out or taken back.
+
+    Returns:
+        The number the step has or had, its sequences in order, and one sentence on the digest.
+
+    Raises:
+        CheckpointError: There is no run here.
+        UsageError: Nothing in the run's log has the digest.
+    """
+    past = _open(run)
+    for step, told in past.digests.items():
+        if told == digest_of_batch:
+            return step, *_trace(past, run, past.first_position(step), step, told)
+    for event in past.left_out:
+        if event["batch_digest"] == digest_of_batch:
+            return event["step"], *_trace(past, run, event["position"], event["step"], digest_of_batch)
+    raise UsageError(
+        f"nothing in the run's log has the digest {digest_of_batch!r}",
+        str(run / "metrics.jsonl"),
+        "take a batch_digest from there",
+    )
+
+
+def _trace(past: _Past, run: Path, first: int, step: int, told: str) -> tuple[list[Sequence], str]:
+    data = past.data
+    positions = np.arange(first, first + past.recipe.batch.schedule.global_batch_at(step - 1), dtype=np.int64)
     batch = data.train.fetch(positions)
     found = f"{combine(digest(positions, data.objective.batch(batch))):016x}"
-    told = steps[step]
     verdict = (
         f"the digest is the run's: {found}"
         if told == found
         else f"WARNING: the digest is {found}, the run's was {told}: shards, exclude list or recipe have changed"
     )
+    why = [event["why"] for event in past.left_out if event["batch_digest"] == told]
+    verdict += f"; its update was left out: {why[0]}" if why else ""
     return list(_sequences(data, batch, _tokenizer(run))), verdict
 
 
@@ -105,15 +136,16 @@ def trace_document(run: Path, name: str) -> list[dict[str, Any]]:
     """
     if not (HASH.fullmatch(name) or PLACE.fullmatch(name)):
         raise UsageError(f"{name!r} names no document", "--document", "write FILE:LINE, or the xxh3-128 of the text")
-    recipe, data, steps = _open(run)
-    schedule = recipe.batch.schedule
-    position = schedule.position_at(max(steps, default=0))
+    past = _open(run)
+    data, schedule = past.data, past.recipe.batch.schedule
+    position = moved_on(schedule.position_at(max(past.digests, default=0)), past.passed_over)
     found = []
     for number, corpus in enumerate(data.train.corpora):
         split = _split(corpus.samples.stream)
         for document in find_documents(split, [name])[name]:
             positions = data.train.positions_of(number, document, position)
-            seen = sorted({schedule.step_of(int(p)) + 1 for p in positions})
+            trained = [put_back(int(p), past.passed_over) for p in positions]
+            seen = sorted({schedule.step_of(p) + 1 for p in trained if p is not None})
             found.append(_described(split, document, corpus.name, seen))
     for loader in data.validation:
         split = _split(loader.corpora[0].samples.stream)
@@ -126,7 +158,15 @@ def trace_document(run: Path, name: str) -> list[dict[str, Any]]:
 
 def print_step(run: Path, step: int, as_json: bool) -> None:
     """`pretrain trace RUN --step N`."""
-    sequences, verdict = trace_step(run, step)
+    _print(step, *trace_step(run, step), as_json)
+
+
+def print_digest(run: Path, digest_of_batch: str, as_json: bool) -> None:
+    """`pretrain trace RUN --digest HEX`."""
+    _print(*trace_digest(run, digest_of_batch), as_json)
+
+
+def _print(step: int, sequences: list[Sequence], verdict: str, as_json: bool) -> None:
     if as_json:
         fields = {"step": step, "digest": verdict, "sequences": [asdict(sequence) for sequence in sequences]}
         print(json.dumps(fields, ensure_ascii=False, indent=1))
@@ -156,26 +196,43 @@ def print_document(run: Path, name: str, as_json: bool) -> None:
         print(f"  steps: {steps}")
 
 
-def _open(run: Path) -> tuple[Recipe, Data, dict[int, str]]:
-    """The recipe, the data, and the digests of the steps a run has taken."""
+@dataclass(frozen=True, slots=True)
+class _Past:
+    """What a run has left of its steps."""
+
+    recipe: Recipe
+    data: Data
+    digests: dict[int, str]
+    """By step."""
+    left_out: list[dict[str, Any]]
+    """Events of steps whose update was left out, those among them that were taken back."""
+    passed_over: list[list[int]]
+
+    def first_position(self, step: int) -> int:
+        """Where a step's data begins."""
+        return moved_on(self.recipe.batch.schedule.position_at(step - 1), self.passed_over)
+
+
+def _open(run: Path) -> _Past:
     if not (run / "recipe.yaml").is_file():
         raise CheckpointError("there is no run here", str(run), "give a run's folder, e.g. runs/law-bert-zh")
     recipe = check_recipe(read_yaml(run / "recipe.yaml"), str(run / "recipe.yaml"))
-    return recipe, open_data(recipe), _digests(run / "metrics.jsonl")
+    lines = _lines(run / "metrics.jsonl")
+    digests = {line["step"]: line["batch_digest"] for line in lines if "batch_digest" in line and "event" not in line}
+    left_out = [line for line in lines if line.get("event") == "left_out"]
+    kept = read_kept(run)
+    return _Past(recipe, open_data(recipe), digests, left_out, [] if kept is None else kept.windows)
 
 
-def _digests(path: Path) -> dict[int, str]:
-    steps: dict[int, str] = {}
+def _lines(path: Path) -> list[dict[str, Any]]:
+    lines: list[dict[str, Any]] = []
     if path.is_file():
         with path.open(encoding="utf-8") as file:
-            for line in file:
-                try:
-                    entry = json.loads(line)
-                except ValueError:  # the last line of a run that was killed
-                    continue
-                if isinstance(entry, dict) and "batch_digest" in entry:
-                    steps[entry["step"]] = entry["batch_digest"]
-    return steps
+            for text in file:
+                with contextlib.suppress(ValueError):  # the last line of a run that was killed
+                    line = json.loads(text)
+                    lines += [line] if isinstance(line, dict) else []
+    return lines
 
 
 def _tokenizer(run: Path) -> Tokenizer:

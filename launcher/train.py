@@ -22,12 +22,13 @@ import logging
 import shutil
 import traceback
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from typing import Any
 
 from rich.console import Console
 
 from launcher.cluster.rank import Place, find_place, threads_per_rank, with_master
+from launcher.cluster.signals import StopSignals
 from launcher.config import deepspeed as ds
 from launcher.config.batch import BatchPlan, plan_batch
 from launcher.config.command_line import parse
@@ -41,7 +42,11 @@ from launcher.config.loading import (
     resolved_yaml,
 )
 from launcher.config.recipe import Recipe
+from launcher.engine.completion import mark_complete, unmark
+from launcher.engine.ledger import Ledger, refuse_fruitless
 from launcher.engine.records import Progress, StepBatch
+from launcher.engine.run_lock import RunLock
+from launcher.engine.watch import Watch, end_process
 from launcher.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
@@ -50,25 +55,12 @@ from launcher.errors import (
     LauncherError,
     UsageError,
 )
-from launcher.feed import (
-    Data,
-    bytes_per_token,
-    longest_step,
-    open_data,
-    step_batches,
-    validation_batches,
-    wasted,
-)
+from launcher.feed import Data, longest_step, open_data, wasted
 from launcher.objectives.base import longest_sequence
-from launcher.plan.flops import flops_per_token, peak_flops
 from launcher.prepare.ready import check_tokenizer, ensure_shards
 from launcher.report import show_summary
 from launcher.samples.cursor import Cursor
 from launcher.units import size
-
-if TYPE_CHECKING:
-    from launcher.engine.metrics import Log
-    from launcher.engine.routing import LoadReport
 
 # torch, deepspeed and transformers are imported inside the functions below: a misspelled key is told in half a second,
 # and rank 0 prepares the quick start's shards without them.
@@ -78,40 +70,57 @@ FIRST_WORD_S = 5.0
 
 def main(arguments: Sequence[str]) -> int:
     """Train, and turn whatever happens into an exit code."""
-    rank = 0
-    try:
-        place = find_place(os.environ)
-        rank = place.rank
-        options = parse(arguments)
-        loaded = load_recipe(options.recipe, options.overrides)
-        ds_file = ds.load_ds_config(options.ds_config)
-        train(loaded, ds_file, place)
-    except LauncherError as error:
-        tell(str(error), rank)
-        return error.exit_code
-    except KeyboardInterrupt:
-        tell("interrupted; the same command goes on from the last checkpoint", rank)
-        return EXIT_INTERRUPTED
-    except Exception:
-        tell(traceback.format_exc(), rank)
-        return EXIT_OURS
-    return EXIT_DONE
+    rank, watch = 0, None
+    with ExitStack() as opened:
+        try:
+            place = find_place(os.environ)
+            rank = place.rank
+            options = parse(arguments)
+            loaded = load_recipe(options.recipe, options.overrides)
+            ds_file = ds.load_ds_config(options.ds_config)
+            signals = opened.enter_context(StopSignals())
+            recipe = loaded.recipe
+            watch = opened.enter_context(Watch(recipe.guards, recipe.run_folder, rank, signals))
+            if rank == 0:
+                lock = opened.enter_context(RunLock(recipe.run_folder, os.environ))
+                watch.on_end.append(lambda _: lock.release())
+            return train(loaded, ds_file, place, watch)
+        except LauncherError as error:
+            code, text = error.exit_code, str(error)
+        except KeyboardInterrupt:
+            code, text = EXIT_INTERRUPTED, "interrupted; the same command goes on from the last checkpoint"
+        except Exception:
+            if watch is not None:
+                watch.ask_for_news()  # a lost rank comes out of the others' collectives as an error
+            code, text = EXIT_OURS, traceback.format_exc()
+        tell(text, rank, watch)
+        if watch is not None:
+            watch.failed(code)
+            watch.before_end(text.splitlines()[0] if code != EXIT_OURS else text.splitlines()[-1])
+    return code
 
 
-def tell(text: str, rank: int) -> None:
+def tell(text: str, rank: int, watch: Watch | None) -> None:
     """Print an error once. Every rank finds the same mistake of the user's; rank 0 has the first word.
 
     The launcher ends the other ranks as soon as rank 0 has ended. One that is still here after a while found
     something that rank 0 did not (a missing folder on its node), and says so.
     """
     if rank != 0:
-        time.sleep(FIRST_WORD_S)
+        if watch is not None and watch.another_told(FIRST_WORD_S):
+            return
+        if watch is None:
+            time.sleep(FIRST_WORD_S)
         text = f"rank {rank}: {text}"
     print(text, file=sys.stderr, flush=True)
 
 
-def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place) -> None:
-    """The whole run: shards → order → objective → loader → model → engine → resume → steps → save → summary."""
+def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place, watch: Watch) -> int:
+    """The whole run: shards → order → objective → loader → model → engine → resume → steps → save → summary.
+
+    Returns:
+        The exit code: 0, or what the run was asked to stop with.
+    """
     recipe, console = loaded.recipe, Console(quiet=place.rank != 0)
     plan = plan_batch(recipe.batch.schedule, recipe.batch.micro_batch, place.world_size)
     for line in doubts(recipe, ds_file):
@@ -122,7 +131,9 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place) -> None:
     if complete:
         console.print(f"run        {recipe.run_folder}: has all its steps, nothing to train", highlight=False)
     else:
-        device = join(place)
+        if place.rank == 0:
+            unmark(recipe.run_folder)
+        device = join(place, watch)
         data = open_data(recipe)
         check_tokenizer(recipe, data.tokenizer)
         for line in wasted(data):
@@ -133,15 +144,22 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place) -> None:
         tell_new_tokens(recipe, config, console)
         model = build(recipe, config, plan, ds_config, device)
         keep_log(recipe, place.rank)  # the run's folder begins here: whatever the user can mend was told before
+        ledger = keep_ledger(recipe, place, watch)
         engine = start(recipe, model, ds_config)
         plan = settle_micro_batch(recipe, engine, data, plan, place, console)
         progress = resume(recipe, engine, data, precision, console)
         progress.micro_batch = plan.micro_batch
         keep_inputs(recipe, ds_config | ds.batch_keys(plan), place.rank)
-        run_steps(recipe, engine, data, plan, progress, console)
-        leave()
+        code = take_steps(recipe, engine, data, plan, progress, watch, ledger, console)
+        leave(watch)
+        if code != EXIT_DONE:
+            watch.before_end(f"stopped after step {progress.step}")
+            return code
     if place.rank == 0:
         summarise(recipe, console)
+        mark_complete(recipe.run_folder, recipe.train.num_steps)
+    watch.before_end("done")
+    return EXIT_DONE
 
 
 def is_complete(recipe: Recipe) -> bool:
@@ -172,18 +190,21 @@ def refuse_other_recipe(recipe: Recipe, checkpoint: Path) -> None:
         )
 
 
-def join(place: Place) -> str:
+def join(place: Place, watch: Watch) -> str:
     """Join the other ranks; returns the name of this rank's device."""
-    from launcher.engine.process import join_ranks
+    from launcher.engine.process import join_ranks, share
 
-    return str(join_ranks(with_master(place), threads_per_rank(place, os.environ, len(os.sched_getaffinity(0)))))
+    place = with_master(place)
+    device = join_ranks(place, threads_per_rank(place, os.environ, len(os.sched_getaffinity(0))))
+    watch.connect(place.world_size, place.master_addr, share)
+    return str(device)
 
 
-def leave() -> None:
+def leave(watch: Watch) -> None:
     """Part from the other ranks."""
     from launcher.engine.process import leave_ranks
 
-    leave_ranks()
+    leave_ranks(watch.part)
 
 
 def settle_precision(recipe: Recipe) -> str:
@@ -231,6 +252,18 @@ def keep_log(recipe: Recipe, rank: int) -> None:
         format="%(asctime)s %(name)s %(levelname)s %(message)s",
     )
     logging.captureWarnings(True)
+
+
+def keep_ledger(recipe: Recipe, place: Place, watch: Watch) -> Ledger:
+    """Write down where this start's time goes.
+
+    Raises:
+        FruitlessError: Many starts before it took no step.
+    """
+    ledger = Ledger(recipe.run_folder if place.rank == 0 else None, place.world_size)
+    watch.on_end.append(ledger.end)
+    refuse_fruitless(ledger.lives, recipe.guards.max_fruitless_starts, recipe.run_folder)
+    return ledger
 
 
 def build(recipe: Recipe, config: Any, plan: BatchPlan, ds_config: dict[str, Any], device: str) -> Any:
@@ -311,11 +344,13 @@ def resume(recipe: Recipe, engine: Any, data: Data, precision: str, console: Con
     """
     from launcher.checkpoint import folder as layout
     from launcher.checkpoint.load import CheckpointReader, restore
+    from launcher.rewind import recall, take_over
 
     checkpoints = recipe.run_folder / "checkpoints"
     steps = layout.complete_steps(checkpoints)
+    progress = Progress(precision=precision)
     if not steps:
-        return Progress(precision=precision)
+        return progress
     path = layout.checkpoint_path(checkpoints, steps[-1])
     if engine.global_rank == 0:
         layout.verify(path)
@@ -325,7 +360,9 @@ def resume(recipe: Recipe, engine: Any, data: Data, precision: str, console: Con
         restore(engine, reader)
         state = reader.state
     console.print(f"going on from {path}", highlight=False)
-    return Progress(precision=precision, step=state["step"], tokens=state["tokens"], evaluations=state["evaluations"])
+    take_over(progress, state)
+    recall(progress, recipe.run_folder)
+    return progress
 
 
 def keep_inputs(recipe: Recipe, ds_config: dict[str, Any], rank: int) -> None:
@@ -338,90 +375,31 @@ def keep_inputs(recipe: Recipe, ds_config: dict[str, Any], rank: int) -> None:
         shutil.copytree(recipe.data.tokenizer_folder, folder / "tokenizer", dirs_exist_ok=True)
 
 
-def run_steps(recipe: Recipe, engine: Any, data: Data, plan: BatchPlan, progress: Progress, console: Console) -> None:
-    """Train to the last step, validating and saving on the way."""
-    from launcher.engine.routing import TOLD_EVERY_STEPS, ExpertLoad
-    from launcher.engine.steps import train_steps
+def take_steps(
+    recipe: Recipe,
+    engine: Any,
+    data: Data,
+    plan: BatchPlan,
+    progress: Progress,
+    watch: Watch,
+    ledger: Ledger,
+    console: Console,
+) -> int:
+    """Train to the last step, validating and saving on the way; returns the exit code a stop was asked for with."""
+    from launcher.loop import Run, run_steps
 
-    last = recipe.train.num_steps
-    batches = step_batches(data, plan, engine.global_rank, progress.step, last)
-    load = ExpertLoad.of(engine, progress.step)
-    with open_metrics(recipe, engine, progress, console) as metrics:
-        if progress.step == 0:
-            validate(recipe, engine, data, progress, metrics)
-        for result in train_steps(engine, batches, recipe, progress.step + 1):
-            metrics.step(result)
-            progress.step = result.step
-            progress.tokens += result.step_tokens
-            if is_due(result.step, recipe.eval.every_steps, last):
-                validate(recipe, engine, data, progress, metrics)
-            if load is not None and is_due(result.step, recipe.eval.every_steps or TOLD_EVERY_STEPS, last):
-                tell_load(load.measure(result.step), metrics, console)
-            if is_due(result.step, recipe.checkpoint.every_steps, last):
-                save_run(recipe, engine, data, progress)
-                metrics.event("checkpoint", step=result.step)
-
-
-def open_metrics(recipe: Recipe, engine: Any, progress: Progress, console: Console) -> Log:
-    """The run's log, with what it takes to tell how much of the hardware a step uses."""
-    from launcher.engine.metrics import Metrics, Silence
-    from launcher.engine.process import device_model
-    from launcher.models.build import parameters_per_token
-
-    if engine.global_rank != 0:
-        return Silence()
-    config, share = engine.module.config, recipe.objective.predicted_share
-    # An encoder-decoder's tokens pass through one of the two; its targets are a few per cent of its inputs.
-    flops = flops_per_token(
-        parameters_per_token(engine.module, share), config.num_hidden_layers, config.hidden_size, recipe.data.seq_len
+    return run_steps(
+        Run(
+            recipe=recipe,
+            engine=engine,
+            data=data,
+            plan=plan,
+            progress=progress,
+            watch=watch,
+            ledger=ledger,
+            console=console,
+        )
     )
-    peak = peak_flops(device_model())
-    return Metrics(
-        recipe.run_folder,
-        first_step=progress.step + 1,
-        num_steps=recipe.train.num_steps,
-        tokens=progress.tokens,
-        samples_at=recipe.batch.schedule.position_at,
-        flops_per_token=flops,
-        peak_flops=peak * engine.world_size if peak else None,
-        console=console,
-    )
-
-
-def is_due(step: int, every_steps: int, last: int) -> bool:
-    """Whether something that happens every so many steps, and after the last, happens after this one."""
-    return step == last or (every_steps > 0 and step % every_steps == 0)
-
-
-def validate(recipe: Recipe, engine: Any, data: Data, progress: Progress, metrics: Log) -> None:
-    """Measure the model on the held-out documents."""
-    from launcher.engine.steps import evaluate
-
-    if not data.validation:
-        return
-    batches = validation_batches(recipe, data, engine.world_size, engine.global_rank)
-    result = evaluate(engine, batches, bytes_per_token(data))
-    score = {name: value for name, value in asdict(result.whole).items() if value is not None}
-    progress.evaluations.append({"step": progress.step, **score})
-    metrics.evaluation(progress.step, result)
-
-
-def tell_load(report: LoadReport, metrics: Log, console: Console) -> None:
-    """Write how the experts of every layer are used, and warn of those that are not."""
-    metrics.event("routing", **asdict(report.window))
-    if report.warning is not None:
-        console.print(f"warning: {report.warning}", highlight=False, soft_wrap=True)
-
-
-def save_run(recipe: Recipe, engine: Any, data: Data, progress: Progress) -> None:
-    """Write a checkpoint that holds all of the run."""
-    from launcher.checkpoint.save import save
-    from launcher.checkpoint.state import run_state
-
-    cursor = data.train.cursor_at(recipe.batch.schedule.position_at(progress.step))
-    state = run_state(recipe, progress, cursor, data.manifests)
-    texts = {"recipe.yaml": resolved_yaml(recipe), "config.json": engine.module.config.to_json_string(use_diff=False)}
-    save(engine, recipe.run_folder / "checkpoints", state, texts, recipe.checkpoint.keep_last)
 
 
 def summarise(recipe: Recipe, console: Console) -> None:
@@ -444,4 +422,6 @@ def summarise(recipe: Recipe, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    exit_code = main(sys.argv[1:])
+    if exit_code != EXIT_DONE:
+        end_process(exit_code)

@@ -28,6 +28,7 @@ FREE_TO_CHANGE = (
     "model.expert_parallel",
     "eval.",
     "checkpoint.",
+    "guards.",
     "runs",
     "data.corpus",
     "data.tokenizer",

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from launcher.config.batch import BatchSchedule, BatchStage
+from launcher.config.guards import GuardsConfig
 from launcher.config.objectives import MaskedObjective, ObjectiveConfig
 from launcher.config.record import Decay, FolderPath, Record, Share
 from launcher.errors import RecipeError
@@ -325,6 +326,7 @@ class Recipe(Record):
     train: TrainConfig
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    guards: GuardsConfig = GuardsConfig()
     runs: FolderPath = Path("runs")
     """Folder that holds the runs' folders."""
 

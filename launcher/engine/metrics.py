@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +21,7 @@ from launcher.engine.records import EvalResult, Score, StepResult
 from launcher.units import count
 
 PLAIN_LINE_EVERY_S = 15.0
-NOT_OF_EVERY_RUN = ("log_z_squared", "pair_loss", "pair_accuracy", "router_aux_loss", "router_z_loss")
+NOT_OF_EVERY_RUN = ("left_out", "log_z_squared", "pair_loss", "pair_accuracy", "router_aux_loss", "router_z_loss")
 """Fields of a step that are left out where they are None."""
 
 
@@ -39,6 +40,9 @@ class Log(Protocol):
 
     def event(self, kind: str, **fields: Any) -> None:
         """Anything else happened."""
+
+    def rewind(self, step: int, tokens: int, passed_over: list[list[int]]) -> None:
+        """The run went back to a step."""
 
 
 class Silence:
@@ -61,6 +65,9 @@ class Silence:
     def event(self, kind: str, **fields: Any) -> None:
         """Nothing."""
 
+    def rewind(self, step: int, tokens: int, passed_over: list[list[int]]) -> None:
+        """Nothing."""
+
 
 class Metrics:
     """The log of a run on rank 0.
@@ -71,6 +78,7 @@ class Metrics:
             checkpoint, are removed: those steps will be taken again.
         num_steps: Steps of the whole run.
         tokens: Tokens read before this start.
+        passed_over: Windows of the data that no step trains on: lines on what was odd about it are kept.
         samples_at: Samples that so many steps consume.
         flops_per_token: For `mfu`; None where it is not known.
         peak_flops: Of all devices together; None where it is not known.
@@ -84,6 +92,7 @@ class Metrics:
         first_step: int,
         num_steps: int,
         tokens: int,
+        passed_over: Sequence[Sequence[int]] = (),
         samples_at: Callable[[int], int],
         flops_per_token: float | None,
         peak_flops: float | None,
@@ -95,7 +104,7 @@ class Metrics:
         self._peak = (flops_per_token, peak_flops)
         self._console = console
         self._file = folder / "metrics.jsonl"
-        _keep_before(self._file, first_step)
+        _keep_before(self._file, first_step, passed_over)
         self._log = self._file.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
         self._bar = Progress(
@@ -130,7 +139,7 @@ class Metrics:
         flops_per_token, peak_flops = self._peak
         mfu = tokens_per_s * flops_per_token / peak_flops if flops_per_token and peak_flops else None
         line = asdict(result)
-        del line["step_tokens"]
+        del line["step_tokens"], line["stop_code"]
         for key in NOT_OF_EVERY_RUN:
             if line[key] is None:
                 del line[key]
@@ -142,7 +151,7 @@ class Metrics:
         }
         self._write(line)
         for key in ("loss", "lr", "grad_norm", "tokens_per_s", "mfu", "data_wait_s", *NOT_OF_EVERY_RUN):
-            if line.get(key) is not None:
+            if isinstance(line.get(key), float | int):
                 self._board.add_scalar(f"train/{key}", line[key], result.step)
         told = f"loss {result.loss:.4f}  lr {result.lr:.2e}  {count(tokens_per_s)} tokens/s"
         self._bar.update(self._task, completed=result.step, told=told)
@@ -180,7 +189,16 @@ class Metrics:
         """Write anything else that happened."""
         self._write({"event": kind, **fields})
 
+    def rewind(self, step: int, tokens: int, passed_over: list[list[int]]) -> None:
+        """The run went back to a step: what came after it did not happen, but for what was odd about its data."""
+        self._log.close()
+        _keep_before(self._file, step + 1, passed_over)
+        self._log = self._file.open("a", encoding="utf-8")
+        self.tokens = tokens
+
     def _write(self, line: dict[str, Any]) -> None:
+        # A loss that is no number has none in JSON.
+        line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
         self._log.write(json.dumps(line, ensure_ascii=False) + "\n")
         self._log.flush()
 
@@ -202,13 +220,20 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _keep_before(file: Path, first_step: int) -> None:
-    if first_step == 1:  # nothing was kept of an earlier start: its step 0 will be measured again as well
+def _keep_before(file: Path, first_step: int, passed_over: Sequence[Sequence[int]]) -> None:
+    """Leave out what is not part of the run's past: the lines of steps that will be taken again."""
+    if first_step == 1 and not passed_over:  # nothing was kept of an earlier start: step 0 is measured again as well
         file.unlink(missing_ok=True)
         shutil.rmtree(file.parent / "tensorboard", ignore_errors=True)
     if not file.exists():
         return
-    kept = [line for line in read_metrics(file) if line.get("step", 0) < first_step]
+
+    def is_past(line: dict[str, Any]) -> bool:
+        if "position" in line and any(a <= line["position"] < a + n for a, n in passed_over):
+            return True
+        return bool(line.get("step", 0) < first_step)
+
+    kept = [line for line in read_metrics(file) if is_past(line)]
     temporary = file.with_suffix(".new")
     temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
     os.replace(temporary, file)

@@ -59,6 +59,10 @@ class StepResult:
     """Mean negative log-likelihood of the pairs' labels, nats; None without `objective.sentence_pairs`."""
     pair_accuracy: float | None = None
     """Share of the pairs whose label scored highest; None likewise."""
+    left_out: str | None = None
+    """Why the weights were left as they were; None where they were updated."""
+    stop_code: int = 0
+    """Exit code that any rank was asked to end with after this step; 0 while none was. Not in `metrics.jsonl`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,6 +150,18 @@ def _score(total_4: NDArray[np.float64], pairs_3: NDArray[np.float64]) -> Score:
 
 
 @dataclass(slots=True, kw_only=True)
+class Health:
+    """What later steps are judged by."""
+
+    recent_losses: list[float] = field(default_factory=list)
+    """Of the last steps whose update was made."""
+    bad_in_a_row: int = 0
+    """Steps up to now whose update was left out."""
+    overflows_in_a_row: int = 0
+    """The same for fp16's overflows."""
+
+
+@dataclass(slots=True, kw_only=True)
 class Progress:
     """How far a run has come, and what it settled on."""
 
@@ -159,3 +175,15 @@ class Progress:
     """Tokens read, padding excluded."""
     evaluations: list[dict[str, float]] = field(default_factory=list)
     """`step`, `loss` and `accuracy` of each validation."""
+    saved_step: int = 0
+    """Step of the newest checkpoint."""
+    passed_over: list[list[int]] = field(default_factory=list)
+    """Windows of the data that no step trains on: first position and number of them (`samples.passed_over`)."""
+    num_rewinds: int = 0
+    """How many times the run went back to pass over data."""
+    health: Health = field(default_factory=Health)
+
+    @property
+    def evaluated_step(self) -> int:
+        """Step of the last validation; -1 before the first."""
+        return int(self.evaluations[-1]["step"]) if self.evaluations else -1

@@ -16,10 +16,12 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from launcher.cluster import host_memory
+from launcher.cluster.signals import StopRequest
 from launcher.config.fitting import MARGIN, MARGIN_OF_KEPT, largest_fitting, next_to_measure
 from launcher.config.recipe import Recipe
+from launcher.engine.guards import Guard
 from launcher.engine.process import gather
-from launcher.engine.records import StepBatch
+from launcher.engine.records import Health, StepBatch
 from launcher.engine.steps import train_steps
 from launcher.errors import MemoryShortError
 from launcher.units import size as in_bytes
@@ -126,8 +128,9 @@ def _measure(
     engine.set_train_micro_batch_size(micro_batch)
     meter.reset()
     try:
-        for _ in train_steps(engine, [batch], idle, 1):
-            pass
+        with Guard(engine, recipe.guards, Health()) as guard:
+            for _ in train_steps(engine, [batch], idle, 1, guard, StopRequest()):
+                pass
     except torch.OutOfMemoryError:
         # The other ranks may wait for this one inside of a collective: nobody can go on from here.
         what = f"a pass of {micro_batch} samples did not fit into the device"

@@ -10,15 +10,30 @@ from typing import Any
 import numpy as np
 import torch
 
+from launcher.cluster.signals import StopRequest
 from launcher.config.recipe import Recipe
+from launcher.engine.guards import Guard
 from launcher.engine.loss import losses
 from launcher.engine.process import gather
 from launcher.engine.records import Arrays, EvalBatch, EvalResult, StepBatch, StepResult
 from launcher.engine.routing import has_routers, router_losses
 from launcher.engine.schedule import learning_rate
 
+BATCHES_BETWEEN_QUESTIONS = 16
+"""Batches of a validation between two moments at which the ranks agree whether to stop: assumption."""
 
-def train_steps(engine: Any, batches: Iterable[StepBatch], recipe: Recipe, first_step: int) -> Iterator[StepResult]:
+
+class StopAsked(Exception):  # noqa: N818 (no error)
+    """Some rank was asked to stop; raised by every rank at the same place."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+def train_steps(
+    engine: Any, batches: Iterable[StepBatch], recipe: Recipe, first_step: int, guard: Guard, stop: StopRequest
+) -> Iterator[StepResult]:
     """Take one optimizer step for each batch.
 
     Args:
@@ -26,6 +41,8 @@ def train_steps(engine: Any, batches: Iterable[StepBatch], recipe: Recipe, first
         batches: This rank's part of each step.
         recipe: For the schedule.
         first_step: Number of the first step to take, counted from 1.
+        guard: Decides whether a step's update is made.
+        stop: What this rank was asked to do. Every rank learns what any was asked, in the same step.
     """
     world_size = torch.distributed.get_world_size()
     started = time.perf_counter()
@@ -44,36 +61,43 @@ def train_steps(engine: Any, batches: Iterable[StepBatch], recipe: Recipe, first
         pair_scale = len(batch.passes) * world_size / max(num_pairs, 1)
         totals = np.zeros(6, dtype=np.float64)
         norm, scale_of_norm = None, 1.0
-        for inputs in batch.passes:
+        for number, inputs in enumerate(batch.passes, start=1):
             sums = losses(engine, _tensors(engine, inputs), recipe.train.z_loss)
             # The routers' are means over tokens: for them DeepSpeed's own means over passes and ranks are right.
             routers = router_losses(engine)
             engine.backward(sums[0] * scale + sums[4] * pair_scale + routers[0])
             norm, scale_of_norm = _plain_norm(engine), _scale_of_norm(engine)
-            engine.step()
             totals += torch.cat([sums[1:3], sums[4:6], routers[1:]]).tolist()
-        loss, square, pair_loss, right_pairs, balance, router_z = gather(totals).sum(axis=0).tolist()
+            if number == len(batch.passes):  # all is known of the step but its update, to every rank
+                of_ranks = gather(np.append(totals, stop.code))
+                loss, square, pair_loss, right_pairs, balance, router_z = of_ranks[:, :-1].sum(axis=0).tolist()
+                guard.before_update(loss / max(num_targets, 1), norm)
+            engine.step()
         num_passes = len(batch.passes) * world_size
         now = time.perf_counter()
         yield StepResult(
             step=step,
             loss=loss / max(num_targets, 1),
+            left_out=guard.after_update(loss / max(num_targets, 1)),
             log_z_squared=square / max(num_targets, 1) if recipe.train.z_loss else None,
             router_aux_loss=balance / num_passes if has_routers(engine) else None,
             router_z_loss=router_z / num_passes if has_routers(engine) else None,
             lr=lr,
-            grad_norm=norm if norm is not None else _engine_norm(engine, scale_of_norm),
+            grad_norm=_finite(norm) if norm is not None else _engine_norm(engine, scale_of_norm),
             step_tokens=int(everyone[:, 1].sum()),
             step_s=now - started,
             data_wait_s=waited,
             batch_digest=f"{int(everyone[:, 2].view(np.uint64).sum()):016x}",
             pair_loss=pair_loss / num_pairs if num_pairs else None,
             pair_accuracy=right_pairs / num_pairs if num_pairs else None,
+            stop_code=int(of_ranks[:, -1].max()),
         )
         started = time.perf_counter()
 
 
-def evaluate(engine: Any, batches: Iterable[EvalBatch], bytes_per_token: Mapping[str, float | None]) -> EvalResult:
+def evaluate(
+    engine: Any, batches: Iterable[EvalBatch], bytes_per_token: Mapping[str, float | None], stop: StopRequest
+) -> EvalResult:
     """Measure the model on this rank's validation batches; every rank must bring the same number of batches.
 
     Args:
@@ -81,20 +105,34 @@ def evaluate(engine: Any, batches: Iterable[EvalBatch], bytes_per_token: Mapping
         batches: Of every corpus.
         bytes_per_token: By corpus, in which the batches count them, of tokens that stand for text; None where only
             tokens are known.
+        stop: What this rank was asked to do.
+
+    Raises:
+        StopAsked: On every rank, as soon as any was asked.
     """
     totals_C7 = np.zeros((len(bytes_per_token), 7), dtype=np.float64)
     engine.eval()
-    with torch.no_grad():
-        for batch in batches:
-            tensors = _tensors(engine, batch.inputs)
-            num_targets = int((tensors["labels"] >= 0).sum())
-            _, loss, _, correct, *of_pairs = losses(engine, tensors).tolist()
-            totals_C7[batch.corpus, :4] += (loss, correct, num_targets, batch.num_text_targets)
-            if "pair_labels" in tensors:
-                totals_C7[batch.corpus, 4:] += (*of_pairs, int((tensors["pair_labels"] >= 0).sum()))
-    engine.train()
+    try:
+        with torch.no_grad():
+            for number, batch in enumerate(batches, start=1):
+                tensors = _tensors(engine, batch.inputs)
+                num_targets = int((tensors["labels"] >= 0).sum())
+                _, loss, _, correct, *of_pairs = losses(engine, tensors).tolist()
+                totals_C7[batch.corpus, :4] += (loss, correct, num_targets, batch.num_text_targets)
+                if "pair_labels" in tensors:
+                    totals_C7[batch.corpus, 4:] += (*of_pairs, int((tensors["pair_labels"] >= 0).sum()))
+                if number % BATCHES_BETWEEN_QUESTIONS == 0:
+                    _raise_if_asked(stop)
+    finally:
+        engine.train()
     everyone_C7 = gather(totals_C7.reshape(-1)).sum(axis=0).reshape(totals_C7.shape)
     return EvalResult.of(everyone_C7[:, :4], bytes_per_token, everyone_C7[:, 4:])
+
+
+def _raise_if_asked(stop: StopRequest) -> None:
+    code = int(gather(np.array([stop.code], dtype=np.int64)).max())
+    if code:
+        raise StopAsked(code)
 
 
 def _set_passes(engine: Any, num_passes: int) -> None:
@@ -129,6 +167,8 @@ def _scale_of_norm(engine: Any) -> float:
 
 def _engine_norm(engine: Any, scale: float) -> float | None:
     norm = engine.get_global_grad_norm()
-    if norm is None or not math.isfinite(float(norm)):
-        return None
-    return float(norm) / scale
+    return None if norm is None else _finite(float(norm) / scale)
+
+
+def _finite(norm: float) -> float | None:
+    return norm if math.isfinite(norm) else None

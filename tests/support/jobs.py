@@ -66,13 +66,20 @@ def live_logits(arguments: list[str]) -> Any:
     """Train, then ask the engine's own model, before it is saved or exported; returns (inputs, logits)."""
     import torch
 
+    from launcher.cluster.signals import StopSignals
+    from launcher.engine.ledger import Ledger
+    from launcher.engine.watch import Watch
+    from launcher.feed import validation_batches
+
     program = runpy.run_module("launcher.train", run_name="launcher_train")
     recipe, data, engine = begin(program, arguments)
     plan = program["plan_batch"](recipe.batch.schedule, None, engine.world_size)
     progress = program["Progress"](precision="fp32")
     program["keep_inputs"](recipe, {}, engine.global_rank)
-    program["run_steps"](recipe, engine, data, plan, progress, program["Console"](quiet=True))
-    inputs = next(iter(program["validation_batches"](recipe, data, 1, 0))).inputs
+    with StopSignals() as signals, Watch(recipe.guards, recipe.run_folder, engine.global_rank, signals) as watch:
+        ledger = Ledger(None, engine.world_size)
+        program["take_steps"](recipe, engine, data, plan, progress, watch, ledger, program["Console"](quiet=True))
+    inputs = next(iter(validation_batches(recipe, data, 1, 0))).inputs
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items() if name != "labels"}
     engine.eval()
     with torch.no_grad():
@@ -82,22 +89,29 @@ def live_logits(arguments: list[str]) -> Any:
 
 def step_losses(arguments: list[str]) -> list[float]:
     """Train and keep nothing: the loss of every step."""
+    from launcher.cluster.signals import StopRequest
+    from launcher.engine.guards import Guard
+    from launcher.engine.records import Health
     from launcher.engine.steps import train_steps
+    from launcher.feed import step_batches
 
     program = runpy.run_module("launcher.train", run_name="launcher_train")
     recipe, data, engine = begin(program, arguments)
     plan = program["plan_batch"](recipe.batch.schedule, recipe.batch.micro_batch, engine.world_size)
-    batches = program["step_batches"](data, plan, engine.global_rank, 0, recipe.train.num_steps)
-    return [result.loss for result in train_steps(engine, batches, recipe, 1)]
+    batches = step_batches(data, plan, engine.global_rank, 0, recipe.train.num_steps)
+    with Guard(engine, recipe.guards, Health()) as guard:
+        return [result.loss for result in train_steps(engine, batches, recipe, 1, guard, StopRequest())]
 
 
 def begin(program: dict[str, Any], arguments: list[str]) -> tuple[Any, Any, Any]:
     """Recipe, data and engine, as `train` makes them."""
+    from launcher.engine.process import join_ranks
+
     options = program["parse"](arguments)
     recipe = program["load_recipe"](options.recipe, options.overrides).recipe
     place = program["find_place"](os.environ)
     plan = program["plan_batch"](recipe.batch.schedule, recipe.batch.micro_batch, place.world_size)
-    device = program["join"](place)
+    device = str(join_ranks(place, 1))
     data = program["open_data"](recipe)
     file = program["ds"].load_ds_config(options.ds_config)
     config = program["ds"].resolve_ds_config(file, recipe, plan, recipe.train.precision)
@@ -228,3 +242,39 @@ def tokenizer_info() -> Any:
 def weights_file(folder: str) -> str:
     """Hash of an exported model's weights."""
     return hashlib.sha256((Path(folder) / "model.safetensors").read_bytes()).hexdigest()
+
+
+def train_on_bad_data(arguments: list[str], kind: str, bad: list[int]) -> int:
+    """The training program, where rank 1's part of some batches is bad, whichever step takes them.
+
+    Args:
+        arguments: Of the program.
+        kind: `loss` or `gradient` for one that is no number, `spike` for a loss ten times as large.
+        bad: First positions of the batches.
+    """
+    import torch
+
+    import launcher.engine.steps as steps
+    import launcher.loop as loop
+    from launcher.samples.passed_over import moved_on
+
+    is_bad = False
+    sound_batches, sound_losses = loop.step_batches, steps.losses
+
+    def batches(data: Any, plan: Any, rank: int, first: int, last: int, passed_over: Any) -> Any:
+        nonlocal is_bad
+        for step, batch in enumerate(sound_batches(data, plan, rank, first, last, passed_over), start=first):
+            is_bad = rank == 1 and moved_on(plan.schedule.position_at(step), passed_over) in bad
+            yield batch
+
+    def losses(engine: Any, tensors: Any, z_loss: float = 0.0) -> Any:
+        sums = sound_losses(engine, tensors, z_loss)
+        if is_bad and torch.is_grad_enabled():
+            if kind == "gradient":
+                sums.register_hook(lambda gradient: gradient * float("nan"))
+            else:
+                sums = sums * {"loss": float("nan"), "spike": 10.0}[kind]
+        return sums
+
+    loop.step_batches, steps.losses = batches, losses
+    return train(arguments)

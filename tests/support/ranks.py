@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -37,6 +38,7 @@ PRELOAD = [
     "launcher.engine.steps",
     "launcher.export",
     "launcher.feed",
+    "launcher.loop",
     "launcher.models.build",
     "launcher.objectives.build",
     "launcher.prepare.ready",
@@ -84,6 +86,76 @@ def kill_ranks_when(reached: Callable[[], bool], job: Callable[..., Any], world_
         process.join()
     if not reached():
         raise RankFailedError("the ranks ended before they got there")
+
+
+class Life:
+    """Ranks that run a program as their launcher would let them: with outputs and exit codes, to be ended from outside.
+
+    Args:
+        program: Returns an exit code (tests/support/jobs.py).
+        world_size: Number of ranks.
+        folder: Where each rank's `out-N.txt` goes, stdout and stderr together.
+        arguments: Given to every rank.
+    """
+
+    def __init__(self, program: Callable[..., int], world_size: int, folder: Path, *arguments: Any) -> None:
+        self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("out-*.txt"):
+            old.unlink()
+        self.ranks = [process for process, _ in _start(_as_program, world_size, (program, arguments, str(folder)))]
+
+    def signal(self, rank: int, number: int) -> None:
+        """Send a signal to one rank."""
+        pid = self.ranks[rank].pid
+        assert pid is not None
+        os.kill(pid, number)
+
+    def wait(self, *, but: tuple[int, ...] = ()) -> list[int | None]:
+        """Wait for the end of all ranks (`but` some); returns their exit codes."""
+        deadline = time.monotonic() + TIMEOUT_S
+        for rank, process in enumerate(self.ranks):
+            if rank not in but:
+                process.join(max(deadline - time.monotonic(), 0))
+        codes = [process.exitcode for process in self.ranks]
+        for process in self.ranks:
+            process.kill()
+            process.join()
+        return codes
+
+    def wait_for(self, rank: int, timeout_s: float) -> None:
+        """Wait for the end of one rank.
+
+        Raises:
+            TimeoutError: It still runs.
+        """
+        self.ranks[rank].join(timeout_s)
+        if self.ranks[rank].is_alive():
+            raise TimeoutError
+
+    def wait_until(self, reached: Callable[[], bool]) -> None:
+        """Wait for something the ranks do."""
+        deadline = time.monotonic() + TIMEOUT_S
+        while not reached():
+            if time.monotonic() > deadline or not all(process.is_alive() for process in self.ranks):
+                codes = self.wait(but=tuple(range(len(self.ranks))))
+                raise RankFailedError(f"the ranks never got there: {codes}\n{self.told()}")
+            time.sleep(0.002)
+
+    def told(self) -> str:
+        """What the ranks wrote, rank by rank."""
+        return "".join(path.read_text(errors="replace") for path in sorted(self._folder.glob("out-*.txt")))
+
+
+def _as_program(program: Callable[..., int], arguments: Any, folder: str) -> None:
+    path = Path(folder) / f"out-{os.environ['RANK']}.txt"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    code = program(*arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _start(job: Callable[..., Any], world_size: int, arguments: Any) -> list[tuple[BaseProcess, Connection]]:

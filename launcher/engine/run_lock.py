@@ -1,0 +1,150 @@
+"""One job at a time in a run's folder, on any of the machines that see it.
+
+Two locks, since neither is enough: `flock` is exact, but on many shared file systems holds on one machine only; a
+record that its holder writes anew every few seconds is seen everywhere, and says who it is. A holder that was killed
+leaves the record, and nobody writes it any more: whoever comes next watches it for a while, with its own clock only,
+since those of two machines differ. On the same machine the kernel tells at once that the holder is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from launcher.cluster.processes import pid_space, started_at
+from launcher.errors import RunInUseError
+
+LOCK, HOLDER = ".lock", ".holder.json"
+WRITE_EVERY_S = 5.0
+WATCH_S = 15.0
+"""Three times as long as a holder takes to write: one that is late once is not taken for dead. Assumption."""
+
+
+class RunLock:
+    """Holds a run's folder; a context manager. It makes the folder, and removes it again if nothing was put there.
+
+    Args:
+        folder: Of the run.
+        env: Tells the job's number, for whoever is refused.
+
+    Raises:
+        RunInUseError: On entering, if another process holds it.
+    """
+
+    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+        self._folder = folder
+        self._descriptor = -1
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._write_on, name="lock", daemon=True)
+        self._beat = 0
+        self._record = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "space": pid_space(),
+            "process_started": started_at(os.getpid()),
+            "job": env.get("SLURM_JOB_ID", ""),
+            "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "name": secrets.token_hex(8),
+        }
+
+    def __enter__(self) -> RunLock:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        # Held by the kernel until this process ends, however it ends.
+        self._descriptor = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._refuse(_read(self._folder / HOLDER))
+        except OSError:  # a file system without flock: the record alone has to do
+            pass
+        self._wait_out(_read(self._folder / HOLDER))
+        self._write()
+        time.sleep(0.01)
+        other = _read(self._folder / HOLDER)
+        if other is not None and other["name"] != self._record["name"]:  # both found it free at the same moment
+            self._refuse(other)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Leave the folder to others; nothing happens the second time."""
+        if self._descriptor < 0:
+            return
+        self._closed.set()
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join(WRITE_EVERY_S)
+        with contextlib.suppress(OSError):
+            (self._folder / HOLDER).unlink()
+            if {path.name for path in self._folder.iterdir()} == {LOCK}:
+                (self._folder / LOCK).unlink()
+                self._folder.rmdir()
+        os.close(self._descriptor)
+        self._descriptor = -1
+
+    def _wait_out(self, holder: dict[str, Any] | None) -> None:
+        """Make sure that whoever is on record has ended.
+
+        Raises:
+            RunInUseError: It has not.
+        """
+        if holder is None:
+            return
+        if (holder["host"], holder["space"]) == (socket.gethostname(), pid_space()):
+            if started_at(int(holder["pid"])) == holder["process_started"] != "":
+                self._refuse(holder)
+            return
+        deadline = time.monotonic() + WATCH_S
+        while time.monotonic() < deadline:
+            time.sleep(WATCH_S / 30)
+            now = _read(self._folder / HOLDER)
+            if now is None:
+                return
+            if (now["name"], now["beat"]) != (holder["name"], holder["beat"]):
+                self._refuse(now)
+
+    def _refuse(self, holder: dict[str, Any] | None) -> None:
+        os.close(self._descriptor)
+        self._descriptor = -1
+        who = "another process"
+        if holder is not None:
+            job = f", job {holder['job']}" if holder["job"] else ""
+            who = f"pid {holder['pid']} on {holder['host']}{job}, since {holder['since']}"
+        raise RunInUseError(
+            f"another job is at work in the run's folder: {who}",
+            str(self._folder),
+            "wait for its end or stop it, or give this run another name (name=…)",
+        )
+
+    def _write_on(self) -> None:
+        while not self._closed.wait(WRITE_EVERY_S):
+            with contextlib.suppress(OSError):  # the file system is away: it will come back, or a save will tell
+                self._write()
+
+    def _write(self) -> None:
+        self._beat += 1
+        temporary = self._folder / f"{HOLDER}.{self._record['name']}"
+        temporary.write_text(json.dumps({**self._record, "beat": self._beat}), encoding="utf-8")
+        os.replace(temporary, self._folder / HOLDER)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Who is on record; None for nobody, or nothing that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    needed = ("host", "pid", "space", "process_started", "job", "since", "name", "beat")
+    return value if isinstance(value, dict) and all(key in value for key in needed) else None

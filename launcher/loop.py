@@ -1,0 +1,194 @@
+"""The steps of a run and what happens between them: validation, saves, requests to stop."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+
+from launcher.checkpoint.save import save
+from launcher.checkpoint.state import run_state
+from launcher.config.batch import BatchPlan
+from launcher.config.loading import resolved_yaml
+from launcher.config.recipe import Recipe
+from launcher.engine.guards import Guard
+from launcher.engine.ledger import Ledger
+from launcher.engine.metrics import Log, Metrics, Silence
+from launcher.engine.process import device_model
+from launcher.engine.records import Progress, StepResult
+from launcher.engine.routing import TOLD_EVERY_STEPS, ExpertLoad
+from launcher.engine.steps import StopAsked, evaluate, train_steps
+from launcher.engine.watch import Watch
+from launcher.feed import Data, bytes_per_token, step_batches, validation_batches
+from launcher.models.build import parameters_per_token
+from launcher.plan.flops import flops_per_token, peak_flops
+from launcher.rewind import rewind, tell_left_out
+from launcher.samples.passed_over import moved_on
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """Everything one rank needs for its steps."""
+
+    recipe: Recipe
+    engine: Any
+    """DeepSpeed's."""
+    data: Data
+    plan: BatchPlan
+    progress: Progress
+    watch: Watch
+    ledger: Ledger
+    console: Console
+    """Silent on every rank but 0."""
+
+
+def run_steps(run: Run) -> int:
+    """Train to the last step, or to the end of the step in which a stop is asked for; returns the code to end with."""
+    run.ledger.begin_steps(run.progress.step)
+    guards, health = run.recipe.guards, run.progress.health
+    with open_metrics(run) as metrics, run.watch.steps(), Guard(run.engine, guards, health) as guard:
+        try:
+            while not _take_steps(run, metrics, guard):
+                run.watch.pulse.begin("going back")
+                with run.ledger.during("rewind"):
+                    rewind(run.recipe, run.engine, run.progress, metrics, run.console)
+                run.ledger.went_back(run.progress.step)
+                guard.health = run.progress.health
+        except StopAsked as asked:
+            step = run.progress.step
+            if step > run.progress.saved_step:
+                save_run(run, metrics)
+            metrics.event("stop", step=step, code=asked.code)
+            run.console.print(
+                f"stopped after step {step} as asked ({run.watch.stop.why or 'another rank was'}), saved: "
+                "the same command goes on from here",
+                highlight=False,
+                soft_wrap=True,
+            )
+            return asked.code
+    return 0
+
+
+def _take_steps(run: Run, metrics: Log, guard: Guard) -> bool:
+    """Take steps to the last, or until there were too many bad ones in a row; returns whether it was the last."""
+    recipe, progress, pulse = run.recipe, run.progress, run.watch.pulse
+    last = recipe.train.num_steps
+    batches = step_batches(
+        run.data, run.plan, run.engine.global_rank, progress.step, last, passed_over=progress.passed_over
+    )
+    load = ExpertLoad.of(run.engine, progress.step)
+    # A run that was stopped in a validation, or between a save and its validation, makes up for it.
+    if progress.step == 0 or (
+        is_due(progress.step, recipe.eval.every_steps, last) and progress.evaluated_step < progress.step
+    ):
+        validate(run, metrics)
+    pulse.begin_step()
+    for result in train_steps(run.engine, batches, recipe, progress.step + 1, guard, run.watch.stop):
+        pulse.end_step(result.step_s)
+        metrics.step(result)
+        run.ledger.step(result.step, result.step_s, result.data_wait_s)
+        progress.step = result.step
+        progress.tokens += result.step_tokens
+        if result.left_out is not None:
+            tell_left_out(recipe, result, progress, metrics, run.console)
+        if guard.gives_up:
+            return False
+        if _data_changes(run):
+            progress.health.recent_losses = []  # other data, other losses
+        if load is not None and is_due(result.step, recipe.eval.every_steps or TOLD_EVERY_STEPS, last):
+            _tell_load(run, load, metrics)
+        _stop_if_asked(result, last)
+        if is_due(result.step, recipe.eval.every_steps, last):
+            validate(run, metrics)
+        if is_due(result.step, recipe.checkpoint.every_steps, last):
+            save_run(run, metrics)
+        pulse.begin_step()
+    pulse.begin("the end")
+    return True
+
+
+def _data_changes(run: Run) -> bool:
+    """Whether the next step is the first of other weights of a mixture."""
+    schedule, passed_over = run.recipe.batch.schedule, run.progress.passed_over
+    before, now = (
+        moved_on(schedule.position_at(step), passed_over) for step in (run.progress.step - 1, run.progress.step)
+    )
+    return any(before < schedule.position_at(phase) <= now for phase in run.recipe.data.phases())
+
+
+def _stop_if_asked(result: StepResult, last: int) -> None:
+    if result.stop_code and result.step < last:
+        raise StopAsked(result.stop_code)
+
+
+def is_due(step: int, every_steps: int, last: int) -> bool:
+    """Whether something that happens every so many steps, and after the last, happens after this one."""
+    return step == last or (every_steps > 0 and step % every_steps == 0)
+
+
+def open_metrics(run: Run) -> Log:
+    """The run's log, with what it takes to tell how much of the hardware a step uses."""
+    recipe, engine = run.recipe, run.engine
+    if engine.global_rank != 0:
+        return Silence()
+    config, share = engine.module.config, recipe.objective.predicted_share
+    # An encoder-decoder's tokens pass through one of the two; its targets are a few per cent of its inputs.
+    flops = flops_per_token(
+        parameters_per_token(engine.module, share), config.num_hidden_layers, config.hidden_size, recipe.data.seq_len
+    )
+    peak = peak_flops(device_model())
+    return Metrics(
+        recipe.run_folder,
+        first_step=run.progress.step + 1,
+        num_steps=recipe.train.num_steps,
+        tokens=run.progress.tokens,
+        passed_over=run.progress.passed_over,
+        samples_at=recipe.batch.schedule.position_at,
+        flops_per_token=flops,
+        peak_flops=peak * engine.world_size if peak else None,
+        console=run.console,
+    )
+
+
+def validate(run: Run, metrics: Log) -> None:
+    """Measure the model on the held-out documents.
+
+    Raises:
+        StopAsked: Before it was done.
+    """
+    progress = run.progress
+    if not run.data.validation:
+        return
+    run.watch.pulse.begin("a validation")
+    batches = validation_batches(run.recipe, run.data, run.engine.world_size, run.engine.global_rank)
+    watched = run.watch.pulse.during(batches)
+    with run.ledger.during("evaluation"):
+        result = evaluate(run.engine, watched, bytes_per_token(run.data), run.watch.stop)
+    score = {name: value for name, value in asdict(result.whole).items() if value is not None}
+    progress.evaluations.append({"step": progress.step, **score})
+    metrics.evaluation(progress.step, result)
+
+
+def save_run(run: Run, metrics: Log) -> None:
+    """Write a checkpoint that holds all of the run."""
+    recipe, progress = run.recipe, run.progress
+    run.watch.pulse.begin("a save")
+    position = moved_on(recipe.batch.schedule.position_at(progress.step), progress.passed_over)
+    cursor = run.data.train.cursor_at(position)
+    state = run_state(recipe, progress, cursor, run.data.manifests)
+    config = run.engine.module.config.to_json_string(use_diff=False)
+    texts = {"recipe.yaml": resolved_yaml(recipe), "config.json": config}
+    with run.ledger.during("checkpoint"):
+        save(run.engine, recipe.run_folder / "checkpoints", state, texts, recipe.checkpoint.keep_last)
+    run.ledger.saved(progress.step)
+    progress.saved_step = progress.step
+    metrics.event("checkpoint", step=progress.step)
+
+
+def _tell_load(run: Run, load: ExpertLoad, metrics: Log) -> None:
+    """Write how the experts of every layer are used, and warn of those that are not."""
+    report = load.measure(run.progress.step)
+    metrics.event("routing", **asdict(report.window))
+    if report.warning is not None:
+        run.console.print(f"warning: {report.warning}", highlight=False, soft_wrap=True)

@@ -1,0 +1,113 @@
+"""Going back to a checkpoint and passing over the data read since, when leaving out single steps does not help.
+
+What PaLM's authors did by hand (Chowdhery et al. 2022, section 5.1): back to before a spike, past the batches that led
+to it. The windows passed over are kept in the run's folder, in each checkpoint and in the log: which data a step takes
+follows from them alone (`launcher.samples.passed_over`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from launcher.checkpoint import folder as layout
+from launcher.checkpoint.load import CheckpointReader, restore
+from launcher.config.recipe import Recipe
+from launcher.engine.metrics import Log
+from launcher.engine.process import share
+from launcher.engine.records import Health, Progress, StepResult
+from launcher.errors import DivergedError
+from launcher.samples.passed_over import Kept, moved_on, read_kept, with_window
+
+
+def tell_left_out(recipe: Recipe, result: StepResult, progress: Progress, metrics: Log, console: Console) -> None:
+    """Write that a step's update was left out, why, and which data did it."""
+    position = moved_on(recipe.batch.schedule.position_at(result.step - 1), progress.passed_over)
+    fields = {"position": position, "batch_digest": result.batch_digest, "loss": result.loss, "why": result.left_out}
+    metrics.event("left_out", step=result.step, **fields)
+    console.print(
+        f"step {result.step}: {result.left_out}; its update is left out (digest {result.batch_digest})",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def rewind(recipe: Recipe, engine: Any, progress: Progress, metrics: Log, console: Console) -> None:
+    """Put engine and progress back to a checkpoint, and pass over the data since; every rank calls it.
+
+    Raises:
+        DivergedError: There is no checkpoint, or it was done often enough.
+    """
+    checkpoints, guards = recipe.run_folder / "checkpoints", recipe.guards
+    steps = layout.complete_steps(checkpoints)
+    now = progress.step
+    _refuse_for_ever(recipe, progress, steps)
+    target = steps[-guards.back_checkpoints :][0]
+    position_at = recipe.batch.schedule.position_at
+    first = moved_on(position_at(target), progress.passed_over)
+    last = moved_on(position_at(now), progress.passed_over)
+    windows = with_window(progress.passed_over, first, last)
+    num_rewinds = progress.num_rewinds + 1
+    share(None)  # every rank has looked which checkpoints there are
+    if engine.global_rank == 0:
+        for step in steps:
+            if step > target:  # else a later start would go on from there. A crash here only repeats what led here.
+                path = layout.checkpoint_path(checkpoints, step)
+                (path / layout.MANIFEST).unlink()
+                shutil.rmtree(path)
+        Kept(windows, num_rewinds).write(recipe.run_folder)
+    share(None)
+    with CheckpointReader(layout.checkpoint_path(checkpoints, target)) as reader:
+        restore(engine, reader)
+        take_over(progress, reader.state)
+    progress.passed_over, progress.num_rewinds = windows, num_rewinds
+    if any(first < position_at(phase) <= last for phase in recipe.data.phases()):  # other data, other losses
+        progress.health = Health()
+    metrics.rewind(target, progress.tokens, windows)
+    metrics.event("rewind", step=target, from_step=now, first_position=first, num_positions=last - first)
+    console.print(
+        f"went back from step {now} to step {target}, and passes over the {last - first} sequences read since "
+        f"({progress.num_rewinds} of at most {guards.max_rewinds} times)",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def take_over(progress: Progress, state: dict[str, Any]) -> None:
+    """Set the progress to what a checkpoint's `state.json` says, but for what was passed over later."""
+    progress.step = progress.saved_step = state["step"]
+    progress.tokens = state["tokens"]
+    progress.evaluations = list(state["evaluations"])
+    progress.health = Health(**state.get("health", {}))
+    progress.passed_over = state.get("passed_over", [])
+    progress.num_rewinds = state.get("num_rewinds", 0)
+
+
+def recall(progress: Progress, run: Path) -> None:
+    """Add what the run has passed over since the checkpoint that it starts from was written."""
+    kept = read_kept(run)
+    if kept is not None:
+        progress.passed_over, progress.num_rewinds = kept.windows, kept.num_rewinds
+
+
+def _refuse_for_ever(recipe: Recipe, progress: Progress, steps: list[int]) -> None:
+    guards, run = recipe.guards, recipe.run_folder
+    report = f"the steps are the `left_out` events in {run / 'metrics.jsonl'}; `pretrain trace {run} --digest …` shows"
+    fix = f"{report} their text. Lower optim.lr, exclude documents (data.exclude), or raise guards.max_rewinds"
+    if not steps:
+        raise DivergedError(
+            f"{progress.health.bad_in_a_row or progress.health.overflows_in_a_row} bad steps in a row, the last is "
+            f"{progress.step}, and no checkpoint to go back to",
+            str(run),
+            fix,
+        )
+    if progress.num_rewinds >= guards.max_rewinds:
+        raise DivergedError(
+            f"bad steps in a row up to step {progress.step}, though the run went back {progress.num_rewinds} times "
+            "and passed over the data each time",
+            str(run),
+            fix,
+        )

@@ -1,0 +1,135 @@
+"""A loss or gradient that is no number, or far off: left out, then passed over, then told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jobs
+import pytest
+import tiny
+from ranks import Life, run_ranks
+from safetensors.numpy import load_file
+
+from launcher.engine.metrics import read_metrics
+from launcher.samples.passed_over import Kept
+from launcher.tracing import trace_digest, trace_step
+
+GLOBAL_BATCH = 8
+
+
+def recipe(folder: Path, shards: Path, name: str, **changes: Any) -> Path:
+    tree = tiny.recipe_tree("clm", shards, folder, name=name, schedule__kind="constant", **changes)
+    return tiny.write_recipe(folder / f"{name}.yaml", tree)
+
+
+def starts_of(*steps: int) -> list[int]:
+    """Where the data of these steps begins, in a run that passed over nothing."""
+    return [(step - 1) * GLOBAL_BATCH for step in steps]
+
+
+def state_of(run: Path, step: int) -> dict[str, bytes]:
+    """Masters and moments of a checkpoint."""
+    kept = {}
+    for path in sorted((run / "checkpoints" / f"step-{step:08d}").glob("rank-*.safetensors")):
+        kept |= {f"{path.name} {k}": v.tobytes() for k, v in load_file(path).items() if not k.startswith("rng|")}
+    return kept
+
+
+def events(run: Path, kind: str) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(run / "metrics.jsonl") if line.get("event") == kind]
+
+
+@pytest.mark.parametrize(
+    ("config", "precision", "kind", "passes"),
+    [
+        ("zero0", "fp32", "loss", 1),  # DeepSpeed checks nothing here
+        ("zero0", "fp32", "gradient", 1),  # nor here, with a loss that looks sound
+        ("zero0", "bf16", "gradient", 1),
+        ("zero1", "bf16", "loss", 1),
+        ("zero2", "bf16_autocast", "gradient", 2),  # in one of two accumulated passes
+        ("zero3", "fp32", "loss", 1),
+        ("zero3", "bf16", "gradient", 1),
+    ],
+)
+def test_a_bad_step_leaves_weights_and_moments_as_they_were(
+    config: str, precision: str, kind: str, passes: int, shards: Path, tmp_path: Path
+) -> None:
+    path = recipe(
+        tmp_path,
+        shards,
+        "bad",
+        train__num_steps=5,
+        train__precision=precision,
+        batch__micro_batch=GLOBAL_BATCH // 2 // passes,
+        checkpoint={"every_steps": 1, "keep_last": 5},
+    )
+    words = ["--ds_config", config, "--recipe", str(path)]
+    assert run_ranks(jobs.train_on_bad_data, 2, words, kind, starts_of(1, 4)) == [0, 0]
+    run = tmp_path / "bad"
+    assert [event["step"] for event in events(run, "left_out")] == [1, 4]
+    assert state_of(run, 4) == state_of(run, 3)
+    assert state_of(run, 5) != state_of(run, 4)
+    lines = [line for line in read_metrics(run / "metrics.jsonl") if "lr" in line]
+    assert ["left_out" in line for line in lines] == [True, False, False, True, False]
+    assert "NaN" not in (run / "metrics.jsonl").read_text()
+
+
+def test_after_some_in_a_row_the_run_goes_back_and_passes_over_the_data(shards: Path, tmp_path: Path) -> None:
+    options = {"train__num_steps": 12, "checkpoint": {"every_steps": 4, "keep_last": 9}}
+    words = ["--ds_config", "zero2", "--recipe", str(recipe(tmp_path, shards, "bad", **options))]
+    assert run_ranks(jobs.train_on_bad_data, 2, words, "loss", starts_of(6, 7, 8)) == [0, 0]
+    run = tmp_path / "bad"
+    (event,) = events(run, "rewind")
+    assert (event["from_step"], event["step"]) == (8, 4)
+    assert (event["first_position"], event["num_positions"]) == (4 * GLOBAL_BATCH, 4 * GLOBAL_BATCH)
+    assert [event["step"] for event in events(run, "left_out")] == [6, 7, 8]
+
+    # The same as if it had known.
+    words = ["--ds_config", "zero2", "--recipe", str(recipe(tmp_path, shards, "knew", **options))]
+    assert run_ranks(jobs.train, 2, [*words, "train.num_steps=4"]) == [0, 0]
+    Kept([[4 * GLOBAL_BATCH, 4 * GLOBAL_BATCH]], 1).write(tmp_path / "knew")
+    assert run_ranks(jobs.train, 2, words) == [0, 0]
+    steps = [
+        [(x["step"], x["loss"], x["grad_norm"], x["batch_digest"]) for x in read_metrics(path) if "lr" in x]
+        for path in (run / "metrics.jsonl", tmp_path / "knew" / "metrics.jsonl")
+    ]
+    assert steps[0] == steps[1]
+    assert [step for step, *_ in steps[0]] == list(range(1, 13))
+    state = json.loads((run / "checkpoints" / "step-00000012" / "state.json").read_text())
+    assert state["cursor"]["position"] == 16 * GLOBAL_BATCH
+
+    # The text that did it, and that of the step that took its number.
+    told = events(run, "left_out")[0]
+    step, sequences, verdict = trace_digest(run, told["batch_digest"])
+    assert step == 6
+    assert verdict.startswith(
+        f"the digest is the run's: {told['batch_digest']}; its update was left out: the loss is no"
+    )
+    assert [sequence.position for sequence in sequences] == list(range(40, 48))
+    sequences, verdict = trace_step(run, 6)
+    assert verdict == f"the digest is the run's: {steps[0][5][3]}"
+    assert [sequence.position for sequence in sequences] == list(range(72, 80))
+
+
+@pytest.mark.parametrize(
+    ("every_steps", "told", "rewinds"),
+    [
+        (2, "though the run went back 2 times and passed over the data each time", 2),
+        (0, "3 bad steps in a row, the last is 6, and no checkpoint to go back to", 0),
+    ],
+)
+def test_a_run_that_comes_to_no_good_ends_with_a_report(
+    every_steps: int, told: str, rewinds: int, shards: Path, tmp_path: Path
+) -> None:
+    options = {"checkpoint": {"every_steps": every_steps}, "guards": {"max_rewinds": 2}}
+    path = recipe(tmp_path, shards, "bad", train__num_steps=20, **options)
+    words = ["--ds_config", "zero1", "--recipe", str(path)]
+    life = Life(jobs.train_on_bad_data, 2, tmp_path / "out", words, "loss", starts_of(*range(4, 99)))
+    assert life.wait() == [2, 2], life.told()
+    assert "DivergedError" in life.told()
+    assert told in life.told()
+    assert "pretrain trace" in life.told()
+    assert "Traceback" not in life.told()
+    assert len(events(tmp_path / "bad", "rewind")) == rewinds

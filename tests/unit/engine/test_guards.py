@@ -1,0 +1,89 @@
+"""What is a spike, and what is not."""
+
+from __future__ import annotations
+
+import math
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from launcher.config.guards import GuardsConfig
+from launcher.engine.guards import NO_GRADIENT, NO_LOSS, OVERFLOW, Guard, spike
+from launcher.engine.records import Health
+
+NOISE = random.Random(3)
+STEADY = [3.0 + NOISE.gauss(0, 0.05) for _ in range(128)]
+
+
+@pytest.mark.parametrize(
+    ("loss", "recent", "is_one"),
+    [
+        (3.2, STEADY, False),  # four deviations: noise has tails
+        (3.8, STEADY, True),
+        (1.0, STEADY, False),  # a loss that falls is welcome
+        (3.8, STEADY[:63], False),  # too few to tell
+        (3.1, [3.0] * 128, False),  # a plateau without noise: 3 % is no spike
+        (3.4, [3.0] * 128, True),
+        (3.8, [*STEADY[:100], *[9.0] * 28], True),  # outliers do not hide one
+        (7.9, [8.0 - step * 0.03 for step in range(128)], False),  # the loss falls fast at the beginning
+    ],
+)
+def test_a_spike_is_told_from_noise(loss: float, recent: list[float], is_one: bool) -> None:
+    assert bool(spike(loss, recent, 10.0)) == is_one
+
+
+def test_a_spike_says_what_is_odd_about_it() -> None:
+    assert spike(4.0, [3.0] * 128, 10.0) == "the loss is a spike: 4.0000 where 3.0000 is usual, 33.3 deviations"
+
+
+class Optimizer:
+    def __init__(self) -> None:
+        self.updates = 0
+
+    def step(self) -> None:
+        self.updates += 1
+
+
+def engine(wrapper: Any = None, fp16: bool = False) -> Any:
+    basic = Optimizer()
+    return SimpleNamespace(basic_optimizer=basic, optimizer=wrapper or basic, fp16_enabled=lambda: fp16)
+
+
+@pytest.mark.parametrize(
+    ("loss", "norm", "wrapper", "fp16", "verdict"),
+    [
+        (3.0, 1.0, None, False, None),
+        (math.nan, 1.0, None, False, NO_LOSS),
+        (3.0, math.inf, None, False, NO_GRADIENT),
+        (3.0, None, SimpleNamespace(_global_grad_norm=math.nan), False, NO_GRADIENT),
+        (3.0, None, SimpleNamespace(_global_grad_norm=-1.0), False, NO_GRADIENT),  # DeepSpeed's word for inf
+        (3.0, None, SimpleNamespace(overflow=True), True, OVERFLOW),
+        (3.0, None, SimpleNamespace(overflow=True), False, NO_GRADIENT),
+    ],
+)
+def test_a_verdict_for_each_way_a_step_can_be_bad(
+    loss: float, norm: float | None, wrapper: Any, fp16: bool, verdict: str | None
+) -> None:
+    of_deepspeed = engine(wrapper, fp16)
+    with Guard(of_deepspeed, GuardsConfig(), Health()) as guard:
+        guard.before_update(loss, norm)
+        if not getattr(wrapper, "overflow", False):  # then DeepSpeed itself does not call it
+            of_deepspeed.basic_optimizer.step()
+        assert guard.after_update(loss) == verdict
+    assert of_deepspeed.basic_optimizer.updates == (verdict is None)
+    of_deepspeed.basic_optimizer.step()  # afterwards it is as it was
+    assert of_deepspeed.basic_optimizer.updates == (verdict is None) + 1
+
+
+def test_it_gives_up_after_some_in_a_row_only() -> None:
+    with Guard(engine(), GuardsConfig(max_bad_steps=3), Health()) as guard:
+        for loss, gives_up in ((math.nan, False), (math.nan, False), (3.0, False), *[(math.nan, False)] * 2):
+            guard.before_update(loss, None)
+            guard.after_update(loss)
+            assert guard.gives_up == gives_up
+        guard.before_update(math.inf, None)
+        guard.after_update(math.inf)
+        assert guard.gives_up
+        assert guard.health.recent_losses == [3.0]

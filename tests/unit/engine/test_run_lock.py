@@ -1,0 +1,114 @@
+"""One job at a time in a run's folder."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.engine import run_lock
+from launcher.engine.run_lock import HOLDER, RunLock
+from launcher.errors import RunInUseError
+
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def hold_then_die(folder: str) -> None:
+    RunLock(Path(folder), {"SLURM_JOB_ID": "17"}).__enter__()
+    os._exit(9)  # as kill -9 would end it: nothing is tidied up
+
+
+def elsewhere(record: dict[str, object], **changes: object) -> str:
+    return json.dumps({**record, "host": "another-machine", **changes})
+
+
+def left_behind(folder: Path) -> dict[str, object]:
+    """The record of a holder that was killed."""
+    process = SPAWN.Process(target=hold_then_die, args=(str(folder),))
+    process.start()
+    process.join()
+    return json.loads((folder / HOLDER).read_text())  # type: ignore[no-any-return]
+
+
+def test_the_second_is_refused_and_told_who_is_at_work(tmp_path: Path) -> None:
+    with RunLock(tmp_path, {"SLURM_JOB_ID": "17"}), pytest.raises(RunInUseError) as refused, RunLock(tmp_path, {}):
+        pass
+    told = str(refused.value)
+    assert f"another job is at work in the run's folder: pid {os.getpid()} on {socket.gethostname()}, job 17" in told
+    assert "wait for its end or stop it" in told
+
+
+def test_the_lock_of_a_killed_process_is_free_at_once_on_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_behind(tmp_path)
+    monkeypatch.setattr(run_lock, "WATCH_S", None)  # an error, if it were waited for
+    with RunLock(tmp_path, {}):
+        assert json.loads((tmp_path / HOLDER).read_text())["pid"] == os.getpid()
+
+
+def test_a_pid_that_was_given_again_does_not_keep_the_lock(tmp_path: Path) -> None:
+    record = left_behind(tmp_path)
+    (tmp_path / HOLDER).write_text(json.dumps({**record, "pid": os.getpid()}))
+    with RunLock(tmp_path, {}):
+        pass
+
+
+def test_a_holder_on_another_machine_that_writes_on_is_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = left_behind(tmp_path)
+    (tmp_path / HOLDER).write_text(elsewhere(record))
+    beats = iter(range(2, 9))
+
+    def write_on(_: float) -> None:
+        (tmp_path / HOLDER).write_text(elsewhere(record, beat=next(beats)))
+
+    monkeypatch.setattr(run_lock.time, "sleep", write_on)
+    with pytest.raises(RunInUseError, match="on another-machine, job 17"), RunLock(tmp_path, {}):
+        pass
+
+
+def test_a_holder_on_another_machine_that_writes_no_more_is_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = left_behind(tmp_path)
+    (tmp_path / HOLDER).write_text(elsewhere(record))
+    monkeypatch.setattr(run_lock, "WATCH_S", 0.3)
+    with RunLock(tmp_path, {}):
+        pass
+
+
+def test_of_two_that_find_it_free_at_once_the_last_on_record_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = {**left_behind(tmp_path), "host": "another-machine"}
+    (tmp_path / HOLDER).unlink()
+    monkeypatch.setattr(run_lock.time, "sleep", lambda _: (tmp_path / HOLDER).write_text(json.dumps(other)))
+    with pytest.raises(RunInUseError, match="on another-machine"), RunLock(tmp_path, {}):
+        pass
+
+
+def test_a_run_that_put_nothing_into_its_folder_leaves_none(tmp_path: Path) -> None:
+    with RunLock(tmp_path / "run", {}):
+        pass
+    assert not (tmp_path / "run").exists()
+    with RunLock(tmp_path / "run", {}):
+        (tmp_path / "run" / "something").touch()
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"something", ".lock"}
+
+
+def test_a_torn_record_is_nobody(tmp_path: Path) -> None:
+    (tmp_path / HOLDER).write_text('{"host": "x", "pi')
+    with RunLock(tmp_path, {}):
+        pass
+
+
+def test_the_lock_needs_no_torch() -> None:
+    code = "import launcher.engine.run_lock, launcher.engine.watch, sys; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
