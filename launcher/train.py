@@ -142,6 +142,7 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place, watch: Wa
         ds_config = ds.resolve_ds_config(ds_file, recipe, plan, precision)
         config = configure(recipe, data)
         tell_new_tokens(recipe, config, console)
+        prepare_offload(ds_config, place, console)
         model = build(recipe, config, plan, ds_config, device)
         keep_log(recipe, place.rank)  # the run's folder begins here: whatever the user can mend was told before
         ledger = keep_ledger(recipe, place, watch)
@@ -151,7 +152,7 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place, watch: Wa
         progress.micro_batch = plan.micro_batch
         keep_inputs(recipe, ds_config | ds.batch_keys(plan), place.rank)
         code = take_steps(recipe, engine, data, plan, progress, watch, ledger, console)
-        leave(watch)
+        leave(watch, ds_config, place)
         if code != EXIT_DONE:
             watch.before_end(f"stopped after step {progress.step}")
             return code
@@ -200,11 +201,30 @@ def join(place: Place, watch: Watch) -> str:
     return str(device)
 
 
-def leave(watch: Watch) -> None:
+def prepare_offload(ds_config: dict[str, Any], place: Place, console: Console) -> None:
+    """Compile what the host's or NVMe's part takes, and make a folder there.
+
+    Raises:
+        MissingDependencyError: NVMe is asked for, and there is no libaio or no compiler.
+        DsConfigError: There is no such drive.
+    """
+    from launcher.config.deepspeed import swap_folders
+
+    if swap_folders(ds_config):
+        from launcher.engine.compiled_ops import load_op
+        from launcher.engine.swap_files import prepare_swap_files
+
+        prepare_swap_files(ds_config, place)
+        load_op("async_io", lambda line: console.print(f"note: {line}", highlight=False, soft_wrap=True))
+
+
+def leave(watch: Watch, ds_config: dict[str, Any], place: Place) -> None:
     """Part from the other ranks."""
     from launcher.engine.process import leave_ranks
+    from launcher.engine.swap_files import clear_swap_files
 
     leave_ranks(watch.part)
+    clear_swap_files(ds_config, place)
 
 
 def settle_precision(recipe: Recipe) -> str:

@@ -7,6 +7,7 @@ and schedule: one run has one truth for each, and a file that says otherwise is 
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -113,10 +114,12 @@ def resolve_ds_config(file: dict[str, Any], recipe: Recipe, batch: BatchPlan, pr
         # Our optimizer is torch's fused AdamW: DeepSpeed's C++ Adam keeps a running product of beta^t that a resumed
         # run cannot rebuild bit by bit, and it has to be compiled first (both measured).
         "zero_allow_untested_optimizer": True,
+        # Where its CPU Adam cannot be compiled, torch's AdamW steps on the host; DeepSpeed refuses it unless told so.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
     }
-    zero = {"stage": 0, **file.get("zero_optimization", {})}
+    zero = {"stage": 0, **_with_own_folders(file.get("zero_optimization", {}), recipe.run_folder)}
     return {**ours, **{k: v for k, v in file.items() if k not in RECIPE_KEYS}, **from_recipe, "zero_optimization": zero}
 
 
@@ -147,6 +150,23 @@ def _expert_parallel(ranks: int, world_size: int, stage: int) -> dict[str, Any]:
             "use --ds_config zero3, or model.expert_parallel=1",
         )
     return {"expert_parallel": {"enabled": True, "autoep_size": ranks}}
+
+
+def _with_own_folders(zero: dict[str, Any], run: Path) -> dict[str, Any]:
+    """Runs that share a drive get folders of their own there: DeepSpeed names files by rank alone."""
+    path = str(run.absolute())
+    own = f"{run.name}-{zlib.crc32(path.encode()):08x}"
+    blocks = {name: zero[name] for name in ("offload_optimizer", "offload_param") if zero.get(name)}
+    on_nvme = {name: block for name, block in blocks.items() if block.get("device") == "nvme"}
+    moved = {name: {**block, "nvme_path": str(Path(block["nvme_path"]) / own)} for name, block in on_nvme.items()}
+    return {**zero, **moved}
+
+
+def swap_folders(config: dict[str, Any]) -> list[Path]:
+    """The folders on NVMe that a resolved configuration swaps to; empty where it does not."""
+    zero = config.get("zero_optimization", {})
+    blocks = [zero.get(name) or {} for name in ("offload_optimizer", "offload_param")]
+    return sorted({Path(block["nvme_path"]) for block in blocks if block.get("device") == "nvme"})
 
 
 def zero_stage(config: dict[str, Any]) -> int:

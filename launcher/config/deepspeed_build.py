@@ -6,59 +6,19 @@ Sizes of buckets and groups are counted in values, not in bytes, as DeepSpeed co
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from launcher.config.deepspeed_check import overlap_bytes
-from launcher.config.record import Record
+from launcher.config.deepspeed_choices import LEAST_SIZE, DsChoices, Origin, Setting
+from launcher.config.deepspeed_offload import offload_settings
 from launcher.errors import DsConfigError
 
-Origin = Literal["given", "derived", "default"]
-Device = Literal["none", "cpu"]
 BUCKET = 50_000_000
 """Values of a bucket unless derived or given: 100 MB in bf16, a tenth of DeepSpeed's own, of which one alone holds all
 gradients of a small model, so that nothing overlaps (110M parameters: 35 % slower, measured)."""
-LEAST_BUCKET, LARGEST_BUCKET = 1_000_000, 200_000_000
+LARGEST_BUCKET = 200_000_000
 BUCKETS_OF_A_STEP = 16
 """Buckets that the gradients of a rank should fill, so that sending one overlaps with computing the next."""
-SUB_GROUPS = 16
-"""Groups in which an offloaded optimizer steps, so that copying and computing overlap and no step holds all."""
-
-
-class DsChoices(Record):
-    """What a user chooses; None leaves it to the builder."""
-
-    stage: Literal[0, 1, 2, 3] = 2
-    offload_optimizer: Device = "none"
-    offload_param: Device = "none"
-    precision: Literal["fp32", "bf16", "fp16", "bf16_autocast"] | None = None
-    global_batch: int | None = None
-    micro_batch: int | None = None
-    grad_accum_steps: int | None = None
-    grad_clip: float | None = None
-    num_parameters: int | None = None
-    bucket_size: int | None = None
-    overlap_comm: bool | None = None
-    hpz: int | None = None
-    quantized_weights: bool = False
-    quantized_gradients: bool = False
-    sub_group_size: int | None = None
-    pin_memory: bool | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Setting:
-    """One value of the file, and why it is there."""
-
-    key: str
-    """Dotted, as it lies in the JSON."""
-    value: Any
-    origin: Origin
-    why: str
-    """The reason of a derived or default value; who asked for a given one."""
-    meaning: str
-    memory: str
-    """What it does to memory."""
 
 
 def build_ds_config(choices: DsChoices) -> list[Setting]:
@@ -94,7 +54,7 @@ def _copy(block: dict[str, Any]) -> dict[str, Any]:
 
 def _check_choices(choices: DsChoices) -> None:
     lowest = {
-        "offload_optimizer": (choices.offload_optimizer != "none", 1),
+        "offload_optimizer": (choices.offload_optimizer != "none", 3 if choices.offload_optimizer == "nvme" else 1),
         "offload_param": (choices.offload_param != "none", 3),
         "hpz": (choices.hpz is not None, 3),
         "quantized_weights": (choices.quantized_weights, 3),
@@ -106,6 +66,15 @@ def _check_choices(choices: DsChoices) -> None:
             raise DsConfigError(
                 f"{option} needs --stage {stage}{'' if stage == 3 else ' or higher'}", option, "see --help"
             )
+    on_nvme = "nvme" in (choices.offload_optimizer, choices.offload_param)
+    if on_nvme and choices.nvme_path is None:
+        raise DsConfigError(
+            "offload to NVMe needs a folder there", "--nvme-path", "give a folder on a local NVMe drive"
+        )
+    for name in ("nvme_path", "aio_block_size", "aio_queue_depth", "aio_threads"):
+        if getattr(choices, name) is not None and not on_nvme:
+            option = f"--{name.replace('_', '-')}"
+            raise DsConfigError(f"{option} is for offload to NVMe", option, "add --offload-optimizer nvme")
 
 
 def _zero(choices: DsChoices) -> Iterator[Setting]:
@@ -167,7 +136,7 @@ def _zero(choices: DsChoices) -> Iterator[Setting]:
         )
     if stage == 3:
         yield from _stage_3(choices, bucket, origin)
-    yield from _offload(choices)
+    yield from offload_settings(choices)
 
 
 def _bucket(choices: DsChoices) -> tuple[int, Origin, str]:
@@ -175,7 +144,7 @@ def _bucket(choices: DsChoices) -> tuple[int, Origin, str]:
         return choices.bucket_size, "given", "--bucket-size"
     if choices.num_parameters is None:
         return BUCKET, "default", "a tenth of DeepSpeed's, which leaves small models nothing to overlap"
-    size = min(max(choices.num_parameters // BUCKETS_OF_A_STEP, LEAST_BUCKET), LARGEST_BUCKET)
+    size = min(max(choices.num_parameters // BUCKETS_OF_A_STEP, LEAST_SIZE), LARGEST_BUCKET)
     return size, "derived", f"{BUCKETS_OF_A_STEP} buckets of {choices.num_parameters} parameters"
 
 
@@ -197,18 +166,25 @@ def _stage_3(choices: DsChoices, bucket: int, origin: Origin) -> Iterator[Settin
         meaning="parameters below this size stay whole on every rank",
         memory="those parameters once more on every rank",
     )
-    for name, meaning in (
-        ("stage3_max_live_parameters", "whole parameters on a rank at once, at most"),
-        ("stage3_max_reuse_distance", "a parameter needed again within so many values is not given back"),
-    ):
-        yield Setting(
-            key=f"{zero}.{name}",
-            value=1_000_000_000,
-            origin="default",
-            why="DeepSpeed's",
-            meaning=meaning,
-            memory="2 GB (bf16) at most; lower where a rank runs out",
-        )
+    yield Setting(
+        key=f"{zero}.stage3_max_live_parameters",
+        value=1_000_000_000,
+        origin="default",
+        why="DeepSpeed's",
+        meaning="whole parameters on a rank at once, at most",
+        memory="2 GB (bf16) at most; lower where a rank runs out",
+    )
+    on_nvme = choices.offload_param == "nvme"
+    yield Setting(
+        key=f"{zero}.stage3_max_reuse_distance",
+        value=0 if on_nvme else 1_000_000_000,
+        origin="derived" if on_nvme else "default",
+        why="weights kept for their next use take up all buffers of NVMe, and DeepSpeed stops"
+        if on_nvme
+        else "DeepSpeed's",
+        meaning="a parameter needed again within so many values is not given back",
+        memory="none" if on_nvme else "2 GB (bf16) at most; lower where a rank runs out",
+    )
     if choices.hpz is not None:
         yield Setting(
             key=f"{zero}.zero_hpz_partition_size",
@@ -232,50 +208,6 @@ def _stage_3(choices: DsChoices, bucket: int, origin: Origin) -> Iterator[Settin
                 meaning=f"{what} (ZeRO++); losses differ a little; needs GPUs",
                 memory="buffers of the quantized values",
             )
-
-
-def _offload(choices: DsChoices) -> Iterator[Setting]:
-    pinned = True if choices.pin_memory is None else choices.pin_memory
-    pin_origin: Origin = "default" if choices.pin_memory is None else "given"
-    pin_why = "copies to the device run beside computing" if choices.pin_memory is None else "--pin-memory"
-    for name, device, what, memory in (
-        ("offload_optimizer", choices.offload_optimizer, "the optimizer's state and step are the host's",
-         "12/N bytes a parameter go from the device to the host"),
-        ("offload_param", choices.offload_param, "weights lie on the host and come layer by layer",
-         "2/N bytes a parameter (bf16) go from the device to the host"),
-    ):  # fmt: skip
-        if device == "none":
-            continue
-        block = f"zero_optimization.{name}"
-        option = f"--{name.replace('_', '-')}"
-        yield Setting(key=f"{block}.device", value=device, origin="given", why=option, meaning=what, memory=memory)
-        yield Setting(
-            key=f"{block}.pin_memory",
-            value=pinned,
-            origin=pin_origin,
-            why=pin_why,
-            meaning="the host's copies are never paged out",
-            memory="the host cannot use it for anything else",
-        )
-    size, origin, why = _sub_group(choices)
-    if size is not None:
-        yield Setting(
-            key="zero_optimization.sub_group_size",
-            value=size,
-            origin=origin,
-            why=why,
-            meaning="parameters the optimizer steps at once",
-            memory="the copies of one group beside all the rest",
-        )
-
-
-def _sub_group(choices: DsChoices) -> tuple[int | None, Origin, str]:
-    if choices.sub_group_size is not None:
-        return choices.sub_group_size, "given", "--sub-group-size"
-    if choices.stage == 3 and choices.offload_optimizer != "none" and choices.num_parameters is not None:
-        size = max(choices.num_parameters // SUB_GROUPS, LEAST_BUCKET)
-        return size, "derived", f"{SUB_GROUPS} groups of {choices.num_parameters} parameters"
-    return None, "default", ""
 
 
 def _recipes_part(choices: DsChoices) -> Iterator[Setting]:

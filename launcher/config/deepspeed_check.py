@@ -92,6 +92,11 @@ ALIASES = ("prefetch_bucket_size", "param_persistence_threshold", "model_persist
 """Keys that DeepSpeed takes with `stage3_` before them as well."""
 CPU_OPTIMIZERS = ("adam", "adamw", "adagrad", "lion")
 """Types of optimizer of which DeepSpeed has a form for the host's CPU."""
+ADAM_BUFFERS = 4
+"""Buffers a group of AdamW needs on its way from NVMe: weights, gradients and two moments."""
+LEAST_SWAPPED = 1 << 20
+"""Bytes below which DeepSpeed leaves a tensor in memory, or `aio.block_size` where that is more. Source: DeepSpeed,
+swap_tensor/utils.py, MIN_AIO_BYTES."""
 OVERLAP_FACTOR = 4.5
 """Buffers of `overlap_comm` over a bucket. Source: DeepSpeed's documentation of reduce_bucket_size."""
 
@@ -114,6 +119,7 @@ def check_ds_config(config: dict[str, Any], where: str, *, device_bytes: int | N
     zero = config.get("zero_optimization", {})
     stage = zero.get("stage", 0)
     _check_stage(zero, stage, where)
+    _check_nvme(zero, stage, where)
     _check_precision(config, where)
     _check_batch(config, where)
     _check_optimizer(config, zero, where)
@@ -198,17 +204,48 @@ def _check_stage(zero: Mapping[str, Any], stage: int, where: str) -> None:
             higher = " or higher" if lowest < 3 else ""
             fix = f"set a higher stage, or delete {name}"
             raise DsConfigError(f"{name} needs stage {lowest}{higher}, this is stage {stage}", where, fix)
+    block = zero.get("offload_optimizer") or {}
+    if block.get("ratio", 1) != 1:
+        # DeepSpeed then splits the state over two optimizers; a checkpoint here is of one.
+        raise DsConfigError("offload_optimizer.ratio other than 1 cannot be saved and resumed", where, "delete ratio")
+
+
+def _check_nvme(zero: Mapping[str, Any], stage: int, where: str) -> None:
     for name in ("offload_optimizer", "offload_param"):
         block = zero.get(name) or {}
-        if block.get("device") == "nvme":
+        if block.get("device") != "nvme":
+            continue
+        if stage < 3:
             raise DsConfigError(
-                f"{name}.device nvme cannot be saved and resumed yet",
+                f"{name}.device nvme needs stage 3: at stage {stage} DeepSpeed keeps the state in the host's memory",
                 where,
-                "use cpu: what DeepSpeed restores from NVMe is wrong, without a word (measured)",
+                "use cpu, or stage 3",
             )
-        if block.get("ratio", 1) != 1:
-            # DeepSpeed then splits the state over two optimizers; a checkpoint here is of one.
-            raise DsConfigError(f"{name}.ratio other than 1 cannot be saved and resumed", where, "delete ratio")
+        if not isinstance(block.get("nvme_path"), str) or not block["nvme_path"]:
+            raise DsConfigError(
+                f"{name}.device nvme needs a nvme_path",
+                where,
+                "name a folder on a local NVMe drive: pretrain ds-config --nvme-path FOLDER",
+            )
+    kept = zero.get("stage3_max_reuse_distance", zero.get("max_reuse_distance"))
+    if (zero.get("offload_param") or {}).get("device") == "nvme" and kept != 0:
+        raise DsConfigError(
+            "offload_param.device nvme needs stage3_max_reuse_distance 0: DeepSpeed stops in the middle of a pass when "
+            "weights that it keeps for their next use have taken all buffers",
+            where,
+            'set "stage3_max_reuse_distance" to 0',
+        )
+    block = zero.get("offload_optimizer") or {}
+    # A group on its way takes a buffer for weights, gradients and both moments; with pipelining, so does its neighbour.
+    pipelined = sum(bool(block.get(key)) for key in ("pipeline_read", "pipeline_write"))
+    least = ADAM_BUFFERS * (1 + pipelined)
+    if block.get("device") == "nvme" and block.get("buffer_count", ADAM_BUFFERS) < least:
+        raise DsConfigError(
+            f"offload_optimizer.buffer_count is {block.get('buffer_count', ADAM_BUFFERS)}, AdamW needs {least}"
+            f"{' with pipelining' if pipelined else ''}",
+            where,
+            f"set it to {least}",
+        )
 
 
 def _check_precision(config: Mapping[str, Any], where: str) -> None:
@@ -265,6 +302,29 @@ def overlap_bytes(bucket: int) -> int:
     return int(OVERLAP_FACTOR * bucket * 2)
 
 
+def _nvme_warnings(config: Mapping[str, Any], zero: Mapping[str, Any]) -> Iterator[str]:
+    devices = {name: (zero.get(name) or {}).get("device", "none") for name in ("offload_optimizer", "offload_param")}
+    for name, device in devices.items():
+        if device != "nvme" and "nvme_path" in (zero.get(name) or {}):
+            yield f"zero_optimization.{name}.nvme_path: without effect, the device is {device}"
+    if "nvme" not in devices.values() and "aio" in config:
+        yield "aio: without effect, nothing is offloaded to NVMe"
+    if devices["offload_optimizer"] != "nvme":
+        return
+    group = zero.get("sub_group_size")
+    least = max(LEAST_SWAPPED, int((config.get("aio") or {}).get("block_size", 0)))
+    if group is None:
+        yield (
+            "zero_optimization.sub_group_size is not set: DeepSpeed's 1000000000 makes one group of most models, and a "
+            "step holds four copies of it in memory; pretrain ds-config writes one that fits"
+        )
+    elif group * 4 < least:
+        yield (
+            f"zero_optimization.sub_group_size {int(group)}: groups below {least} bytes (4 a value) stay in memory; "
+            f"{-(-least // 4)} or more reach NVMe"
+        )
+
+
 def _warnings(config: Mapping[str, Any], zero: Mapping[str, Any], stage: int) -> Iterator[str]:
     other = other_version()
     if other is not None:
@@ -279,6 +339,7 @@ def _warnings(config: Mapping[str, Any], zero: Mapping[str, Any], stage: int) ->
             "activation_checkpointing in DeepSpeed's JSON is for models that call deepspeed.checkpointing; those of "
             "transformers recompute by the recipe's model.activation_checkpointing"
         )
+    yield from _nvme_warnings(config, zero)
     unused = sorted(key for key in zero if key.startswith("stage3_")) if stage < 3 else []
     if unused:
         yield f"{', '.join(unused)}: without effect at stage {stage}"

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.deepspeed import find_ds_config, read_ds_config
-from launcher.config.deepspeed_build import DsChoices, Setting, as_json, build_ds_config
+from launcher.config.deepspeed_build import as_json, build_ds_config
 from launcher.config.deepspeed_check import check_ds_config
+from launcher.config.deepspeed_choices import DsChoices, Setting
 from launcher.config.deepspeed_keys import keys_of
 from launcher.errors import DsConfigError
 
-OFF = ("none", "cpu")
+OFF = ("none", "cpu", "nvme")
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -32,6 +33,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     built.add_argument("--offload-optimizer", choices=OFF)
     built.add_argument("--offload-param", choices=OFF)
     built.add_argument("--parameters", dest="num_parameters", type=_number, metavar="N", help="of the model: 110M, 7B")
+    built.add_argument("--ranks", dest="num_ranks", type=_number, metavar="N", help="that share it: sizes the groups")
     built.add_argument("--bucket-size", type=_number, metavar="N", help="values sent at once: 50M")
     built.add_argument("--overlap-comm", action=argparse.BooleanOptionalAction)
     built.add_argument("--pin-memory", action=argparse.BooleanOptionalAction)
@@ -39,6 +41,11 @@ def add_options(command: argparse.ArgumentParser) -> None:
     built.add_argument("--hpz", type=_number, metavar="RANKS", help="ranks of a node that hold all weights once more")
     built.add_argument("--quantized-weights", action="store_true", default=None, help="ZeRO++: gathered in 8 bits")
     built.add_argument("--quantized-gradients", action="store_true", default=None, help="ZeRO++: reduced in 4 bits")
+    nvme = command.add_argument_group("offload to NVMe (libaio)")
+    nvme.add_argument("--nvme-path", metavar="FOLDER", help="on a drive of the node itself")
+    nvme.add_argument("--aio-block-size", type=_number, metavar="BYTES", help="of one request to the drive")
+    nvme.add_argument("--aio-queue-depth", type=_number, metavar="N", help="requests on their way at once")
+    nvme.add_argument("--aio-threads", type=_number, metavar="N", help="that read or write one tensor")
     own = command.add_argument_group("what the recipe decides (written where asked for; the recipe must agree)")
     own.add_argument("--precision", choices=("fp32", "bf16", "fp16", "bf16_autocast"))
     own.add_argument("--global-batch", type=_number, metavar="SAMPLES")
@@ -63,8 +70,8 @@ def run(options: argparse.Namespace) -> None:
     base = {} if options.base is None else read_ds_config(find_ds_config(options.base))
     strange = _strange(base)
     check_ds_config({key: value for key, value in base.items() if key not in strange}, str(options.base))
-    if "stage" not in given and base:
-        given["stage"] = base.get("zero_optimization", {}).get("stage", 0)
+    if base:
+        given = {**_chosen_before(base), **given}
     settings = build_ds_config(DsChoices.model_validate(given))
     if base:  # only what was asked for changes; the rest of the file is the user's
         settings = [setting for setting in settings if setting.origin != "default"]
@@ -81,6 +88,18 @@ def run(options: argparse.Namespace) -> None:
         print(f"written: {options.out}", file=sys.stderr)
     elif not options.explain:
         print(json.dumps(config, indent=2))
+
+
+def _chosen_before(base: dict[str, Any]) -> dict[str, Any]:
+    """What a file chose that other choices build upon."""
+    zero = base.get("zero_optimization", {})
+    chosen = {"stage": zero.get("stage", 0)}
+    for name in ("offload_optimizer", "offload_param"):
+        block = zero.get(name) or {}
+        chosen[name] = block.get("device", "none")
+        if "nvme_path" in block:
+            chosen["nvme_path"] = block["nvme_path"]
+    return chosen
 
 
 def _check(options: argparse.Namespace, device_bytes: int | None) -> None:

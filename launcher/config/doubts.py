@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from launcher.config.compiled_ops import check_ops
 from launcher.config.deepspeed_check import check_ds_config
 from launcher.config.recipe import Recipe
 
@@ -23,6 +24,11 @@ def recipe_doubts(recipe: Recipe) -> Iterator[str]:
 
 
 def doubts(recipe: Recipe, ds_file: dict[str, Any]) -> Iterator[str]:
-    """A line for each doubt about a recipe and the DeepSpeed JSON beside it."""
+    """A line for each doubt about a recipe and the DeepSpeed JSON beside it.
+
+    Raises:
+        MissingDependencyError: They need what cannot be compiled on this machine.
+    """
     yield from recipe_doubts(recipe)
     yield from check_ds_config(ds_file, "--ds_config")
+    yield from check_ops(ds_file, recipe.optim.host_adam)

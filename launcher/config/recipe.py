@@ -251,6 +251,9 @@ class OptimConfig(Record):
     """Decoupled weight decay (GPT-3's)."""
     grad_clip: Annotated[float, Field(ge=0.0)] = 1.0
     """Largest norm of the gradient; 0 does not clip."""
+    host_adam: Literal["auto", "cpu_adam", "torch"] = "auto"
+    """Of an optimizer that --ds_config offloads: DeepSpeed's CPU Adam, compiled on first use, or torch's AdamW on the
+    host; `auto` is CPU Adam where it can be compiled, else torch's."""
 
     @field_validator("betas", mode="before")
     @classmethod

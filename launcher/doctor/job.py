@@ -74,7 +74,7 @@ def look_at_job(job: Job, env: Mapping[str, str]) -> Iterator[Finding]:
     yield from findings
     manifests, findings = _data(loaded)
     yield from findings
-    yield from look_at_packages(recipe, ds_file, env)
+    yield from look_at_packages(recipe, ds_file)
     yield from look_at_hub(env, tuple(word for word in recipe.data.corpus if word.startswith(HUB)))
     yield from look_at_space(recipe, manifests, ds_file, world)
 

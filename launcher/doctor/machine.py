@@ -7,16 +7,14 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator, Mapping
-from ctypes.util import find_library
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from launcher import units
+from launcher.config.compiled_ops import USES, missing_packages
 from launcher.doctor.devices import torch_cuda
 from launcher.doctor.findings import Finding, State
 
-COMPILERS = {"g++": "g++", "ninja": "ninja-build"}
-"""Program → Debian package."""
 PROGRAMS = {
     "mpirun": ("started through MPI", "apt-get install openmpi-bin"),
     "srun": ("started through Slurm", ""),
@@ -41,18 +39,15 @@ CONNECT_S = 3.0
 
 def look_at_ops(env: Mapping[str, str]) -> Iterator[Finding]:
     """What DeepSpeed compiles on first use."""
-    compilers = [package for name, package in COMPILERS.items() if shutil.which(name) is None]
-    for op, use, missing in (
-        ("cpu_adam", "offload of the optimizer to the host", compilers),
-        ("async_io", "offload to NVMe", compilers + ([] if _has_libaio() else ["libaio-dev"])),
-    ):
+    for op, use in USES.items():
+        missing = missing_packages(op)
         folder = _extensions(env) / op
         lock = folder / "lock"
         state: State = "note"
         fix = ""
         if lock.exists():
-            # torch's builder waits for its lock for ever (measured: a killed build leaves it).
-            found = f"being compiled, or a killed build left {lock}"
+            # torch's builder waits for its lock for ever (measured: a killed build leaves it); a run clears it away.
+            found = f"being compiled, or a killed build left {lock}: a run waits minutes for it"
             fix = f"if none is running: rm {lock}"
         elif (folder / f"{op}.so").is_file():
             state, found = "ok", f"compiled: {folder}"
@@ -62,11 +57,6 @@ def look_at_ops(env: Mapping[str, str]) -> Iterator[Finding]:
         else:
             found = f"{use} needs it: compiled at the first use, in minutes, once a node"
         yield Finding(name=op, state=state, found=found, fix=fix)
-
-
-def can_compile(op: str, env: Mapping[str, str]) -> bool:
-    """Whether an op is compiled already, or its compilers are here."""
-    return (_extensions(env) / op / f"{op}.so").is_file() or all(shutil.which(name) for name in COMPILERS)
 
 
 def look_at_programs() -> Iterator[Finding]:
@@ -175,11 +165,6 @@ def look_at_hub(env: Mapping[str, str], names: tuple[str, ...] = ()) -> Iterator
 
 def _limit(value: int) -> str:
     return "unlimited" if value < 0 else str(value)
-
-
-def _has_libaio() -> bool:
-    folders = (Path("/usr/include"), Path("/usr/local/include"))
-    return find_library("aio") is not None and any((folder / "libaio.h").is_file() for folder in folders)
 
 
 def _extensions(env: Mapping[str, str]) -> Path:

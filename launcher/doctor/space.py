@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from launcher import units
-from launcher.config.deepspeed import offloads_optimizer
+from launcher.config.compiled_ops import check_ops, offload_devices
 from launcher.config.recipe import Recipe
-from launcher.doctor.findings import Finding
-from launcher.doctor.machine import COMPILERS, can_compile
+from launcher.doctor.findings import Finding, from_error
 from launcher.doctor.versions import OPTIONAL, installed
+from launcher.errors import MissingDependencyError
 from launcher.plan.parameters import count_parameters
 from launcher.shards.manifest import Manifest
 
@@ -43,7 +43,7 @@ class World:
         return -(-self.ranks // self.nodes)
 
 
-def look_at_packages(recipe: Recipe, ds_file: Mapping[str, Any], env: Mapping[str, str]) -> Iterator[Finding]:
+def look_at_packages(recipe: Recipe, ds_file: Mapping[str, Any]) -> Iterator[Finding]:
     """Packages and compilers that this run needs."""
     wanted = {
         "liger-kernel": recipe.model.liger,
@@ -53,11 +53,11 @@ def look_at_packages(recipe: Recipe, ds_file: Mapping[str, Any], env: Mapping[st
     for name in (name for name, is_wanted in wanted.items() if is_wanted and installed(name) is None):
         use, fix = OPTIONAL.get(name, (f"model.attention={recipe.model.attention}", f"pip install {name}"))
         yield Finding(name=name, state="wrong", found=f"not installed, and the recipe has {use}", fix=fix)
-    if offloads_optimizer(dict(ds_file)) and not can_compile("cpu_adam", env):
-        missing = [package for program, package in COMPILERS.items() if shutil.which(program) is None]
-        found = "the optimizer is offloaded, and DeepSpeed's CPU Adam cannot be compiled here"
-        fix = f"apt-get install {' '.join(missing)}, or a --ds_config without offload"
-        yield Finding(name="cpu_adam", state="wrong", found=found, fix=fix)
+    try:
+        for note in check_ops(dict(ds_file), recipe.optim.host_adam):
+            yield Finding(name="cpu_adam", state="note", found=note, fix="")
+    except MissingDependencyError as error:
+        yield from_error("compiled ops", error)
 
 
 def look_at_space(
@@ -77,7 +77,8 @@ def look_at_space(
         return
     yield Finding(name="model", state="ok", found=f"about {units.count(num_parameters)} parameters")
     yield _disk(recipe, num_parameters)
-    if offloads_optimizer(dict(ds_file)) and world is not None:
+    device, _ = offload_devices(dict(ds_file))
+    if device == "cpu" and world is not None:
         yield _host_memory(num_parameters, world)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch import nn
 
+from launcher.config.compiled_ops import missing_packages
 from launcher.config.deepspeed import offloads_optimizer
 from launcher.config.recipe import OptimConfig
+from launcher.engine.compiled_ops import load_op
 from launcher.errors import MissingDependencyError
 
 
@@ -37,18 +40,24 @@ def build_optimizer(
     cannot rebuild bit by bit (off by up to 9.5e-7 after five steps, measured), and has to be compiled first.
 
     Raises:
-        MissingDependencyError: The optimizer is offloaded and DeepSpeed's CPU Adam cannot be compiled here.
+        MissingDependencyError: The recipe asks for DeepSpeed's CPU Adam, and it cannot be compiled here.
     """
     settings: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
-    if not offloads_optimizer(ds_config):
+    if not offloads_optimizer(ds_config) or not _has_cpu_adam(optim):
         return torch.optim.AdamW(groups, fused=True, **settings)
     from deepspeed.ops.adam import DeepSpeedCPUAdam
 
+    return DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)  # type: ignore[no-any-return]
+
+
+def _has_cpu_adam(optim: OptimConfig) -> bool:
+    if optim.host_adam == "torch" or (optim.host_adam == "auto" and missing_packages("cpu_adam")):
+        return False
     try:
-        return DeepSpeedCPUAdam(groups, adamw_mode=True, **settings)  # type: ignore[no-any-return]
-    except (RuntimeError, OSError, ImportError) as error:
-        raise MissingDependencyError(
-            f"DeepSpeed's CPU Adam cannot be compiled here: {str(error).strip().splitlines()[0]}",
-            "zero_optimization.offload_optimizer",
-            "install g++ and ninja, or use a --ds_config without offload",
-        ) from None
+        load_op("cpu_adam")
+    except MissingDependencyError as error:
+        if optim.host_adam == "cpu_adam":
+            raise
+        logging.getLogger(__name__).warning("%s: torch's AdamW takes its place on the host", error.what)
+        return False
+    return True

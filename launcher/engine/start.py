@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import deepspeed
 import torch
 from transformers import PreTrainedModel
 
+from launcher.cluster.rank import find_place
 from launcher.config.recipe import OptimConfig
 from launcher.engine.optimizer import build_optimizer, parameter_groups
+from launcher.engine.swap_files import check_room
 
 
 def start_engine(model: PreTrainedModel, optim: OptimConfig, ds_config: dict[str, Any]) -> Any:
@@ -23,8 +26,13 @@ def start_engine(model: PreTrainedModel, optim: OptimConfig, ds_config: dict[str
 
     Returns:
         A `deepspeed.DeepSpeedEngine` (its types are not published, hence `Any`).
+
+    Raises:
+        DsConfigError: A drive that the optimizer is offloaded to is too small.
+        MissingDependencyError: The recipe asks for an optimizer that cannot be compiled here.
     """
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    check_room(ds_config, model, find_place(os.environ))
     optimizer = build_optimizer(parameter_groups(model, optim.weight_decay), optim, ds_config)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)

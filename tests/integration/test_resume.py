@@ -75,6 +75,7 @@ def test_weights_held_once_more_inside_of_a_node_go_on(shards: Path, tmp_path: P
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cpu_adam")
 @pytest.mark.parametrize(("config", "ranks"), [("zero2_offload", 2), ("zero3_offload", 1), ("zero3_offload_all", 2)])
 def test_an_offloaded_optimizer_goes_on_and_agrees_with_one_that_is_not(
     config: str, ranks: int, shards: Path, tmp_path: Path

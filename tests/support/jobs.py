@@ -62,6 +62,18 @@ def check(words: list[str], out: str) -> int:
     return code
 
 
+def train_without_compiler(arguments: list[str], empty: str) -> tuple[int, str]:
+    """`train_and_tell` on a machine without a compiler, where nothing has been compiled before.
+
+    Args:
+        arguments: Of the training program.
+        empty: A folder to make: the only one on PATH, and where compiled operations would lie.
+    """
+    Path(empty).mkdir()
+    os.environ.update(PATH=empty, TORCH_EXTENSIONS_DIR=empty)
+    return train_and_tell(arguments)
+
+
 def live_logits(arguments: list[str]) -> Any:
     """Train, then ask the engine's own model, before it is saved or exported; returns (inputs, logits)."""
     import torch

@@ -10,13 +10,14 @@ import pytest
 
 from launcher.config import places
 from launcher.config.batch import plan_batch
-from launcher.config.deepspeed import load_ds_config, offloads_optimizer, resolve_ds_config, zero_stage
+from launcher.config.deepspeed import load_ds_config, offloads_optimizer, resolve_ds_config, swap_folders, zero_stage
 from launcher.config.loading import load_recipe
 from launcher.config.recipe import Recipe
 from launcher.errors import DsConfigError, RecipeError
 
 RECIPE = load_recipe("law-bert-zh").recipe
 PLAN = plan_batch(16, 4, 2)
+NVME = {"device": "nvme", "nvme_path": "/n"}
 SHIPPED = places.names("ds_configs", ".json")
 
 
@@ -26,7 +27,7 @@ def test_shipped_files_say_what_their_names_say_and_resolve(name: str) -> None:
     assert file == load_ds_config(f"{name}.json")
     resolved = resolve_ds_config(file, RECIPE, plan_batch(16, 1, 8), "fp32")
     assert zero_stage(resolved) == int(name.removeprefix("zero")[0])
-    assert offloads_optimizer(resolved) == ("offload" in name)
+    assert offloads_optimizer(resolved) == ("offload" in name or "nvme" in name)
     keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     assert [resolved[key] for key in keys] == [16, 1, 2]
     assert "auto" not in json.dumps(resolved)
@@ -54,9 +55,17 @@ def test_the_recipe_decides_the_precision(precision: str, key: str | None) -> No
             {"zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}}},
             "offload_optimizer needs stage 1",
         ),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}}, "nvme needs a nvme_path"),
+        ({"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}}, "nvme needs a nvme_path"),
         (
-            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
-            "cannot be saved and resumed yet",
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "nvme", "nvme_path": "/n"}}},
+            "at stage 2 DeepSpeed keeps the state in the host's memory",
+        ),
+        ({"zero_optimization": {"stage": 3, "offload_optimizer": {**NVME, "buffer_count": 3}}}, "AdamW needs 4"),
+        ({"zero_optimization": {"stage": 3, "offload_param": NVME}}, "needs stage3_max_reuse_distance 0"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {**NVME, "pipeline_read": True}}},
+            "buffer_count is 4, AdamW needs 8 with pipelining",
         ),
         ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "disk"}}}, 'use one of: "none", "cpu"'),
         ([1], "a DeepSpeed configuration is a JSON object"),
@@ -168,6 +177,20 @@ def test_experts_that_cannot_be_shared_by_these_ranks_are_refused(
 def test_the_weights_of_a_node_are_held_once_more_only_by_whole_nodes() -> None:
     with pytest.raises(DsConfigError, match="zero_hpz_partition_size 8 does not divide the world size of 4"):
         resolve_ds_config(load_ds_config("zero3_hpz"), RECIPE, plan_batch(16, 4, 4), "fp32")
+
+
+def test_every_run_swaps_to_a_folder_of_its_own() -> None:
+    file = load_ds_config("zero3_nvme")
+    folders = []
+    for name in ("one", "two"):
+        recipe = RECIPE.model_copy(update={"name": name})
+        resolved = resolve_ds_config(file, recipe, PLAN, "fp32")
+        (folder,) = swap_folders(resolved)
+        assert folder.parent == Path("/local_nvme")
+        assert folder.name.startswith(name)
+        folders.append(folder)
+    assert folders[0] != folders[1]
+    assert swap_folders(resolve_ds_config(load_ds_config("zero3_offload"), RECIPE, PLAN, "fp32")) == []
 
 
 def test_experts_are_shared_as_the_recipe_says() -> None:

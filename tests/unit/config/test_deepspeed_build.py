@@ -11,8 +11,10 @@ import pytest
 from launcher import cli
 from launcher.config import places
 from launcher.config.deepspeed import load_ds_config
-from launcher.config.deepspeed_build import BUCKET, SUB_GROUPS, DsChoices, as_json, build_ds_config
-from launcher.config.deepspeed_check import check_ds_config
+from launcher.config.deepspeed_build import BUCKET, as_json, build_ds_config
+from launcher.config.deepspeed_check import LEAST_SWAPPED, check_ds_config
+from launcher.config.deepspeed_choices import DsChoices
+from launcher.config.deepspeed_offload import NVME_GROUP, SUB_GROUPS
 
 SHIPPED: dict[str, dict[str, Any]] = {
     "zero0": {"stage": 0},
@@ -22,6 +24,7 @@ SHIPPED: dict[str, dict[str, Any]] = {
     "zero2_offload": {"stage": 2, "offload_optimizer": "cpu"},
     "zero3_offload": {"stage": 3, "offload_optimizer": "cpu"},
     "zero3_offload_all": {"stage": 3, "offload_optimizer": "cpu", "offload_param": "cpu"},
+    "zero3_nvme": {"stage": 3, "offload_optimizer": "nvme", "nvme_path": "/local_nvme"},
     "zero3_hpz": {"stage": 3, "hpz": 8},
 }
 
@@ -29,6 +32,11 @@ SHIPPED: dict[str, dict[str, Any]] = {
 def value_of(choices: dict[str, Any], key: str) -> Any:
     (setting,) = [setting for setting in build_ds_config(DsChoices(**choices)) if setting.key.endswith(key)]
     return setting.value
+
+
+def on_nvme(sub_group_size: int | None = 10**6) -> dict[str, Any]:
+    zero = {"stage": 3, "reduce_bucket_size": 9, "offload_optimizer": {"device": "nvme", "nvme_path": "/n"}}
+    return {"zero_optimization": zero if sub_group_size is None else {**zero, "sub_group_size": sub_group_size}}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -46,14 +54,17 @@ def test_every_shipped_file_has_its_choices() -> None:
 @pytest.mark.parametrize("stage", range(4))
 @pytest.mark.parametrize("num_parameters", [None, 1_000, 110_000_000, 7_000_000_000, 10**12])
 @pytest.mark.parametrize("precision", [None, "fp32", "bf16", "fp16", "bf16_autocast"])
-@pytest.mark.parametrize("offload", ["none", "cpu"])
+@pytest.mark.parametrize("offload", ["none", "cpu", "nvme"])
 def test_whatever_is_built_is_sound(stage: Any, num_parameters: int | None, precision: Any, offload: Any) -> None:
+    if offload == "nvme" and stage < 3:
+        offload = "cpu"
     choices = DsChoices(
         stage=stage,
         num_parameters=num_parameters,
         precision=precision,
         offload_optimizer=offload if stage else "none",
         offload_param=offload if stage == 3 else "none",
+        nvme_path="/nvme" if offload == "nvme" else None,
         global_batch=64,
         micro_batch=4,
         grad_accum_steps=2,
@@ -74,6 +85,33 @@ def test_sizes_follow_from_the_model_unless_given() -> None:
     assert value_of({"stage": 2, "num_parameters": 160_000_000, "bucket_size": 7}, ".reduce_bucket_size") == 7
     groups = {"stage": 3, "offload_optimizer": "cpu", "num_parameters": 110_000_000}
     assert 110_000_000 // value_of(groups, ".sub_group_size") >= SUB_GROUPS
+
+
+def test_a_rank_has_enough_groups_on_nvme_whether_the_models_size_is_known_or_not() -> None:
+    nvme = {"stage": 3, "offload_optimizer": "nvme", "nvme_path": "/nvme"}
+    assert 100_000_000 // value_of(nvme, ".sub_group_size") >= SUB_GROUPS
+    shared = {**nvme, "num_parameters": 7_000_000_000, "num_ranks": 8}
+    assert 7_000_000_000 // 8 // value_of(shared, ".sub_group_size") >= SUB_GROUPS
+    assert value_of({**nvme, "num_parameters": 1000}, ".sub_group_size") * 4 >= LEAST_SWAPPED, "nothing would reach it"
+    assert value_of({**nvme, "offload_param": "nvme", "num_parameters": 3000}, ".offload_param.buffer_size") == 3000
+
+
+def test_asynchronous_io_is_as_asked_for() -> None:
+    nvme = {"stage": 3, "offload_optimizer": "nvme", "nvme_path": "/nvme"}
+    asked = {"aio_block_size": 2**23, "aio_queue_depth": 32, "aio_threads": 4}
+    aio = as_json(build_ds_config(DsChoices(**nvme, **asked)))["aio"]
+    assert aio == {"block_size": 2**23, "queue_depth": 32, "intra_op_parallelism": 4, "single_submit": False,
+                   "overlap_events": True}  # fmt: skip
+
+
+def test_a_file_that_offloads_to_another_drive_keeps_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    before = load_ds_config("zero3_nvme")
+    assert cli.main(["ds-config", "--from", "zero3_nvme", "--nvme-path", "/scratch", "--no-pin-memory"]) == 0
+    changed = json.loads(capsys.readouterr().out)
+    block = before["zero_optimization"]["offload_optimizer"]
+    block |= {"nvme_path": "/scratch", "pin_memory": False}
+    assert changed == before
+    assert changed["zero_optimization"]["sub_group_size"] == NVME_GROUP
 
 
 def test_the_command_builds_explains_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -110,6 +148,10 @@ def test_a_changed_file_keeps_the_rest_and_what_is_unknown_with_a_warning(
         (["--stage", "2", "--hpz", "8"], "--hpz needs --stage 3"),
         (["--stage", "2", "--offload-param", "cpu"], "--offload-param needs --stage 3"),
         (["--stage", "0", "--offload-optimizer", "cpu"], "--offload-optimizer needs --stage 1 or higher"),
+        (["--stage", "2", "--offload-optimizer", "nvme", "--nvme-path", "/n"], "--offload-optimizer needs --stage 3"),
+        (["--stage", "3", "--offload-optimizer", "nvme"], "offload to NVMe needs a folder there"),
+        (["--stage", "3", "--offload-optimizer", "cpu", "--nvme-path", "/n"], "--nvme-path is for offload to NVMe"),
+        (["--stage", "3", "--aio-threads", "4"], "--aio-threads is for offload to NVMe"),
         (["--check", "zero3", "--stage", "2"], "--check builds nothing"),
         (["--check", "zero9"], "there is no DeepSpeed configuration"),
         (
@@ -140,6 +182,14 @@ def test_choices_that_cannot_be_are_refused(words: list[str], message: str, caps
         (
             {"zero_optimization": {"stage": 3, "reduce_bucket_size": 9, "zero_quantized_weights": True}},
             "gathered in 8 bits",
+        ),
+        (on_nvme(sub_group_size=None), "one group of most models"),
+        (on_nvme(sub_group_size=1000), "groups below 1048576 bytes (4 a value) stay in memory; 262144 or more"),
+        ({**on_nvme(), "aio": {"block_size": 2**30}}, "268435456 or more reach NVMe"),
+        ({"zero_optimization": {"stage": 0}, "aio": {"block_size": 2**20}}, "aio: without effect"),
+        (
+            {"zero_optimization": {"stage": 1, "reduce_bucket_size": 9, "offload_optimizer": {"nvme_path": "/n"}}},
+            "offload_optimizer.nvme_path: without effect, the device is none",
         ),
     ],
 )

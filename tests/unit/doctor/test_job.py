@@ -96,10 +96,12 @@ def test_offload_is_held_against_memory_and_compilers(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(space, "memory", lambda: space.Memory(total_bytes=1000, free_bytes=1000))
-    monkeypatch.setattr(space, "can_compile", lambda op, env: False)
+    monkeypatch.setenv("CXX", "no-such-compiler")
     found = look(tmp_path, shards, {"ds_config": "zero3_offload", "ranks": 2})
     assert (found["host memory"].state, "more nodes" in found["host memory"].fix) == ("note", True)
-    assert (found["cpu_adam"].state, "without offload" in found["cpu_adam"].fix) == ("wrong", True)
+    assert (found["cpu_adam"].state, "torch's AdamW" in found["cpu_adam"].found) == ("note", True)
+    found = look(tmp_path, shards, {"ds_config": "zero3_nvme", "ranks": 2})
+    assert (found["compiled ops"].state, "offload to cpu" in found["compiled ops"].fix) == ("wrong", True)
 
 
 def test_a_hostfile_tells_ranks_and_nodes(tmp_path: Path, shards: Path) -> None:
