@@ -48,11 +48,14 @@ def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     Source: the finaliser of splitmix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195).
     """
     z = values + _GOLDEN
-    z ^= z >> np.uint64(30)
+    shifted = z >> np.uint64(30)
+    z ^= shifted
     z *= np.uint64(0xBF58476D1CE4E5B9)
-    z ^= z >> np.uint64(27)
+    np.right_shift(z, np.uint64(27), out=shifted)
+    z ^= shifted
     z *= np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
+    np.right_shift(z, np.uint64(31), out=shifted)
+    z ^= shifted
     return z
 
 

@@ -122,9 +122,8 @@ class Permutation:
         left_N = values_N >> num_right_bits
         right_N = values_N & right_mask
         for number in numbers:
-            round_key = self._round_keys[number]
-            if number % 2 == 0:
-                right_N ^= units.mix(left_N ^ round_key) & right_mask
-            else:
-                left_N ^= units.mix(right_N ^ round_key) & left_mask
+            told_N, changed_N, mask = (left_N, right_N, right_mask) if number % 2 == 0 else (right_N, left_N, left_mask)
+            mixed_N = units.mix(told_N ^ self._round_keys[number])
+            mixed_N &= mask
+            changed_N ^= mixed_N
         return (left_N << num_right_bits) | right_N

@@ -46,6 +46,11 @@ class Windows:
             raise ValueError(f"windows of {self.length} tokens cannot start every {self.stride} tokens")
 
     @cached_property
+    def _stride(self) -> NDArray[np.int64]:
+        # numpy multiplies by an array in half of the time that it takes a Python number.
+        return np.array(self.stride)
+
+    @cached_property
     def num_samples(self) -> int:
         """Windows with at least one target; 0 where the stream has none."""
         num_targets = self.stream.num_tokens - (self.length - self.stride)
@@ -68,7 +73,7 @@ class Windows:
         """Fill a row with each of these windows; see `Samples.read`."""
         if not sample_ids_B.size:
             return np.empty(0, dtype=np.int64)
-        starts_B = sample_ids_B * self.stride
+        starts_B = sample_ids_B * self._stride
         # Only the last window can reach beyond the stream, and what is no window at all does.
         if self.stream.read_full_rows(starts_B, out_BL):
             return _full(len(sample_ids_B), self.length)

@@ -27,6 +27,10 @@ from launcher.shards.shard import Shard
 Verify = Literal["open", "touch", "off"]
 """When blocks are held against their checksums: all of them at opening, each when it is first touched, never."""
 
+WIDE = 4096
+"""Tokens of a row from which on each row is cast as it is read. Below it one call of numpy's for all rows is faster,
+though it gathers them first (measured, 4 rows of 8,192: 8.3 µs instead of 10.9)."""
+
 
 class Split:
     """The documents of a split, and the stream of tokens they make one after another.
@@ -137,11 +141,16 @@ class Split:
         if lowest < 0 or highest > self.num_tokens:
             return False
         number = bisect_right(self._token_starts, lowest) - 1
-        if highest <= self._token_starts[number + 1]:  # one call of numpy's for all
+        if highest <= self._token_starts[number + 1]:
             shard, base = self._shard(number), self._token_starts[number]
             if shard.file.num_unchecked:
                 shard.file.check_rows([start - base for start in starts] if base else starts, width, shard.itemsize)
-            out_BL[:] = shard.windows(width)[starts_B - base if base else starts_B]
+            windows = shard.windows(width)
+            if width < WIDE:
+                out_BL[:] = windows[starts_B - base if base else starts_B]
+                return True
+            for row, start in enumerate(starts):
+                out_BL[row] = windows[start - base]
             return True
         for row_L, start in zip(out_BL, starts, strict=True):
             number = bisect_right(self._token_starts, start) - 1

@@ -70,10 +70,12 @@ def test_a_run_computes_each_block_once(monkeypatch: pytest.MonkeyPatch) -> None
         return shuffled(order, epoch, offsets)
 
     monkeypatch.setattr(Order, "shuffled", counted)
-    order = Order(10_000, 7)
-    for first in range(0, 20_000, 24):
+    num_samples, rest = 2 * BLOCK_POSITIONS + 1808, 1808
+    order = Order(num_samples, 7)
+    for first in range(0, 2 * num_samples, 24):
         order.samples_at(np.arange(first, first + 24, dtype=np.int64))
-    assert asked == [4096, 4096, 10_000 - 2 * 4096, 4096, 4096, 10_000 - 2 * 4096, 4096]
+    an_epoch = [BLOCK_POSITIONS, BLOCK_POSITIONS, rest]
+    assert asked == [*an_epoch, *an_epoch, BLOCK_POSITIONS]
 
 
 def test_a_batch_that_is_kept_cannot_be_changed_by_who_asked_for_it() -> None:
@@ -101,7 +103,7 @@ def test_opening_and_a_first_batch_cost_the_same_however_many_samples_there_are(
     peak_bytes = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert sum(mixed) < 6 * 3 * BLOCK_POSITIONS  # rounds, and fewer than two walks in the mean
-    assert peak_bytes < 1 << 20
+    assert peak_bytes < 2 << 20
 
 
 def test_each_epoch_and_each_seed_has_an_order_of_its_own() -> None:
