@@ -89,7 +89,8 @@ class SampleOrder(ABC):
             # A run asks for one batch behind the other, nearly all out of one block.
             begin_ = np.array(begin)  # numpy takes an array in half of the time of a Python number
             self.__dict__["_recent"] = begin, begin + len(samples), begin_, samples
-        return samples[positions_N - begin_]
+        found_N: NDArray[np.int64] = samples[positions_N - begin_]
+        return found_N
 
     @cached_property
     def _recent(self) -> tuple[int, int, NDArray[np.int64], NDArray[np.int64]]:
