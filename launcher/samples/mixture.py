@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from launcher import units
 from launcher.errors import RecipeError, did_you_mean
-from launcher.samples.grouping import grouped
+from launcher.samples.grouping import bounds, grouped
 from launcher.samples.recent import Recent
 
 ALGORITHM = "largest-remainder/1"
@@ -85,10 +85,16 @@ class Mixture:
         Raises:
             IndexError: A position is negative.
         """
-        if positions_N.size and positions_N.min() < 0:
+        if not positions_N.size:
+            return positions_N.copy(), positions_N.copy()
+        lowest, highest = bounds(positions_N)
+        if lowest < 0:
             raise IndexError("a position is negative")
         if len(self.names) == 1:
             return np.zeros(positions_N.shape, dtype=np.int64), positions_N
+        number = bisect_right(self._firsts, lowest) - 1
+        if bisect_right(self._firsts, highest) - 1 == number:  # a batch of a run, nearly always
+            return self._locate_in(number, positions_N - self._firsts[number])
         corpora_N, own_N = np.empty_like(positions_N), np.empty_like(positions_N)
         phases_N = np.searchsorted(self._firsts, positions_N, side="right") - 1
         for number, here in grouped(phases_N):
@@ -167,13 +173,12 @@ class Mixture:
         if len(shares.members) == 1:
             corpus = shares.members[0]
             return np.full(offsets_N.shape, corpus), offsets_N + start_S[corpus]
-        members = np.array(shares.members, dtype=np.int64)
         corpora_N, own_N = np.empty_like(offsets_N), np.empty_like(offsets_N)
         blocks_N, places_N = np.divmod(offsets_N, shares.block)
         for block_number, here in grouped(blocks_N):
             block = self._blocks.get((number, block_number), self._scattered)
             places = places_N[here]
-            corpora_N[here] = members[block.members_T[places]]
+            corpora_N[here] = shares.members_M[block.members_T[places]]
             own_N[here] = block.own_T[places]
         return corpora_N, own_N + start_S[corpora_N]
 
@@ -214,6 +219,7 @@ class _Shares:
         parts = [int(fraction * denominator) for fraction in fractions]
         common = math.gcd(*parts)
         self.members = tuple(names.index(name) for name in ordered)
+        self.members_M = np.array(self.members, dtype=np.int64)
         self.parts = tuple(part // common for part in parts)
         self.total = sum(self.parts)
         self.block = MIN_BLOCK
