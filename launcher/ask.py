@@ -12,7 +12,6 @@ from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
@@ -22,6 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from launcher.errors import ModelError, UsageError
 from launcher.models.configuration import positions_of
+from launcher.models.local import LOCAL, read_config
 from launcher.models.moe import choose_experts_that_fit
 
 MASK_WORD = "[MASK]"
@@ -82,7 +82,7 @@ def fill(folder: Path, prompts: list[str], top: int = 5) -> list[Answer]:
     for prompt in prompts:
         check_blanks(prompt, tokenizer.mask_token)
         _room(tokenizer, prompt, 2, config)
-    model = AutoModelForMaskedLM.from_pretrained(folder).eval()
+    model = AutoModelForMaskedLM.from_pretrained(folder, **LOCAL).eval()
     return [_fill_one(model, tokenizer, prompt, top) for prompt in prompts]
 
 
@@ -101,11 +101,11 @@ def generate(folder: Path, prompts: list[str], max_new_tokens: int = 40) -> list
     config, tokenizer = _open(folder)
     rooms = [_room(tokenizer, prompt, 1, config) for prompt in prompts]
     if type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
-        model: Any = AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+        model: Any = AutoModelForSeq2SeqLM.from_pretrained(folder, **LOCAL).eval()
     elif type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and (
         type(config) not in MODEL_FOR_MASKED_LM_MAPPING or _is_decoder(config)
     ):
-        model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        model = AutoModelForCausalLM.from_pretrained(folder, **LOCAL).eval()
     else:
         raise ModelError(f"{config.model_type} does not generate text", str(folder), "use `pretrain fill`")
     choose_experts_that_fit(model, model.dtype.itemsize)
@@ -139,7 +139,7 @@ def _open(folder: Path) -> tuple[Any, Any]:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
         raise ModelError("the folder holds no tokenizer", str(folder), "copy the files of the model's tokenizer there")
     try:
-        return AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        return read_config(folder), AutoTokenizer.from_pretrained(folder, **LOCAL)
     except (OSError, ValueError, KeyError) as error:
         first_sentence = " ".join(str(error).split()).partition(". ")[0]
         raise ModelError(f"transformers cannot open this folder: {first_sentence}", str(folder)) from None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from launcher import __version__, launch
 from launcher.cluster import hostfile_command
+from launcher.cluster.environment import stay_inside
 from launcher.config import deepspeed_command
 from launcher.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, LauncherError, RequeueError, ShardError
 from launcher.probe import options as options_of_check
@@ -381,6 +382,7 @@ def check(options: argparse.Namespace) -> int:
 
 def export(options: argparse.Namespace) -> None:
     """`pretrain export`."""
+    stay_inside(os.environ)
     from launcher.export import export_run
 
     print(export_run(options.run, options.out, options.step))
@@ -388,6 +390,7 @@ def export(options: argparse.Namespace) -> None:
 
 def fill(options: argparse.Namespace) -> None:
     """`pretrain fill`."""
+    stay_inside(os.environ)
     from launcher import ask
 
     _show_answers(options, ask.fill(ask.exported_folder(options.model), options.prompts))
@@ -395,6 +398,7 @@ def fill(options: argparse.Namespace) -> None:
 
 def generate(options: argparse.Namespace) -> None:
     """`pretrain generate`."""
+    stay_inside(os.environ)
     from launcher import ask
 
     _show_answers(options, ask.generate(ask.exported_folder(options.model), options.prompts))

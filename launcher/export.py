@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 from transformers.utils.logging import disable_progress_bar
 
 from launcher.checkpoint import folder as layout
@@ -19,6 +18,7 @@ from launcher.config.loading import check_recipe, read_yaml
 from launcher.config.recipe import Recipe
 from launcher.errors import CheckpointError, UsageError
 from launcher.models.build import AUTO_CLASSES
+from launcher.models.local import read_config
 from launcher.units import count
 
 
@@ -74,7 +74,7 @@ def _refuse_other_content(out: Path) -> None:
 
 
 def _write(path: Path, recipe: Recipe, run: Path, folder: Path) -> None:
-    config = AutoConfig.from_pretrained(path)
+    config = read_config(path)
     auto = AUTO_CLASSES[recipe.objective.head]
     with torch.device("meta"):
         model = auto.from_config(config, dtype=torch.float32)

@@ -27,6 +27,7 @@ from typing import Any
 
 from rich.console import Console
 
+from launcher.cluster.environment import stay_inside
 from launcher.cluster.rank import Place, find_place, threads_per_rank, with_master
 from launcher.cluster.signals import StopSignals
 from launcher.config import deepspeed as ds
@@ -71,6 +72,7 @@ FIRST_WORD_S = 5.0
 def main(arguments: Sequence[str]) -> int:
     """Train, and turn whatever happens into an exit code."""
     rank, watch = 0, None
+    stay_inside(os.environ)
     with ExitStack() as opened:
         try:
             place = find_place(os.environ)

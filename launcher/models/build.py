@@ -30,6 +30,7 @@ from launcher.models.documents import keep_documents_apart
 from launcher.models.expert_parallel import prepare_expert_parallel
 from launcher.models.initial import draw_weights, grow_vocabulary, scale_residual_writers
 from launcher.models.liger import use_liger
+from launcher.models.local import LOCAL
 from launcher.models.moe import choose_experts, follow_autocast, gather_routed_blocks_whole
 from launcher.models.places import predict_only_places
 from launcher.models.routing import watch_routers
@@ -157,6 +158,7 @@ def _load(
             dtype=torch.float32,
             attn_implementation=model.attention,
             output_loading_info=True,
+            **LOCAL,
         )
     except OSError as error:
         first_line = str(error).strip().splitlines()[0]

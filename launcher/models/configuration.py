@@ -11,13 +11,13 @@ from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_PRETRAINING_MAPPING,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    AutoConfig,
     PreTrainedConfig,
 )
 
 from launcher.config.objectives import Head
 from launcher.config.recipe import ModelConfig
 from launcher.errors import ModelError, did_you_mean
+from launcher.models.local import read_config
 from launcher.shards.manifest import TokenizerInfo
 
 # The recipe's numbers carry the names most families use; these are the exceptions that transformers' own
@@ -245,7 +245,7 @@ def _continued(model: ModelConfig, tokenizer: TokenizerInfo) -> PreTrainedConfig
             "model",
             "delete these fields, or model.continue_from to train from scratch",
         )
-    config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
+    config = read_config(folder)
     # A smaller vocabulary grows: `build_model` adds the rows.
     config.vocab_size = max(config.vocab_size, tokenizer.vocab_size)
     return config
@@ -255,7 +255,7 @@ def num_new_tokens(config: PreTrainedConfig, model: ModelConfig) -> int:
     """Tokens that the model to continue from does not know; 0 from scratch."""
     if model.continue_from is None:
         return 0
-    return int(config.vocab_size - AutoConfig.from_pretrained(model.continue_from).vocab_size)
+    return int(config.vocab_size - read_config(model.continue_from).vocab_size)
 
 
 def _numbers(model: ModelConfig, defaults: PreTrainedConfig) -> dict[str, Any]:
