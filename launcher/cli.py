@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher import __version__, launch
+from launcher.checkpoints import command as checkpoints
 from launcher.cluster import hostfile_command
 from launcher.cluster.environment import stay_inside
 from launcher.config import deepspeed_command
@@ -163,6 +165,9 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("ds-config", deepspeed_command.run, "build a DeepSpeed JSON from few choices, or check one")
     deepspeed_command.add_options(command)
 
+    command = add("checkpoints", checkpoints.run, "look at a run's checkpoints, check their bytes, delete old ones")
+    checkpoints.add_options(command)
+
     command = add("launch", launch.run, "start a run through DeepSpeed, Slurm, MPI, torchrun or ssh, or print how")
     launch.add_options(command, _positive)
 
@@ -173,6 +178,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("run", type=Path, metavar="RUN", help="a run's folder, e.g. runs/law-bert-zh")
     command.add_argument("--step", type=int, metavar="N", help="checkpoint to take (default: the newest)")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    command.add_argument(
+        "--shard-gb", type=_gigabytes, default=5.0, metavar="GB", help="most of the weights in one file (%(default)s)"
+    )
 
     for name, run, help_ in (
         ("fill", fill, "let a masked language model fill the [MASK]s of texts"),
@@ -195,6 +203,16 @@ def _count(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
     return int(text)
+
+
+def _gigabytes(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of gigabytes above 0")
+    return value
 
 
 def _share(text: str) -> float:
@@ -385,7 +403,10 @@ def export(options: argparse.Namespace) -> None:
     stay_inside(os.environ)
     from launcher.export import export_run
 
-    print(export_run(options.run, options.out, options.step))
+    taken, skipped = export_run(options.run, options.out, options.step, int(options.shard_gb * 1e9))
+    for line in skipped:
+        print(f"warning: {line}", file=sys.stderr)
+    print(f"{options.out}: from {taken}")
 
 
 def fill(options: argparse.Namespace) -> None:

@@ -12,7 +12,8 @@
     │   ├── ShardError              shards that are missing, damaged or of another build
     │   ├── ObjectiveError          an objective the tokenizer, the model or the length cannot serve
     │   ├── ModelError              a model configuration
-    │   ├── CheckpointError         a checkpoint that is damaged or belongs to another run
+    │   ├── CheckpointError         a checkpoint that cannot be loaded, or belongs to another run
+    │   │   └── DamagedCheckpointError  its bytes are not those that were written
     │   ├── DivergedError           a run that comes to no good, whatever is left out of its data
     │   ├── FruitlessError          a run that was started again and again and took no step
     │   ├── RunInUseError           a run's folder that another job is at work in
@@ -111,7 +112,11 @@ class ModelError(UserError):
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is damaged or belongs to another run."""
+    """A checkpoint that cannot be loaded, or belongs to another run."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint whose bytes are not those that were written; the one before it may be sound."""
 
 
 class DivergedError(UserError):

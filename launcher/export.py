@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.utils.logging import disable_progress_bar
 
 from launcher.checkpoint import folder as layout
-from launcher.checkpoint.buffers import restore_buffers
+from launcher.checkpoint.find import Skipped, newest_sound
 from launcher.checkpoint.load import CheckpointReader
+from launcher.checkpoint.model_files import write_model_files
 from launcher.config.loading import check_recipe, read_yaml
 from launcher.config.recipe import Recipe
 from launcher.errors import CheckpointError, UsageError
@@ -21,37 +21,67 @@ from launcher.models.build import AUTO_CLASSES
 from launcher.models.local import read_config
 from launcher.units import count
 
+SHARD_BYTES = 5 * 10**9
+"""Most bytes of weights in a file: the hub's own limit was so for long, and tools stream files of that size."""
 
-def export_run(run: Path, out: Path, step: int | None = None) -> Path:
-    """Write weights (safetensors, fp32), configuration, tokenizer and a model card.
+
+def export_run(run: Path, out: Path, step: int | None = None, shard_bytes: int = SHARD_BYTES) -> tuple[Path, list[str]]:
+    """Export a checkpoint of a run.
 
     Args:
         run: The run's folder.
         out: Folder to write. An earlier export there is replaced once the new one is complete; anything else is kept.
-        step: Checkpoint to take; the newest complete one without it.
+        step: Checkpoint to take; the newest sound one without it.
+        shard_bytes: Most bytes of weights in one file.
 
     Returns:
-        `out`.
+        The checkpoint that was taken, and a line for each newer one that is damaged.
 
     Raises:
         CheckpointError: There is no such checkpoint, or its files are damaged.
         UsageError: `out` holds something that is no exported model.
     """
-    out = out.resolve()  # a link is kept, and what it leads to replaced
-    _refuse_other_content(out)
     checkpoints = run / "checkpoints"
     steps = layout.complete_steps(checkpoints)
-    if not steps or (step is not None and step not in steps):
-        missing = "no complete checkpoint" if step is None else f"no complete checkpoint of step {step}"
+    if step is not None and step not in steps:
         have = f"choose one of the steps {', '.join(map(str, steps))}" if steps else "train the run first"
-        raise CheckpointError(f"there is {missing}", str(checkpoints), have)
-    path = layout.checkpoint_path(checkpoints, step if step is not None else steps[-1])
-    layout.verify(path)
+        raise CheckpointError(f"there is no complete checkpoint of step {step}", str(checkpoints), have)
+    skipped: tuple[Skipped, ...] = ()
+    if step is not None:
+        path = layout.checkpoint_path(checkpoints, step)
+        layout.verify(path)
+    else:
+        found = newest_sound(checkpoints, steps)
+        if found.path is None:
+            raise CheckpointError("there is no complete checkpoint", str(checkpoints), "train the run first")
+        path, skipped = found.path, found.skipped
+    export_checkpoint(path, run, out, shard_bytes)
+    return path, [f"the checkpoint of step {entry.step} is damaged: {entry.why}" for entry in skipped]
+
+
+def export_checkpoint(path: Path, run: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> Path:
+    """Write weights (safetensors, fp32), configuration, tokenizer and a model card, in memory for a layer.
+
+    Args:
+        path: A checkpoint that has been verified.
+        run: The folder of its run.
+        out: As for `export_run`.
+        shard_bytes: Likewise.
+
+    Returns:
+        `out`, links followed.
+
+    Raises:
+        UsageError: `out` holds something that is no exported model.
+    """
+    out = out.resolve()  # a link is kept, and what it leads to replaced
+    _refuse_other_content(out)
     recipe = check_recipe(read_yaml(path / "recipe.yaml"), str(path / "recipe.yaml"))
     saving = out.with_name(f".{out.name}.saving")
     shutil.rmtree(saving, ignore_errors=True)
     try:
-        _write(path, recipe, run, saving)
+        saving.mkdir()
+        _write(path, recipe, run, saving, shard_bytes)
         shutil.rmtree(out, ignore_errors=True)
         os.replace(saving, out)
     finally:
@@ -73,20 +103,20 @@ def _refuse_other_content(out: Path) -> None:
         raise UsageError("there is something here that is no exported model", str(out), "give a new folder as --out")
 
 
-def _write(path: Path, recipe: Recipe, run: Path, folder: Path) -> None:
+def _write(path: Path, recipe: Recipe, run: Path, folder: Path, shard_bytes: int) -> None:
     config = read_config(path)
     auto = AUTO_CLASSES[recipe.objective.head]
     with torch.device("meta"):
         model = auto.from_config(config, dtype=torch.float32)
-    model.to_empty(device="cpu")
     model.tie_weights()
-    with CheckpointReader(path) as reader, torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(reader.read_whole(name))
-        restore_buffers(model, reader.buffers())
+    with CheckpointReader(path) as reader:
+        write_model_files(model, reader, folder, shard_bytes)
         state = reader.state
-    disable_progress_bar()
-    model.save_pretrained(folder)
+    model.config.dtype = "float32"
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
     shutil.copytree(run / "tokenizer", folder, dirs_exist_ok=True)
     # The shards' tokenizer knows no length; the model's is what users' truncation=True should cut to.
     tokenizer_config = folder / "tokenizer_config.json"

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from launcher.checkpoint.save import save
+from launcher.checkpoint.save import Saver
 from launcher.checkpoint.state import run_state
 from launcher.config.batch import BatchPlan
 from launcher.config.loading import resolved_yaml
@@ -37,6 +37,7 @@ class Run:
     data: Data
     plan: BatchPlan
     progress: Progress
+    saver: Saver
     watch: Watch
     ledger: Ledger
     console: Console
@@ -52,13 +53,19 @@ def run_steps(run: Run) -> int:
             while not _take_steps(run, metrics, guard):
                 run.watch.pulse.begin("going back")
                 with run.ledger.during("rewind"):
+                    run.saver.wait()
+                    tell_saves(run, metrics)
                     rewind(run.recipe, run.engine, run.progress, metrics, run.console)
                 run.ledger.went_back(run.progress.step)
                 guard.health = run.progress.health
+            finish_saves(run, metrics)
         except StopAsked as asked:
             step = run.progress.step
+            run.saver.wait()
+            tell_saves(run, metrics)
             if step > run.progress.saved_step:
-                save_run(run, metrics)
+                save_run(run)
+            finish_saves(run, metrics)
             metrics.event("stop", step=step, code=asked.code)
             run.console.print(
                 f"stopped after step {step} as asked ({run.watch.stop.why or 'another rank was'}), saved: "
@@ -102,7 +109,8 @@ def _take_steps(run: Run, metrics: Log, guard: Guard) -> bool:
         if is_due(result.step, recipe.eval.every_steps, last):
             validate(run, metrics)
         if is_due(result.step, recipe.checkpoint.every_steps, last):
-            save_run(run, metrics)
+            save_run(run)
+        tell_saves(run, metrics)
         pulse.begin_step()
     pulse.begin("the end")
     return True
@@ -170,8 +178,8 @@ def validate(run: Run, metrics: Log) -> None:
     metrics.evaluation(progress.step, result)
 
 
-def save_run(run: Run, metrics: Log) -> None:
-    """Write a checkpoint that holds all of the run."""
+def save_run(run: Run) -> None:
+    """Begin to write a checkpoint that holds all of the run."""
     recipe, progress = run.recipe, run.progress
     run.watch.pulse.begin("a save")
     position = moved_on(recipe.batch.schedule.position_at(progress.step), progress.passed_over)
@@ -180,10 +188,34 @@ def save_run(run: Run, metrics: Log) -> None:
     config = run.engine.module.config.to_json_string(use_diff=False)
     texts = {"recipe.yaml": resolved_yaml(recipe), "config.json": config}
     with run.ledger.during("checkpoint"):
-        save(run.engine, recipe.run_folder / "checkpoints", state, texts, recipe.checkpoint.keep_last)
-    run.ledger.saved(progress.step)
-    progress.saved_step = progress.step
-    metrics.event("checkpoint", step=progress.step)
+        run.saver.save(state, texts)
+
+
+def tell_saves(run: Run, metrics: Log) -> None:
+    """Write how the saves ended that have ended; training goes on without one that failed."""
+    for outcome in run.saver.outcomes():
+        if outcome.problem is None:
+            run.progress.saved_step = outcome.step
+            run.ledger.saved(outcome.step)
+            fields = {name: value for name, value in asdict(outcome).items() if name != "problem"}
+            metrics.event("checkpoint", **fields)
+        else:
+            metrics.event("checkpoint_failed", step=outcome.step, why=outcome.problem.what)
+            run.console.print(f"warning: step {outcome.step}: {outcome.problem.what}", highlight=False, soft_wrap=True)
+
+
+def finish_saves(run: Run, metrics: Log) -> None:
+    """Wait for the save in flight.
+
+    Raises:
+        SaveError: On every rank, if the last save failed.
+    """
+    run.watch.pulse.begin("a save")
+    try:
+        with run.ledger.during("checkpoint"):
+            run.saver.finish()
+    finally:
+        tell_saves(run, metrics)
 
 
 def _tell_load(run: Run, load: ExpertLoad, metrics: Log) -> None:

@@ -7,14 +7,13 @@ follows from them alone (`launcher.samples.passed_over`).
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from launcher.checkpoint import folder as layout
-from launcher.checkpoint.load import CheckpointReader, restore
+from launcher.checkpoint.load import CheckpointReader, find_together, restore
 from launcher.config.recipe import Recipe
 from launcher.engine.metrics import Log
 from launcher.engine.process import share
@@ -42,25 +41,26 @@ def rewind(recipe: Recipe, engine: Any, progress: Progress, metrics: Log, consol
         DivergedError: There is no checkpoint, or it was done often enough.
     """
     checkpoints, guards = recipe.run_folder / "checkpoints", recipe.guards
-    steps = layout.complete_steps(checkpoints)
     now = progress.step
-    _refuse_for_ever(recipe, progress, steps)
-    target = steps[-guards.back_checkpoints :][0]
+    found, skipped = find_together(checkpoints, guards.back_checkpoints)
+    _refuse_for_ever(recipe, progress, found.path)
+    assert found.path is not None
+    target = int(layout.read_json(found.path / "state.json", "step")["step"])
+    for line in skipped:
+        console.print(f"warning: {line}", highlight=False, soft_wrap=True)
     position_at = recipe.batch.schedule.position_at
     first = moved_on(position_at(target), progress.passed_over)
     last = moved_on(position_at(now), progress.passed_over)
     windows = with_window(progress.passed_over, first, last)
     num_rewinds = progress.num_rewinds + 1
-    share(None)  # every rank has looked which checkpoints there are
     if engine.global_rank == 0:
-        for step in steps:
+        for step in layout.complete_steps(checkpoints):
             if step > target:  # else a later start would go on from there. A crash here only repeats what led here.
-                path = layout.checkpoint_path(checkpoints, step)
-                (path / layout.MANIFEST).unlink()
-                shutil.rmtree(path)
+                layout.delete(layout.checkpoint_path(checkpoints, step))
+        layout.write_latest(checkpoints, target)
         Kept(windows, num_rewinds).write(recipe.run_folder)
     share(None)
-    with CheckpointReader(layout.checkpoint_path(checkpoints, target)) as reader:
+    with CheckpointReader(found.path) as reader:
         restore(engine, reader)
         take_over(progress, reader.state)
     progress.passed_over, progress.num_rewinds = windows, num_rewinds
@@ -93,11 +93,11 @@ def recall(progress: Progress, run: Path) -> None:
         progress.passed_over, progress.num_rewinds = kept.windows, kept.num_rewinds
 
 
-def _refuse_for_ever(recipe: Recipe, progress: Progress, steps: list[int]) -> None:
+def _refuse_for_ever(recipe: Recipe, progress: Progress, checkpoint: Path | None) -> None:
     guards, run = recipe.guards, recipe.run_folder
     report = f"the steps are the `left_out` events in {run / 'metrics.jsonl'}; `pretrain trace {run} --digest …` shows"
     fix = f"{report} their text. Lower optim.lr, exclude documents (data.exclude), or raise guards.max_rewinds"
-    if not steps:
+    if checkpoint is None:
         raise DivergedError(
             f"{progress.health.bad_in_a_row or progress.health.overflows_in_a_row} bad steps in a row, the last is "
             f"{progress.step}, and no checkpoint to go back to",

@@ -54,6 +54,7 @@ from launcher.errors import (
     EXIT_OURS,
     CheckpointError,
     LauncherError,
+    RequeueError,
     UsageError,
 )
 from launcher.feed import Data, longest_step, open_data, wasted
@@ -136,11 +137,13 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place, watch: Wa
         if place.rank == 0:
             unmark(recipe.run_folder)
         device = join(place, watch)
+        checkpoint = find_checkpoint(recipe, console)
         data = open_data(recipe)
         check_tokenizer(recipe, data.tokenizer)
         for line in wasted(data):
             console.print(f"note: {line}", highlight=False, soft_wrap=True)
-        precision = settle_precision(recipe)
+        before = state_before(checkpoint)
+        precision = settle_precision(recipe, before)
         ds_config = ds.resolve_ds_config(ds_file, recipe, plan, precision)
         config = configure(recipe, data)
         tell_new_tokens(recipe, config, console)
@@ -149,8 +152,8 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place, watch: Wa
         keep_log(recipe, place.rank)  # the run's folder begins here: whatever the user can mend was told before
         ledger = keep_ledger(recipe, place, watch)
         engine = start(recipe, model, ds_config)
-        plan = settle_micro_batch(recipe, engine, data, plan, place, console)
-        progress = resume(recipe, engine, data, precision, console)
+        plan = settle_micro_batch(recipe, engine, data, plan, place, before, console)
+        progress = resume(recipe, engine, data, checkpoint, precision, console)
         progress.micro_batch = plan.micro_batch
         keep_inputs(recipe, ds_config | ds.batch_keys(plan), place.rank)
         code = take_steps(recipe, engine, data, plan, progress, watch, ledger, console)
@@ -166,15 +169,30 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place, watch: Wa
 
 
 def is_complete(recipe: Recipe) -> bool:
-    """Whether a checkpoint of the last step is there, of this very recipe."""
-    from launcher.checkpoint.folder import checkpoint_path, complete_steps
+    """Whether a checkpoint of the last step is there, of this very recipe; a glance, before anything else is done."""
+    from launcher.checkpoint.find import newest_sound, problem_at_a_glance
+    from launcher.checkpoint.folder import complete_steps, read_json
 
     checkpoints = recipe.run_folder / "checkpoints"
-    steps = complete_steps(checkpoints)
-    if not steps:
+    newest = newest_sound(checkpoints, complete_steps(checkpoints), problem_at_a_glance).path
+    if newest is None:
         return False
-    refuse_other_recipe(recipe, checkpoint_path(checkpoints, steps[-1]))
-    return steps[-1] >= recipe.train.num_steps
+    refuse_other_recipe(recipe, newest)
+    return int(read_json(newest / "state.json", "step")["step"]) >= recipe.train.num_steps
+
+
+def find_checkpoint(recipe: Recipe, console: Console) -> Path | None:
+    """The checkpoint to go on from, the same on every rank: the newest whose every byte is as it was written.
+
+    Raises:
+        CheckpointError: There are some, but none that can be gone on from.
+    """
+    from launcher.checkpoint.load import find_together
+
+    found, skipped = find_together(recipe.run_folder / "checkpoints")
+    for line in skipped:
+        console.print(f"warning: {line}", highlight=False, soft_wrap=True)
+    return found.path
 
 
 def refuse_other_recipe(recipe: Recipe, checkpoint: Path) -> None:
@@ -229,14 +247,20 @@ def leave(watch: Watch, ds_config: dict[str, Any], place: Place) -> None:
     clear_swap_files(ds_config, place)
 
 
-def settle_precision(recipe: Recipe) -> str:
+def state_before(checkpoint: Path | None) -> dict[str, Any]:
+    """What the checkpoint to go on from says of the run; nothing without one."""
+    from launcher.checkpoint.folder import read_json
+
+    return read_json(checkpoint / "state.json", "precision") if checkpoint is not None else {}
+
+
+def settle_precision(recipe: Recipe, before: dict[str, Any]) -> str:
     """What `train.precision` means here: a run that was begun keeps what it began with."""
     from launcher.engine.process import multiplies_bf16, share
 
     if recipe.train.precision != "auto":
         return recipe.train.precision
-    state = newest_state(recipe)
-    return str(state["precision"]) if state else str(share("bf16_autocast" if multiplies_bf16() else "fp32"))
+    return str(before["precision"] if before else share("bf16_autocast" if multiplies_bf16() else "fp32"))
 
 
 def configure(recipe: Recipe, data: Data) -> Any:
@@ -324,7 +348,13 @@ def start(recipe: Recipe, model: Any, ds_config: dict[str, Any]) -> Any:
 
 
 def settle_micro_batch(
-    recipe: Recipe, engine: Any, data: Data, plan: BatchPlan, place: Place, console: Console
+    recipe: Recipe,
+    engine: Any,
+    data: Data,
+    plan: BatchPlan,
+    place: Place,
+    before: dict[str, Any],
+    console: Console,
 ) -> BatchPlan:
     """The plan with the micro batch that fits, where the recipe leaves it to be measured.
 
@@ -341,7 +371,7 @@ def settle_micro_batch(
     def step_of(micro_batch: int) -> StepBatch:
         return longest_step(data, plan.with_micro_batch(micro_batch), last_step)
 
-    kept = newest_state(recipe).get("micro_batch")
+    kept = before.get("micro_batch")
     with rehearsal(engine):
         fit = find_micro_batch(engine, recipe, plan.micro_batches(), step_of, place.local_world_size, kept)
     told = f"micro batch {fit.micro_batch}, measured: {size(fit.peak_bytes)} of {size(fit.limit_bytes)} at its peak"
@@ -349,39 +379,26 @@ def settle_micro_batch(
     return plan.with_micro_batch(fit.micro_batch)
 
 
-def newest_state(recipe: Recipe) -> dict[str, Any]:
-    """What the newest complete checkpoint says of the run; nothing before the first."""
-    from launcher.checkpoint.folder import checkpoint_path, complete_steps, read_json
-
-    checkpoints = recipe.run_folder / "checkpoints"
-    steps = complete_steps(checkpoints)
-    return read_json(checkpoint_path(checkpoints, steps[-1]) / "state.json", "precision") if steps else {}
-
-
-def resume(recipe: Recipe, engine: Any, data: Data, precision: str, console: Console) -> Progress:
-    """Go on from the newest complete checkpoint, or begin.
+def resume(
+    recipe: Recipe, engine: Any, data: Data, checkpoint: Path | None, precision: str, console: Console
+) -> Progress:
+    """Go on from a checkpoint, or begin.
 
     Raises:
-        CheckpointError: It is damaged, or of another recipe, model or data.
+        CheckpointError: It is of another model or data.
     """
-    from launcher.checkpoint import folder as layout
     from launcher.checkpoint.load import CheckpointReader, restore
     from launcher.rewind import recall, take_over
 
-    checkpoints = recipe.run_folder / "checkpoints"
-    steps = layout.complete_steps(checkpoints)
     progress = Progress(precision=precision)
-    if not steps:
+    if checkpoint is None:
         return progress
-    path = layout.checkpoint_path(checkpoints, steps[-1])
-    if engine.global_rank == 0:
-        layout.verify(path)
-    with CheckpointReader(path) as reader:
+    with CheckpointReader(checkpoint) as reader:
         cursor = Cursor.from_dict(reader.state["cursor"])
         cursor.check(data.train.fingerprint_at(cursor.position))
         restore(engine, reader)
         state = reader.state
-    console.print(f"going on from {path}", highlight=False)
+    console.print(f"going on from {checkpoint}", highlight=False, soft_wrap=True)
     take_over(progress, state)
     recall(progress, recipe.run_folder)
     return progress
@@ -408,6 +425,7 @@ def take_steps(
     console: Console,
 ) -> int:
     """Train to the last step, validating and saving on the way; returns the exit code a stop was asked for with."""
+    from launcher.checkpoint.save import make_saver
     from launcher.loop import Run, run_steps
 
     return run_steps(
@@ -417,6 +435,7 @@ def take_steps(
             data=data,
             plan=plan,
             progress=progress,
+            saver=make_saver(engine, recipe.run_folder / "checkpoints", recipe.checkpoint),
             watch=watch,
             ledger=ledger,
             console=console,
@@ -425,15 +444,24 @@ def take_steps(
 
 
 def summarise(recipe: Recipe, console: Console) -> None:
-    """Export the newest checkpoint, let the exported model answer, and say where everything lies."""
+    """Export the newest checkpoint, let the exported model answer, and say where everything lies.
+
+    Raises:
+        RequeueError: It is damaged: the same command takes its last steps again.
+    """
     from launcher.ask import fill, generate
-    from launcher.checkpoint.folder import checkpoint_path, complete_steps, read_json
-    from launcher.export import export_run
+    from launcher.checkpoint.find import newest_sound, put_aside
+    from launcher.checkpoint.folder import complete_steps, read_json
+    from launcher.export import export_checkpoint
 
     run = recipe.run_folder
-    path = checkpoint_path(run / "checkpoints", complete_steps(run / "checkpoints")[-1])
+    found = newest_sound(run / "checkpoints", complete_steps(run / "checkpoints"))
+    if found.skipped or found.path is None:
+        told = "; ".join(put_aside(found))
+        raise RequeueError(told, str(run / "checkpoints"), f"run the same command again: it goes on from {found.path}")
+    path = found.path
     state = read_json(path / "state.json", "evaluations", "data")
-    folder = export_run(run, run / "export")
+    folder = export_checkpoint(path, run, run / "export")
     prompts, ask = list(recipe.eval.prompts), generate if recipe.objective.head in ("causal", "seq2seq") else fill
     try:
         answers = ask(folder, prompts) if prompts else []

@@ -1,4 +1,4 @@
-"""Checkpoint folders on disk: which are complete, which is newest, whether their bytes are what was written.
+"""Checkpoint folders on disk: which are complete, and whether their bytes are what was written.
 
 checkpoints/step-00000100/
     rank-00000.safetensors   this rank's slices: `NAME|master`, `NAME|exp_avg`, `NAME|exp_avg_sq`; its RNG states
@@ -6,7 +6,13 @@ checkpoints/step-00000100/
     state.json               step, data position, optimizer step, versions
     recipe.yaml config.json  of the run
     manifest.json            every file with size and checksum; written last
+checkpoints/latest               name of the newest; for people and tools
 checkpoints/.saving-00000100/    a save in progress, or one that was interrupted
+checkpoints/damaged-00000100/    one whose bytes are not those that were written, put aside by a run that skipped it
+
+A checkpoint begins to exist with the rename from `.saving-…` to `step-…`: what has the name is whole and on the disk.
+So nothing here reads `latest` (a crash between the rename and its writing leaves it one checkpoint behind). It is
+written because people and tools look for it, durably, after the rename.
 """
 
 from __future__ import annotations
@@ -20,11 +26,15 @@ from typing import Any
 
 import xxhash
 
-from launcher.errors import CheckpointError
+from launcher.errors import CheckpointError, DamagedCheckpointError
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
+LATEST = "latest"
 _NAME = re.compile(r"^step-(\d{8,})$")
+_DAMAGED = re.compile(r"^damaged-(\d{8,})(?:-\d+)?$")
+_SAVING = re.compile(r"^\.saving-(\d{8,})$")
+_FIX = "the same command goes on from the checkpoint before it, and puts this one aside"
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -39,27 +49,44 @@ def saving_path(folder: Path, step: int) -> Path:
 
 def complete_steps(folder: Path) -> list[int]:
     """The steps of the complete checkpoints, oldest first."""
-    if not folder.is_dir():
-        return []
-    found = [(_NAME.match(path.name), path) for path in folder.iterdir()]
-    return sorted(int(match.group(1)) for match, path in found if match and (path / MANIFEST).is_file())
+    return sorted(step for step, path in _named(folder, _NAME) if (path / MANIFEST).is_file())
 
 
-def prune(folder: Path, keep_last: int) -> list[int]:
-    """Delete all but the newest complete checkpoints, and saves that were never finished.
+def damaged(folder: Path) -> list[tuple[int, Path]]:
+    """Step and place of the checkpoints that were put aside, oldest first."""
+    return _named(folder, _DAMAGED)
 
-    Returns:
-        The steps that were deleted.
-    """
-    old = complete_steps(folder)[:-keep_last]
-    for step in old:
-        path = checkpoint_path(folder, step)
-        # Without its manifest it is no checkpoint: a crash in the middle leaves nothing that looks complete.
-        (path / MANIFEST).unlink()
-        shutil.rmtree(path)
-    for path in folder.glob(".saving-*"):
-        shutil.rmtree(path)
-    return old
+
+def unfinished(folder: Path) -> list[tuple[int, Path]]:
+    """Step and place of the saves in progress or interrupted, and of deletions that were."""
+    return _named(folder, _SAVING) + [
+        (step, path) for step, path in _named(folder, _NAME) if not (path / MANIFEST).is_file()
+    ]
+
+
+def delete(checkpoint: Path) -> None:
+    """Delete a checkpoint; a crash in the middle leaves nothing that looks complete."""
+    (checkpoint / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint)
+
+
+def put_aside(checkpoint: Path, step: int) -> Path:
+    """Give a damaged checkpoint another name, so that it is neither loaded nor lost; returns its place."""
+    place, number = checkpoint.with_name(f"damaged-{step:08d}"), 1
+    while place.exists():
+        number += 1
+        place = checkpoint.with_name(f"damaged-{step:08d}-{number}")
+    checkpoint.rename(place)
+    sync(checkpoint.parent)
+    return place
+
+
+def write_latest(folder: Path, step: int) -> None:
+    """Name the newest checkpoint in `latest`; readers see the old or the new name, never half of one."""
+    temporary = folder / f".{LATEST}"
+    write_durably(temporary, checkpoint_path(folder, step).name + "\n")
+    temporary.replace(folder / LATEST)
+    sync(folder)
 
 
 def write_durably(path: Path, text: str) -> None:
@@ -93,39 +120,84 @@ def describe_file(path: Path) -> dict[str, Any]:
     return {"name": path.name, "bytes": path.stat().st_size, "xxh3": checksum(path)}
 
 
-def verify(checkpoint: Path) -> None:
+def num_bytes(checkpoint: Path) -> int:
+    """Bytes of a checkpoint's files, as its manifest tells them."""
+    return sum(int(entry["bytes"]) for entry in read_json(checkpoint / MANIFEST, "files")["files"])
+
+
+def verify(checkpoint: Path, *, part: int = 0, parts: int = 1) -> None:
     """Compare every file with the manifest.
 
+    Args:
+        checkpoint: Its folder.
+        part: Which of `parts` to look at: ranks share the files.
+        parts: How many look.
+
     Raises:
-        CheckpointError: A file is missing, has another size, or other bytes.
+        DamagedCheckpointError: A file is missing, has another size, or other bytes.
+        CheckpointError: It was written by another version.
     """
-    entries = read_json(checkpoint / MANIFEST, "files")["files"]
-    fix = f"delete {checkpoint}: the same command then goes on from the checkpoint before it"
-    for entry in entries:
+    for entry in _entries(checkpoint)[part::parts]:
+        _check_size(checkpoint, entry)
         path = checkpoint / entry["name"]
-        if not path.is_file():
-            raise CheckpointError("a file of the checkpoint is missing", str(path), fix)
-        found = path.stat().st_size
-        if found != entry["bytes"]:
-            raise CheckpointError(f"the file has {found} bytes, {entry['bytes']} were written", str(path), fix)
-        if checksum(path) != entry["xxh3"]:
-            raise CheckpointError("the file's bytes are not those that were written", str(path), fix)
+        try:
+            found = checksum(path)
+        except OSError as error:
+            raise DamagedCheckpointError(f"the file cannot be read: {error}", str(path), _FIX) from None
+        if found != entry["xxh3"]:
+            raise DamagedCheckpointError("the file's bytes are not those that were written", str(path), _FIX)
+
+
+def glance(checkpoint: Path) -> None:
+    """Compare every file's size, and the bytes of the small ones, with the manifest: quick, whatever the size.
+
+    Raises:
+        DamagedCheckpointError: A file is missing, has another size, or a small one has other bytes.
+        CheckpointError: It was written by another version.
+    """
+    for entry in _entries(checkpoint):
+        _check_size(checkpoint, entry)
+        path = checkpoint / entry["name"]
+        if path.suffix != ".safetensors" and checksum(path) != entry["xxh3"]:
+            raise DamagedCheckpointError("the file's bytes are not those that were written", str(path), _FIX)
+
+
+def files_of(checkpoint: Path) -> list[str]:
+    """Names of a checkpoint's files."""
+    return [entry["name"] for entry in _entries(checkpoint)]
+
+
+def _entries(checkpoint: Path) -> list[dict[str, Any]]:
+    entries = read_json(checkpoint / MANIFEST, "files")["files"]
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, dict) and {"name", "bytes", "xxh3"} <= entry.keys() for entry in entries
+    ):
+        raise DamagedCheckpointError("the manifest does not list files", str(checkpoint / MANIFEST), _FIX)
+    return entries
+
+
+def _check_size(checkpoint: Path, entry: dict[str, Any]) -> None:
+    path = checkpoint / entry["name"]
+    if not path.is_file():
+        raise DamagedCheckpointError("a file of the checkpoint is missing", str(path), _FIX)
+    found = path.stat().st_size
+    if found != entry["bytes"]:
+        raise DamagedCheckpointError(f"the file has {found} bytes, {entry['bytes']} were written", str(path), _FIX)
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
     """Read one of a checkpoint's JSON files and check that it has the keys its reader needs.
 
     Raises:
-        CheckpointError: It cannot be read, lacks a key, or was written by a later version.
+        DamagedCheckpointError: It cannot be read, or lacks a key.
+        CheckpointError: It was written by a later version.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"the file cannot be read: {error}", str(path), "delete the checkpoint it belongs to"
-        ) from None
+        raise DamagedCheckpointError(f"the file cannot be read: {error}", str(path), _FIX) from None
     if not isinstance(value, dict) or not all(key in value for key in (*keys, "format_version")):
-        raise CheckpointError("the file is not part of a checkpoint", str(path), "delete the checkpoint it belongs to")
+        raise DamagedCheckpointError("the file is not part of a checkpoint", str(path), _FIX)
     if value["format_version"] != FORMAT_VERSION:
         raise CheckpointError(
             f"the checkpoint has format {value['format_version']}, this program reads {FORMAT_VERSION}",
@@ -133,3 +205,10 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
             "use the version that wrote it (state.json names it)",
         )
     return value
+
+
+def _named(folder: Path, pattern: re.Pattern[str]) -> list[tuple[int, Path]]:
+    if not folder.is_dir():
+        return []
+    found = [(pattern.match(path.name), path) for path in folder.iterdir()]
+    return sorted((int(match.group(1)), path) for match, path in found if match)

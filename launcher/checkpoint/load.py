@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,13 +16,17 @@ from safetensors import SafetensorError, safe_open
 from launcher.checkpoint import folder as layout
 from launcher.checkpoint.buffers import PREFIX as BUFFER
 from launcher.checkpoint.buffers import restore_buffers
+from launcher.checkpoint.find import Found, newest_sound, problem_of, put_aside
 from launcher.checkpoint.loss_scale import restore_loss_scale
+from launcher.checkpoint.ranks import Ranks
 from launcher.checkpoint.rng import PREFIX as RANDOM
 from launcher.checkpoint.rng import restore_random_states
 from launcher.checkpoint.shared_experts import plain_pieces, plain_shapes
 from launcher.checkpoint.slices import MASTER, set_optimizer_step, slices_to_fill
 from launcher.checkpoint.swapped import is_in_memory
-from launcher.errors import CheckpointError
+from launcher.errors import CheckpointError, DamagedCheckpointError
+
+_INDEX = re.compile(r"rank-\d{5,}\.json")
 
 
 class _Slice(NamedTuple):
@@ -51,7 +56,8 @@ class CheckpointReader:
         self._slices: dict[str, list[_Slice]] = defaultdict(list)
         self._files: dict[str, Any] = {}
         self._stack = ExitStack()
-        for index in sorted(path.glob("rank-*.json")):
+        self._indices = [path / name for name in sorted(layout.files_of(path)) if _INDEX.fullmatch(name)]
+        for index in self._indices:
             for entry in layout.read_json(index, "slices")["slices"]:
                 self.shapes[entry["name"]] = tuple(entry["shape"])
                 stored = entry.get("stored", entry["name"])  # older checkpoints have one range of a name in a file
@@ -71,7 +77,7 @@ class CheckpointReader:
     @property
     def world_size(self) -> int:
         """Number of ranks that wrote it."""
-        return len(list(self.path.glob("rank-*.json")))
+        return len(self._indices)
 
     def read(self, name: str, key: str, start: int, numel: int) -> torch.Tensor:
         """A range of a flattened parameter.
@@ -128,10 +134,35 @@ class CheckpointReader:
             try:
                 self._files[file] = self._stack.enter_context(safe_open(self.path / file, framework="pt"))
             except (OSError, SafetensorError) as error:
-                raise CheckpointError(
-                    f"the file cannot be read: {error}", str(self.path / file), "delete the checkpoint"
+                raise DamagedCheckpointError(
+                    f"the file cannot be read: {error}", str(self.path / file), "bring it back from a copy"
                 ) from None
         return self._files[file]
+
+
+def find_together(folder: Path, back: int = 1) -> tuple[Found, list[str]]:
+    """The newest sound checkpoint, found by all ranks together; damaged ones after it are put aside.
+
+    Args:
+        folder: The run's `checkpoints/`, on a file system that all ranks see.
+        back: Where to begin: 2 is the checkpoint before the newest; the oldest where there are fewer.
+
+    Returns:
+        What was found, the same on every rank, and a line for each that was skipped.
+
+    Raises:
+        CheckpointError: Every checkpoint is damaged, or the newest is of another version.
+    """
+    ranks = Ranks()
+
+    def problem(checkpoint: Path) -> str:
+        told = ranks.exchange(problem_of(checkpoint, ranks.rank, ranks.world_size))
+        return "; ".join(dict.fromkeys(text for text in told if text))
+
+    steps = ranks.exchange(layout.complete_steps(folder))[0]
+    found = newest_sound(folder, steps[: max(len(steps) - back + 1, 1)], problem)
+    lines = put_aside(found) if ranks.rank == 0 else []
+    return found, list(ranks.exchange(lines)[0])
 
 
 def restore(engine: Any, reader: CheckpointReader) -> None:
@@ -154,7 +185,9 @@ def restore(engine: Any, reader: CheckpointReader) -> None:
     restore_buffers(engine.module, reader.buffers())
     rank = torch.distributed.get_rank()
     if reader.world_size == torch.distributed.get_world_size():
-        restore_random_states(reader.random_states(rank))
+        states = reader.random_states(rank)
+        if states:  # what was taken over from DeepSpeed has none
+            restore_random_states(states)
 
 
 def _check_same_model(engine: Any, reader: CheckpointReader) -> None:

@@ -16,6 +16,11 @@ def is_swapped(optimizer: Any, group: int) -> bool:
     return bool(optimizer._swappable_optimizer_subgroup(group))
 
 
+def has_swapped_groups(optimizer: Any) -> bool:
+    """Whether some of an optimizer lies on NVMe between steps."""
+    return bool(getattr(optimizer, "swap_optimizer", False))
+
+
 @contextmanager
 def group_to_read(optimizer: Any, group: int) -> Iterator[None]:
     """Have a group's master and moments in memory; what is written into them may be lost.

@@ -10,6 +10,9 @@ from typing import Literal
 
 from launcher.errors import BatchShapeError
 
+NEAREST = 4
+"""Numbers of ranks that an error names on either side of the one that does not divide."""
+
 
 @dataclass(frozen=True, slots=True)
 class BatchStage:
@@ -108,13 +111,14 @@ def plan_batch(
         world_size: Number of ranks.
 
     Raises:
-        BatchShapeError: A batch does not divide; the fix names the nearest ones that do.
+        BatchShapeError: A batch does not divide; the fix names the nearest ones that do, and the nearest numbers of
+            ranks that can keep this one.
     """
     schedule = BatchSchedule.constant(global_batch) if isinstance(global_batch, int) else global_batch
     given = micro_batch if isinstance(micro_batch, int) else None
     for stage in schedule.stages:
         where = "batch.global_batch" if stage is schedule.stages[-1] else "batch.warmup"
-        _check_divides(stage.global_batch, given, world_size, where)
+        _check_divides(stage.global_batch, given, world_size, where, world_sizes(schedule, given))
     micro = micro_batch if micro_batch is not None else _common_share(schedule, world_size)
     return BatchPlan(schedule=schedule, micro_batch=1 if micro == "auto" else micro, world_size=world_size)
 
@@ -124,7 +128,7 @@ def _common_share(schedule: BatchSchedule, world_size: int) -> int:
     return math.gcd(*(stage.global_batch // world_size for stage in schedule.stages))
 
 
-def _check_divides(global_batch: int, micro_batch: int | None, world_size: int, where: str) -> None:
+def _check_divides(global_batch: int, micro_batch: int | None, world_size: int, where: str, ranks: list[int]) -> None:
     """Raises BatchShapeError; see `plan_batch`."""
     micro = micro_batch or 1
     cut = micro * world_size
@@ -135,8 +139,16 @@ def _check_divides(global_batch: int, micro_batch: int | None, world_size: int, 
     cut_by = (
         f"passes of {cut} ({micro} per rank on {world_size} ranks)" if micro_batch else f"{world_size} equal shares"
     )
-    raise BatchShapeError(
-        f"{global_batch} samples per step cannot be cut into {cut_by}",
-        where,
-        f"use {' or '.join(choices)}" + (", or another batch.micro_batch" if micro > 1 else ""),
-    )
+    fixes = [f"use {' or '.join(choices)}"]
+    if micro_batch and micro_batch > 1:
+        fixes.append("or another batch.micro_batch")
+    near = [n for n in ranks if n < world_size][-NEAREST:] + [n for n in ranks if n > world_size][:NEAREST]
+    if near:
+        fixes.append(f"or a number of ranks that keeps this one: {', '.join(map(str, near))}")
+    raise BatchShapeError(f"{global_batch} samples per step cannot be cut into {cut_by}", where, ", ".join(fixes))
+
+
+def world_sizes(schedule: BatchSchedule, micro_batch: int | None) -> list[int]:
+    """Every number of ranks over which all steps can be cut, ascending."""
+    num_passes, over = divmod(math.gcd(*(stage.global_batch for stage in schedule.stages)), micro_batch or 1)
+    return [n for n in range(1, num_passes + 1) if num_passes % n == 0] if not over else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,12 @@ def recipe_doubts(recipe: Recipe) -> Iterator[str]:
         for prompt in recipe.eval.prompts:
             if "[MASK]" not in prompt:
                 yield f"eval.prompts: there is no [MASK] in {prompt!r}"
+    saves, validations, last = recipe.checkpoint.every_steps, recipe.eval.every_steps, recipe.train.num_steps
+    if recipe.checkpoint.keep_best and saves and not (validations and math.lcm(saves, validations) < last):
+        yield (
+            f"checkpoint.keep_best: of the checkpoints every {saves} steps only the last has a validation loss; "
+            "let eval.every_steps divide checkpoint.every_steps"
+        )
 
 
 def doubts(recipe: Recipe, ds_file: dict[str, Any]) -> Iterator[str]:

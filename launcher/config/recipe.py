@@ -311,8 +311,18 @@ class CheckpointConfig(Record):
 
     every_steps: Annotated[int, Field(ge=0)] = 0
     """Steps between checkpoints; 0 saves only at the end."""
+    asynchronous: bool = True
+    """Copy the state to host memory and train on while it is written; a rank then needs as much more host memory as its
+    part of a checkpoint. `false`, where a host has no room for that, and where the optimizer lies on NVMe: training
+    waits while it is written, through 16 MiB."""
     keep_last: PositiveInt = 2
     """Newest complete checkpoints to keep."""
+    keep_every: Annotated[int, Field(ge=0)] = 0
+    """Keep also those of steps that are a multiple of it; 0 for none."""
+    keep_best: Annotated[int, Field(ge=0)] = 0
+    """Keep also so many with the lowest validation loss, of those saved at a step with a validation."""
+    retry_s: Annotated[float, Field(ge=0.0, le=3600.0)] = 60.0
+    """Seconds over which a save that failed is tried again, before training goes on without it."""
 
 
 class Recipe(Record):

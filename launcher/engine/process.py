@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -75,10 +76,36 @@ def gather(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def share(value: Any) -> Any:
-    """Rank 0's plain value (JSON-like), on every rank."""
-    box = [value]
-    torch.distributed.broadcast_object_list(box, src=0, device=get_accelerator().current_device_name())
-    return box[0]
+    """Rank 0's JSON value, on every rank. (`broadcast_object_list` would unpickle.)"""
+    device = get_accelerator().current_device_name()
+    told = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
+    length = torch.tensor([told.numel()], device=device)
+    torch.distributed.broadcast(length, src=0)
+    if torch.distributed.get_rank() != 0:
+        told = torch.empty(int(length), dtype=torch.uint8, device=device)
+    torch.distributed.broadcast(told, src=0)
+    return json.loads(told.cpu().numpy().tobytes())
+
+
+def exchange(value: Any, group: Any = None, device: str | None = None) -> list[Any]:
+    """Every rank's JSON value, in the order of ranks. (`all_gather_object` would unpickle.)
+
+    Args:
+        value: This rank's.
+        group: Whose ranks; None for all.
+        device: Where the group's back end wants its tensors; None for this rank's accelerator.
+    """
+    place = device or get_accelerator().current_device_name()
+    world_size = torch.distributed.get_world_size(group)
+    told = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(place)
+    lengths = [torch.zeros(1, dtype=torch.int64, device=place) for _ in range(world_size)]
+    torch.distributed.all_gather(lengths, torch.tensor([told.numel()], device=place), group=group)
+    longest = max(int(length) for length in lengths)
+    padded = torch.cat([told, torch.zeros(longest - told.numel(), dtype=torch.uint8, device=place)])
+    everyone = [torch.zeros(longest, dtype=torch.uint8, device=place) for _ in range(world_size)]
+    torch.distributed.all_gather(everyone, padded, group=group)
+    texts = [row[: int(length)].cpu().numpy().tobytes() for row, length in zip(everyone, lengths, strict=True)]
+    return [json.loads(text) for text in texts]
 
 
 def _skip_shared_memory_op() -> None:

@@ -10,11 +10,11 @@ import shutil
 from typing import Any
 
 import torch
-import torch.distributed
 
 from launcher.cluster.rank import Place
 from launcher.config.compiled_ops import offload_devices
 from launcher.config.deepspeed import swap_folders
+from launcher.engine.process import exchange
 from launcher.errors import DsConfigError
 from launcher.units import size
 
@@ -76,9 +76,7 @@ def clear_swap_files(ds_config: dict[str, Any], place: Place) -> None:
 
 
 def _raise_together(problem: str, where: str) -> None:
-    problems: list[str | None] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(problems, problem)
-    told = sorted({p for p in problems if p})
+    told = sorted({told for told in exchange(problem) if told})
     if told:
         raise DsConfigError(
             f"nothing can be offloaded to NVMe there: {'; '.join(told)}",

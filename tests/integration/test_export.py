@@ -9,7 +9,9 @@ import jobs
 import numpy as np
 import pytest
 import tiny
+from checkpoints import flip
 from ranks import run_ranks
+from safetensors.torch import load_file
 
 from launcher import cli
 
@@ -26,6 +28,41 @@ def test_exported_logits_equal_the_engines_bit_for_bit(
     assert cli.main(["export", str(tmp_path / "tiny"), "--out", str(tmp_path / "out")]) == 0
     (again,) = run_ranks(jobs.exported_logits, 1, str(tmp_path / "out"), tiny.HEADS[objective], inputs)
     np.testing.assert_array_equal(again, logits)
+
+
+def test_a_large_model_is_cut_into_files_a_layer_in_memory_at_a_time(shards: Path, tmp_path: Path) -> None:
+    tree = tiny.recipe_tree("clm", shards, tmp_path, train__num_steps=1)
+    tree["model"] |= {"num_hidden_layers": 12, "hidden_size": 64}
+    path = tiny.write_recipe(tmp_path / "r.yaml", tree)
+    inputs, logits = run_ranks(jobs.live_logits, 2, ["--ds_config", "zero2", "--recipe", str(path)])[0]
+    out = tmp_path / "out"
+    (most,) = run_ranks(jobs.export_and_count, 1, str(tmp_path / "tiny"), str(out), 500_000)
+    files = sorted(file.name for file in out.glob("*.safetensors"))
+    assert files == [f"model-{number:05d}-of-00006.safetensors" for number in range(1, 7)]
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == set(files)
+    whole = sum(tensor.numel() * 4 for file in files for tensor in load_file(out / file).values())
+    assert index["metadata"]["total_size"] == whole
+    assert all((out / file).stat().st_size < 520_000 for file in files)
+    assert most < whole / 5  # the twelfth part is a layer
+    (again,) = run_ranks(jobs.exported_logits, 1, str(out), "causal", inputs)
+    np.testing.assert_array_equal(again, logits)
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_exported(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tree = tiny.recipe_tree("clm", shards, tmp_path, train__num_steps=2, checkpoint__every_steps=1)
+    run_ranks(jobs.train, 1, ["--ds_config", "zero1", "--recipe", str(tiny.write_recipe(tmp_path / "r.yaml", tree))])
+    run = tmp_path / "tiny"
+    flip(run / "checkpoints" / "step-00000002" / "rank-00000.safetensors", 5000)
+    assert cli.main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr()
+    assert "warning: the checkpoint of step 2 is damaged: rank-00000.safetensors: the file's bytes are" in told.err
+    assert told.out == f"{tmp_path / 'out'}: from {run / 'checkpoints' / 'step-00000001'}\n"
+    assert cli.main(["export", str(run), "--step", "2", "--out", str(tmp_path / "out")]) == 2
+    assert "DamagedCheckpointError: the file's bytes are not those that were written" in capsys.readouterr().err
+    assert (run / "checkpoints" / "step-00000002").exists()
 
 
 BART = {

@@ -109,21 +109,6 @@ def test_more_steps_go_on_from_the_end(shards: Path, tmp_path: Path) -> None:
     assert [line[0] for line in step_lines(tmp_path / "tiny")] == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize(("before", "after"), [((1, 2), (3, 1)), ((3, 2), (0, 1)), ((0, 1), (2, 2))])
-def test_another_stage_and_number_of_ranks_go_on_alike(
-    before: tuple[int, int], after: tuple[int, int], shards: Path, tmp_path: Path
-) -> None:
-    for name, parts in (("whole", [(*after, 6)]), ("moved", [(*before, 3), (*after, 6)])):
-        tree = tiny.recipe_tree("mlm", shards, tmp_path, name=name, schedule__kind="constant")
-        path = tiny.write_recipe(tmp_path / "r.yaml", tree)
-        for stage, ranks, last in parts:
-            words = ["--ds_config", f"zero{stage}", "--recipe", str(path), f"train.num_steps={last}"]
-            assert run_ranks(jobs.train, ranks, words) == [0] * ranks
-    whole, moved = step_lines(tmp_path / "whole"), step_lines(tmp_path / "moved")
-    assert [line[3] for line in whole] == [line[3] for line in moved]
-    assert max(abs(a[1] - b[1]) for a, b in zip(whole, moved, strict=True)) < 1e-5
-
-
 def test_another_recipe_under_the_same_name_is_refused(shards: Path, tmp_path: Path) -> None:
     path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("mlm", shards, tmp_path, train__num_steps=2))
     arguments = ["--ds_config", "zero1", "--recipe", str(path)]
@@ -131,53 +116,3 @@ def test_another_recipe_under_the_same_name_is_refused(shards: Path, tmp_path: P
     ((code, told),) = run_ranks(jobs.train_and_tell, 1, [*arguments, "optim.lr=0.1"])
     assert code == 2
     assert "CheckpointError: the run was started with another recipe: optim.lr: 0.003 → 0.1" in told
-
-
-@pytest.mark.parametrize(
-    ("damage", "told"),
-    [
-        ("flip", "the file's bytes are not those that were written"),
-        ("truncate", "the file has"),
-        ("delete", "a file of the checkpoint is missing"),
-    ],
-)
-def test_a_damaged_checkpoint_is_never_loaded(damage: str, told: str, shards: Path, tmp_path: Path) -> None:
-    path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("mlm", shards, tmp_path, train__num_steps=2))
-    arguments = ["--ds_config", "zero1", "--recipe", str(path)]
-    run_ranks(jobs.train, 1, arguments)
-    file = tmp_path / "tiny" / "checkpoints" / "step-00000002" / "rank-00000.safetensors"
-    content = bytearray(file.read_bytes())
-    if damage == "flip":
-        content[len(content) // 2] ^= 1
-        file.write_bytes(content)
-    elif damage == "truncate":
-        file.write_bytes(content[:-7])
-    else:
-        file.unlink()
-    ((code, error),) = run_ranks(jobs.train_and_tell, 1, [*arguments, "train.num_steps=3"])
-    assert code == 2
-    assert told in error
-    assert "rank-00000.safetensors" in error
-    assert "fix:" in error
-
-
-def test_a_save_that_fails_leaves_the_checkpoint_before(shards: Path, tmp_path: Path) -> None:
-    tree = tiny.recipe_tree("mlm", shards, tmp_path, train__num_steps=4, checkpoint__every_steps=2)
-    path = tiny.write_recipe(tmp_path / "r.yaml", tree)
-    checkpoints = tmp_path / "tiny" / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    (checkpoints / ".saving-00000004").write_text("in the way")
-    results = run_ranks(jobs.train_and_tell, 2, ["--ds_config", "zero2", "--recipe", str(path)])
-    assert [code for code, _ in results] == [75, 75]
-    assert "SaveError: the checkpoint could not be written: rank 0: [Errno 17] File exists" in results[0][1]
-    assert complete_steps(checkpoints) == [2]
-
-
-def test_a_checkpoint_names_all_its_parts(shards: Path, tmp_path: Path) -> None:
-    path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("mlm", shards, tmp_path, train__num_steps=2))
-    run_ranks(jobs.train, 2, ["--ds_config", "zero3", "--recipe", str(path)])
-    folder = tmp_path / "tiny" / "checkpoints" / "step-00000002"
-    manifest = json.loads((folder / "manifest.json").read_text())
-    assert {entry["name"] for entry in manifest["files"]} == {p.name for p in folder.iterdir()} - {"manifest.json"}
-    state = json.loads((folder / "state.json").read_text())
-    assert (state["step"], state["cursor"]["position"], state["optimizer_step"]) == (2, 16, 2)

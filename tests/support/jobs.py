@@ -117,6 +117,46 @@ def train_without_compiler(arguments: list[str], empty: str) -> tuple[int, str]:
     return train_and_tell(arguments)
 
 
+def train_aloud(arguments: list[str]) -> tuple[int, str]:
+    """The training program; returns its exit code and all that it wrote, to stdout and stderr."""
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(told):
+        code = train(arguments)
+    return code, told.getvalue()
+
+
+def train_with_writes_refused(arguments: list[str], refused_until: float, name: str) -> int:
+    """The training program on a file system that refuses a file until a moment; returns its exit code.
+
+    Args:
+        arguments: Of the program.
+        refused_until: Of time.monotonic.
+        name: Of the file.
+    """
+    import errno
+    import time
+
+    from launcher.checkpoint import tensor_file
+
+    plain = tensor_file._open_new
+
+    def open_new(path: Path) -> int:
+        if path.name == name and time.monotonic() < refused_until:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        return plain(path)
+
+    tensor_file._open_new = open_new
+    return train(arguments)
+
+
+def train_on_a_small_disk(arguments: list[str], free: int) -> tuple[int, str]:
+    """The training program where only so many bytes are free; returns as `train_aloud`."""
+    import shutil
+
+    shutil.disk_usage = lambda path: shutil._ntuple_diskusage(10**12, 10**12 - free, free)  # type: ignore[attr-defined]
+    return train_aloud(arguments)
+
+
 def live_logits(arguments: list[str]) -> Any:
     """Train, then ask the engine's own model, before it is saved or exported; returns (inputs, logits)."""
     import torch
@@ -158,6 +198,37 @@ def step_losses(arguments: list[str]) -> list[float]:
         return [result.loss for result in train_steps(engine, batches, recipe, 1, guard, StopRequest())]
 
 
+def train_and_save_as_deepspeed(arguments: list[str], save_after: int, folder: str) -> list[float]:
+    """Train, and let DeepSpeed itself save after a step; the loss of every step."""
+    from launcher.cluster.signals import StopRequest
+    from launcher.engine.guards import Guard
+    from launcher.engine.records import Health
+    from launcher.engine.steps import train_steps
+    from launcher.feed import step_batches
+
+    program = runpy.run_module("launcher.train", run_name="launcher_train")
+    recipe, data, engine = begin(program, arguments)
+    plan = program["plan_batch"](recipe.batch.schedule, recipe.batch.micro_batch, engine.world_size)
+    batches = step_batches(data, plan, engine.global_rank, 0, recipe.train.num_steps)
+    losses = []
+    with Guard(engine, recipe.guards, Health()) as guard:
+        for result in train_steps(engine, batches, recipe, 1, guard, StopRequest()):
+            losses.append(result.loss)
+            if result.step == save_after:
+                engine.save_checkpoint(folder)
+    return losses
+
+
+def make_universal(source: str, out: str) -> None:
+    """DeepSpeed's own conversion."""
+    from deepspeed.checkpoint import ds_to_universal
+
+    sys.argv = ["ds_to_universal"]
+    words = ["--input_folder", source, "--output_folder", out, "--inject_missing_state", "--num_extract_workers", "1"]
+    sys.argv += [*words, "--num_merge_workers", "1"]
+    ds_to_universal.main(ds_to_universal.parse_arguments())
+
+
 def begin(program: dict[str, Any], arguments: list[str]) -> tuple[Any, Any, Any]:
     """Recipe, data and engine, as `train` makes them."""
     from launcher.engine.process import join_ranks
@@ -172,6 +243,32 @@ def begin(program: dict[str, Any], arguments: list[str]) -> tuple[Any, Any, Any]
     config = program["ds"].resolve_ds_config(file, recipe, plan, recipe.train.precision)
     model = program["build"](recipe, program["configure"](recipe, data), plan, config, device)
     return recipe, data, program["start"](recipe, model, config)
+
+
+def export_and_count(run: str, out: str, shard_bytes: int) -> int:
+    """Export; the most bytes of weights that were read from the checkpoint and held at one moment."""
+    import weakref
+
+    import torch
+
+    from launcher.checkpoint.load import CheckpointReader
+    from launcher.export import export_run
+
+    held: dict[int, int] = {}
+    most = 0
+    plain = CheckpointReader.read_whole
+
+    def read_whole(self: CheckpointReader, name: str, key: str = "master") -> torch.Tensor:
+        nonlocal most
+        tensor = plain(self, name, key)
+        held[id(tensor)] = tensor.numel() * tensor.element_size()
+        weakref.finalize(tensor, held.pop, id(tensor))
+        most = max(most, sum(held.values()))
+        return tensor
+
+    CheckpointReader.read_whole = read_whole  # type: ignore[method-assign]
+    export_run(Path(run), Path(out), shard_bytes=shard_bytes)
+    return most
 
 
 def exported_logits(folder: str, head: str, inputs: dict[str, Any]) -> Any:

@@ -8,10 +8,12 @@ import pickle
 import pytest
 
 from launcher import errors
-from launcher.checkpoint import save
+from launcher.checkpoint import ranks
 
 ALL = [kind for kind in vars(errors).values() if inspect.isclass(kind) and issubclass(kind, errors.LauncherError)] + [
-    save.SaveError
+    ranks.SaveError,
+    ranks.SpaceError,
+    ranks.LostRankError,
 ]
 
 

@@ -1,42 +1,26 @@
-"""What counts as a checkpoint, and what is left of old ones."""
+"""What counts as a checkpoint, and whether it is whole."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
+from checkpoints import flip, make_checkpoint
 
 from launcher.checkpoint import folder as layout
-from launcher.errors import CheckpointError
-
-
-def make(folder: Path, step: int, complete: bool = True) -> Path:
-    path = layout.checkpoint_path(folder, step)
-    path.mkdir(parents=True)
-    (path / "a.bin").write_bytes(b"x" * step)
-    if complete:
-        files = [layout.describe_file(path / "a.bin")]
-        (path / layout.MANIFEST).write_text(json.dumps({"format_version": 1, "step": step, "files": files}))
-    return path
+from launcher.errors import CheckpointError, DamagedCheckpointError
 
 
 def test_only_what_has_a_manifest_is_a_checkpoint(tmp_path: Path) -> None:
-    make(tmp_path, 10)
-    make(tmp_path, 30, complete=False)
-    make(tmp_path, 20)
+    make_checkpoint(tmp_path, 10)
+    make_checkpoint(tmp_path, 30, complete=False)
+    make_checkpoint(tmp_path, 20)
     (tmp_path / ".saving-00000040").mkdir()
     (tmp_path / "step-x").mkdir()
+    (tmp_path / "latest").write_text("step-00000030\n")  # a name says nothing
     assert layout.complete_steps(tmp_path) == [10, 20]
+    assert [step for step, _ in layout.unfinished(tmp_path)] == [40, 30]
     assert layout.complete_steps(tmp_path / "none") == []
-
-
-def test_the_newest_are_kept_and_interrupted_saves_removed(tmp_path: Path) -> None:
-    for step in (1, 2, 3, 4):
-        make(tmp_path, step)
-    (tmp_path / ".saving-00000005").mkdir()
-    assert layout.prune(tmp_path, keep_last=2) == [1, 2]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000003", "step-00000004"]
 
 
 @pytest.mark.parametrize(
@@ -45,15 +29,64 @@ def test_the_newest_are_kept_and_interrupted_saves_removed(tmp_path: Path) -> No
         ("{", "the file cannot be read"),
         ("[]", "the file is not part of a checkpoint"),
         ('{"format_version": 1}', "the file is not part of a checkpoint"),
-        ('{"format_version": 9, "files": []}', "the checkpoint has format 9, this program reads 1"),
+        ('{"format_version": 1, "files": 3}', "the manifest does not list files"),
+        ('{"format_version": 1, "files": [{}]}', "the manifest does not list files"),
     ],
 )
-def test_a_manifest_that_is_none_is_told(content: str, message: str, tmp_path: Path) -> None:
-    path = make(tmp_path, 1)
+def test_a_manifest_that_is_none_is_damage(content: str, message: str, tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, 1)
     (path / layout.MANIFEST).write_text(content)
-    with pytest.raises(CheckpointError, match=message):
+    with pytest.raises(DamagedCheckpointError, match=message):
         layout.verify(path)
 
 
+def test_a_later_version_is_no_damage(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, 1)
+    (path / layout.MANIFEST).write_text('{"format_version": 9, "files": []}')
+    with pytest.raises(CheckpointError, match="the checkpoint has format 9, this program reads 1") as told:
+        layout.verify(path)
+    assert not isinstance(told.value, DamagedCheckpointError)
+
+
 def test_a_whole_checkpoint_verifies(tmp_path: Path) -> None:
-    layout.verify(make(tmp_path, 3))
+    layout.verify(make_checkpoint(tmp_path, 3))
+
+
+@pytest.mark.parametrize(("name", "found_by"), [("rank-00000.safetensors", 0), ("state.json", 1)])
+def test_each_file_is_looked_at_by_one_of_those_who_share_the_work(name: str, found_by: int, tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, 3)
+    flip(path / name)
+    layout.verify(path, part=1 - found_by, parts=2)
+    with pytest.raises(DamagedCheckpointError, match="the file's bytes are not those that were written") as told:
+        layout.verify(path, part=found_by, parts=2)
+    assert told.value.where == str(path / name)
+
+
+def test_a_glance_sees_sizes_and_small_files(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, 3)
+    flip(path / "rank-00000.safetensors")
+    layout.glance(path)
+    flip(path / "state.json")
+    with pytest.raises(DamagedCheckpointError, match="the file's bytes are not those"):
+        layout.glance(path)
+    (path / "rank-00000.safetensors").write_bytes(b"x")
+    with pytest.raises(DamagedCheckpointError, match="the file has 1 bytes, 4 were written"):
+        layout.glance(path)
+
+
+def test_what_is_put_aside_keeps_its_files_under_a_name_of_its_own(tmp_path: Path) -> None:
+    for _ in range(2):
+        layout.put_aside(make_checkpoint(tmp_path, 5), 5)
+    assert [(step, path.name) for step, path in layout.damaged(tmp_path)] == [
+        (5, "damaged-00000005"),
+        (5, "damaged-00000005-2"),
+    ]
+    assert layout.complete_steps(tmp_path) == []
+    layout.verify(tmp_path / "damaged-00000005-2")
+
+
+def test_latest_names_the_newest(tmp_path: Path) -> None:
+    for step in (5, 10):
+        layout.write_latest(tmp_path, step)
+        assert (tmp_path / "latest").read_text() == f"step-{step:08d}\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["latest"]

@@ -24,10 +24,18 @@ def test_what_does_not_divide_names_batches_that_do(
         plan = plan_batch(global_batch, micro_batch, world_size)
         assert plan.global_batch == global_batch
     except BatchShapeError as error:
-        choices = [int(word) for word in error.fix.replace(",", " ").split() if word.isdigit()]
+        batches, _, ranks = error.fix.partition("a number of ranks that keeps this one:")
+        choices = _numbers(batches)
         assert choices
         for choice in choices:
             assert plan_batch(choice, micro_batch, world_size).global_batch == choice
+        for choice in _numbers(ranks):
+            assert plan_batch(global_batch, micro_batch, choice).global_batch == global_batch
+        assert ranks or global_batch % (micro_batch or 1)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in text.replace(",", " ").split() if word.isdigit()]
 
 
 def test_the_message_names_field_shape_and_neighbours() -> None:
@@ -36,7 +44,8 @@ def test_the_message_names_field_shape_and_neighbours() -> None:
     assert str(caught.value).splitlines() == [
         "BatchShapeError: 256 samples per step cannot be cut into passes of 48 (4 per rank on 12 ranks)",
         "  where: batch.global_batch",
-        "  fix:   use 240 or 288, or another batch.micro_batch",
+        "  fix:   use 240 or 288, or another batch.micro_batch, or a number of ranks that keeps this one: "
+        "1, 2, 4, 8, 16, 32, 64",
     ]
 
 

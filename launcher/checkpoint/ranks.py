@@ -1,0 +1,83 @@
+"""The ranks that save together, and what they tell each other on the way.
+
+They have a group of their own (gloo, whatever training uses): a save in the background exchanges a few bytes while the
+steps' own collectives go on, and neither can take the other's messages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch.distributed
+from safetensors import SafetensorError
+
+from launcher.engine.process import exchange
+from launcher.errors import RequeueError
+
+PATIENCE = timedelta(hours=2)
+"""How long one rank waits for the slowest disk of the others; assumption."""
+
+
+class SaveError(RequeueError):
+    """A checkpoint could not be written; the ones before it are as they were, and a restart goes on from them."""
+
+
+class SpaceError(SaveError):
+    """There is not enough room for a checkpoint."""
+
+
+class LostRankError(SaveError):
+    """Another rank is gone, so that nothing can be agreed on."""
+
+
+class Ranks:
+    """This process among those that save or load together; made by all of them at the same moment."""
+
+    def __init__(self) -> None:
+        self.rank = torch.distributed.get_rank()
+        self.world_size = torch.distributed.get_world_size()
+        self._group = torch.distributed.new_group(backend="gloo", timeout=PATIENCE)
+
+    def exchange(self, value: Any) -> list[Any]:
+        """Every rank's JSON value, in the order of ranks.
+
+        Raises:
+            LostRankError: Another rank does not answer.
+        """
+        try:
+            return exchange(value, self._group, "cpu")
+        except RuntimeError as error:
+            raise LostRankError(
+                f"the other ranks cannot be asked: {error}", f"rank {self.rank}", "run the same command again"
+            ) from None
+
+    def together(self, act: Callable[[], None] | None, folder: Path) -> None:
+        """Do a part of a save and learn whether every rank did its own.
+
+        Args:
+            act: This rank's part; None for nothing.
+            folder: Where, for the message.
+
+        Raises:
+            SaveError: On every rank, when any could not.
+        """
+        problem: tuple[str, str] | None = None
+        try:
+            if act is not None:
+                act()
+        except SpaceError as error:
+            problem = (SpaceError.__name__, error.what)
+        except (OSError, SafetensorError) as error:
+            problem = (SaveError.__name__, f"rank {self.rank}: {error}")
+        problems = [told for told in self.exchange(problem) if told]
+        if not problems:
+            return
+        kind = SpaceError if any(name == SpaceError.__name__ for name, _ in problems) else SaveError
+        raise kind(
+            "the checkpoint could not be written: " + "; ".join(what for _, what in problems),
+            str(folder),
+            "make room or mend the file system; the same command goes on from the checkpoint before",
+        )

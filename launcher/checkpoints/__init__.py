@@ -1,0 +1,1 @@
+"""`pretrain checkpoints`: a run's checkpoints looked at, checked, deleted, and taken over from DeepSpeed."""

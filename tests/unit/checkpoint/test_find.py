@@ -1,0 +1,63 @@
+"""The newest sound checkpoint is found, whatever happened to those after it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from checkpoints import flip, make_checkpoint
+
+from launcher.checkpoint import find
+from launcher.checkpoint import folder as layout
+from launcher.errors import CheckpointError
+
+
+def newest(folder: Path) -> find.Found:
+    return find.newest_sound(folder, layout.complete_steps(folder))
+
+
+def test_the_newest_is_taken_where_it_is_sound(tmp_path: Path) -> None:
+    assert newest(tmp_path) == find.Found(path=None)
+    for step in (1, 2):
+        make_checkpoint(tmp_path, step)
+    assert newest(tmp_path) == find.Found(path=layout.checkpoint_path(tmp_path, 2))
+
+
+def test_damaged_ones_are_skipped_told_and_kept(tmp_path: Path) -> None:
+    paths = [make_checkpoint(tmp_path, step) for step in (1, 2, 3)]
+    flip(paths[1] / "rank-00000.safetensors")
+    (paths[2] / "state.json").unlink()
+    found = newest(tmp_path)
+    assert found.path == paths[0]
+    assert [(entry.step, entry.why) for entry in found.skipped] == [
+        (3, "state.json: a file of the checkpoint is missing"),
+        (2, "rank-00000.safetensors: the file's bytes are not those that were written"),
+    ]
+    assert find.put_aside(found) == [
+        "the checkpoint of step 3 is damaged and was skipped: state.json: a file of the checkpoint is missing; "
+        f"kept as {tmp_path / 'damaged-00000003'}",
+        "the checkpoint of step 2 is damaged and was skipped: rank-00000.safetensors: the file's bytes are not those "
+        f"that were written; kept as {tmp_path / 'damaged-00000002'}",
+    ]
+    assert layout.complete_steps(tmp_path) == [1]
+    assert (tmp_path / "damaged-00000002" / "rank-00000.safetensors").exists()
+
+
+def test_where_every_one_is_damaged_nothing_begins_anew(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, 4)
+    layout.put_aside(make_checkpoint(tmp_path, 8), 8)
+    flip(path / "state.json")
+    with pytest.raises(CheckpointError, match="no checkpoint is left that is not damaged") as told:
+        newest(tmp_path)
+    assert "(step 4: state.json: the file's bytes are not those that were written; step 8: put aside as" in str(
+        told.value
+    )
+    assert path.exists()
+
+
+def test_one_of_a_later_version_is_not_skipped(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 4)
+    path = make_checkpoint(tmp_path, 8)
+    (path / layout.MANIFEST).write_text('{"format_version": 9, "files": []}')
+    with pytest.raises(CheckpointError, match="has format 9"):
+        newest(tmp_path)

@@ -1,0 +1,46 @@
+"""Which checkpoints stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from checkpoints import make_checkpoint
+
+from launcher.checkpoint.retention import prune, to_delete, validation_losses
+from launcher.config.recipe import CheckpointConfig
+
+LOSSES = {10: 3.0, 20: 1.0, 30: None, 40: 2.0, 50: 2.5, 60: 2.6}
+
+
+@pytest.mark.parametrize(
+    ("keep", "deleted", "reason"),
+    [
+        ({"keep_last": 9}, [], "fewer than may stay"),
+        ({"keep_last": 2}, [10, 20, 30, 40], "the newest"),
+        ({"keep_last": 1, "keep_every": 20}, [10, 30, 50], "and every twentieth step's"),
+        ({"keep_last": 1, "keep_best": 2}, [10, 30, 50], "and the two with the lowest loss"),
+        ({"keep_last": 1, "keep_best": 9}, [30], "one without a validation is not among the best"),
+        ({"keep_last": 1, "keep_every": 30, "keep_best": 1}, [10, 40, 50], "all three"),
+    ],
+)
+def test_what_nothing_keeps_is_deleted(keep: dict[str, int], deleted: list[int], reason: str) -> None:
+    assert to_delete(LOSSES, CheckpointConfig(**keep)) == deleted, reason
+
+
+def test_the_newest_stay_and_interrupted_saves_go(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        make_checkpoint(tmp_path, step, loss=float(step))
+    (tmp_path / ".saving-00000005").mkdir()
+    (tmp_path / "damaged-00000001").mkdir()
+    make_checkpoint(tmp_path, 9, complete=False)  # a deletion that was interrupted
+    assert validation_losses(tmp_path) == {1: 1.0, 2: 2.0, 3: 3.0, 4: 4.0}
+    assert prune(tmp_path, CheckpointConfig(keep_last=1, keep_best=1)) == [2, 3]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-00000001", "step-00000001", "step-00000004"]
+
+
+def test_a_loss_of_another_step_is_not_the_checkpoints(tmp_path: Path) -> None:
+    path = make_checkpoint(tmp_path, 7)
+    assert validation_losses(tmp_path) == {7: None}
+    (path / "state.json").write_text("{")
+    assert validation_losses(tmp_path) == {7: None}

@@ -1,0 +1,94 @@
+"""A crash at any instant leaves a checkpoint that is whole as the newest one."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import make_checkpoint
+
+from launcher.checkpoint import folder as layout
+from launcher.checkpoint import retention, save
+from launcher.checkpoint.ranks import SpaceError
+from launcher.config.recipe import CheckpointConfig
+
+TOUCHES = ((layout, "write_durably"), (layout, "sync"), (os, "replace"), (shutil, "rmtree"), (Path, "unlink"))
+"""Everything that changes a folder between the ranks' files and the end of a save."""
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+def save_step_3(folder: Path) -> None:
+    """What rank 0 does when the ranks' files are there."""
+    saving = layout.saving_path(folder, 3)
+    saving.mkdir(exist_ok=True)
+    (saving / "rank-00000.safetensors").write_bytes(b"tensors")
+    file = layout.describe_file(saving / "rank-00000.safetensors")
+    (saving / "rank-00000.json").write_text(json.dumps({"format_version": 1, "slices": [], "file": file}))
+    state = json.dumps({"format_version": 1, "step": 3, "evaluations": []})
+    save._complete(folder, save._Job(step=3, texts={"state.json": state}, started=0.0))
+    layout.write_latest(folder, 3)
+    retention.prune(folder, CheckpointConfig(keep_last=2))
+
+
+def crash_at(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the `number`th touch be the last, and a half-done one."""
+    touches = itertools.count(1)
+
+    def watched(plain: Callable[..., Any]) -> Callable[..., Any]:
+        def touch(*arguments: Any, **named: Any) -> Any:
+            if next(touches) == number:
+                if plain.__name__ == "write_durably":
+                    arguments[0].write_text(arguments[1][: len(arguments[1]) // 2])
+                raise Crash
+            return plain(*arguments, **named)
+
+        return touch
+
+    for module, name in TOUCHES:
+        monkeypatch.setattr(module, name, watched(getattr(module, name)))
+
+
+def test_a_crash_at_any_touch_leaves_the_newest_complete_checkpoint_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in itertools.count(1):
+        folder = tmp_path / str(number)
+        for step in (1, 2):
+            make_checkpoint(folder, step)
+        layout.write_latest(folder, 2)
+        with monkeypatch.context() as patched:
+            crash_at(number, patched)
+            try:
+                save_step_3(folder)
+                done = True
+            except Crash:
+                done = False
+        steps = layout.complete_steps(folder)
+        assert steps[-2:] in ([1, 2], [2, 3])
+        for step in steps:
+            layout.verify(layout.checkpoint_path(folder, step))
+        latest = int((folder / "latest").read_text().strip().removeprefix("step-"))
+        assert latest in steps
+        save_step_3(folder)  # the next save comes through, and clears up
+        assert layout.complete_steps(folder) == [2, 3]
+        assert sorted(path.name for path in folder.iterdir()) == ["latest", "step-00000002", "step-00000003"]
+        if done:
+            assert number > 8
+            return
+
+
+def test_room_is_looked_for_in_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save._check_space(tmp_path / "new", 1)
+    free = shutil._ntuple_diskusage(10, 5, 1_500_000)  # type: ignore[attr-defined]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    with pytest.raises(SpaceError, match=r"a checkpoint takes 2\.9 MiB, 1\.4 MiB are free"):
+        save._check_space(tmp_path, 3_000_000)
