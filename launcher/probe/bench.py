@@ -32,16 +32,15 @@ class TorchBench:
 
     Args:
         local_rank: Which device of the host is this rank's.
-        num_threads: CPU threads of this rank.
     """
 
     local_rank: int
-    num_threads: int
     _device: torch.device = field(init=False)
     _store: Any = None
 
     def __post_init__(self) -> None:
-        torch.set_num_threads(self.num_threads)
+        # With several, ranks that share cores wait for each other's threads (one hundredth of the speed, measured).
+        torch.set_num_threads(1)
         if torch.cuda.is_available():
             # Where each task sees its own device only, the local rank counts others as well.
             self._device = torch.device("cuda", self.local_rank % torch.cuda.device_count())
@@ -120,14 +119,16 @@ class TorchBench:
             torch.cuda.synchronize(self._device)
 
     def _time(self, work: Callable[[], object]) -> float:
-        """Seconds of one call: the median on an accelerator; on a CPU, where others only take time away, the best."""
+        """Seconds of one call: on an accelerator the median; on a CPU the best, without what others took away of it."""
         times = []
+        clock = time.thread_time if self._kind() == "cpu" else time.perf_counter
         for _ in range(3):
             work()
         self._synchronize()
         until = time.perf_counter() + MEASURE_S
-        while (began := time.perf_counter()) < until:
+        while time.perf_counter() < until:
+            began = clock()
             work()
             self._synchronize()
-            times.append(time.perf_counter() - began)
+            times.append(clock() - began)
         return min(times) if self._kind() == "cpu" else median(times)

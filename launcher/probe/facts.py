@@ -39,7 +39,8 @@ class Question:
 def collect(question: Question) -> Message:
     """Look at this host. What cannot be read is told as the error it would end the run with."""
     same = {"code": code_hash(), "python": sys.version.split()[0], "versions": _versions(), "driver": _driver()}
-    room = {"memory": asdict(memory()), "shm_bytes": _free("/dev/shm")}
+    room = {"memory": asdict(memory()), "shm_bytes": _free("/dev/shm"), "load": os.getloadavg()[0]}
+    room["cores"] = os.cpu_count() or 1
     errors: list[list[str]] = []
     try:
         loaded = load_recipe(question.recipe, question.overrides)

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from launcher.cluster.hostfile import read_hostfile
-from launcher.cluster.rank import Place, find_place, threads_per_rank, with_master
+from launcher.cluster.rank import Place, find_place, with_master
 from launcher.cluster.slurm import expand_nodelist, tasks_per_node
 from launcher.config.loading import DEFAULT_RECIPE, load_recipe
 from launcher.errors import EXIT_OURS, ClusterError, LauncherError, UsageError
@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
         rank=place.rank,
         host=host,
         hello={"world_size": place.world_size, "facts": collect(question) if is_leader else None},
-        bench=_LateBench(place),
+        bench=_LateBench(place.local_rank),
     )
     port = place.master_port + _has_agents_store(os.environ)
     if place.rank != 0:
@@ -133,11 +133,11 @@ class _LateBench:
     """The tests that need torch; it is imported by the first of them, after the roll was called.
 
     Args:
-        place: Of this rank.
+        local_rank: Which device of the host is this rank's.
     """
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, local_rank: int) -> None:
+        self._local_rank = local_rank
         self._bench: Bench | None = None
 
     def compute(self) -> Message:
@@ -156,6 +156,5 @@ class _LateBench:
         if self._bench is None:
             from launcher.probe.bench import TorchBench
 
-            threads = threads_per_rank(self._place, os.environ, len(os.sched_getaffinity(0)))
-            self._bench = TorchBench(self._place.local_rank, threads)
+            self._bench = TorchBench(self._local_rank)
         return self._bench

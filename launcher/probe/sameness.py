@@ -110,6 +110,9 @@ def look_for_room(session: Session) -> None:
         if memory["free_bytes"] < LEAST_MEMORY_SHARE * memory["total_bytes"]:
             told = f"{name}: {units.size(memory['free_bytes'])} of {units.size(memory['total_bytes'])} free"
             session.report.add("memory", "note", told, fix="see which processes hold the rest", hosts=[name])
+        if room.get("load", 0.0) > room.get("cores", 1):
+            told = f"{name}: a load of {room['load']:.0f} on {room['cores']} cores before the run"
+            session.report.add("load", "note", told, fix="see what else runs there", hosts=[name])
         shm = room.get("shm_bytes", LEAST_SHM_BYTES)
         if shm < LEAST_SHM_BYTES:
             fix = "remove what dead processes left there; in a container --ipc=host"

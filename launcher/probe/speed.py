@@ -134,7 +134,7 @@ def _tell_pairs(session: Session, games: tournament.Tournament, hosts: Sequence[
             session.leave_out(other, "link", told, fix)
     if not verdict.hosts and not verdict.links:
         span = f"{_speed(min(games.best.values()))} to {_speed(max(games.best.values()))}"
-        session.report.add("links", "ok", f"{span}, {len(games.best)} pairs of hosts over TCP")
+        session.report.add("links", "ok", f"{span}, TCP, pairs measured: {len(games.best)}")
 
 
 def reduce_across(session: Session) -> None:
