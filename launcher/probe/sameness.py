@@ -100,6 +100,7 @@ def compare(session: Session) -> None:
 
 def look_for_room(session: Session) -> None:
     """What there must be enough of."""
+    busy: dict[str, str] = {}
     for name, fact in _facts(session).items():
         room = fact["room"]
         needed, free = room.get("needed_bytes", 0), room.get("disk_bytes", 0)
@@ -111,12 +112,14 @@ def look_for_room(session: Session) -> None:
             told = f"{name}: {units.size(memory['free_bytes'])} of {units.size(memory['total_bytes'])} free"
             session.report.add("memory", "note", told, fix="see which processes hold the rest", hosts=[name])
         if room.get("load", 0.0) > room.get("cores", 1):
-            told = f"{name}: a load of {room['load']:.0f} on {room['cores']} cores before the run"
-            session.report.add("load", "note", told, fix="see what else runs there", hosts=[name])
+            busy[name] = f"{name} {room['load']:.0f} on {room['cores']} cores"
         shm = room.get("shm_bytes", LEAST_SHM_BYTES)
         if shm < LEAST_SHM_BYTES:
             fix = "remove what dead processes left there; in a container --ipc=host"
             session.report.add("/dev/shm", "note", f"{name}: {units.size(shm)} free", fix=fix, hosts=[name])
+    if busy:
+        told = f"before the run: {', '.join(busy.values())}"
+        session.report.add("load", "note", told, fix="see what else runs there", hosts=list(busy))
 
 
 def read_clocks(session: Session) -> None:

@@ -88,7 +88,7 @@ def test_what_the_user_must_mend_is_2(
     ("room", "told"),
     [
         ({"shm_bytes": 5}, "host01: 5 B free"),
-        ({"load": 9.0, "cores": 4}, "host01: a load of 9 on 4 cores before the run"),
+        ({"load": 9.0, "cores": 4}, "before the run: host01 9 on 4 cores"),
         ({"memory": {"free_bytes": 1, "total_bytes": 100}}, "host01: 1 B of 100 B free"),
     ],
 )

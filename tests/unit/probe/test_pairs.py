@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -87,6 +88,16 @@ def test_where_nothing_is_well_nobody_is_blamed() -> None:
     games, _ = play(4, set(), set(), good=LEAST_BYTES_PER_S / 2)
     assert games.verdict().hosts == ()
     assert len(games.verdict().links) == len(games.best)
+
+
+@pytest.mark.parametrize("num_hosts", [4, 8, 64])
+def test_streams_that_all_differ_hide_no_slow_host_and_blame_nobody_else(num_hosts: int) -> None:
+    for seed in range(20):
+        noise = np.random.default_rng(seed)
+        games = Tournament(num_hosts, 0.5)
+        for pair in itertools.chain(*first_rounds(num_hosts)):
+            games.record(pair, GOOD * float(np.exp(noise.normal(0.0, 0.15))) * (0.01 if 1 in pair else 1.0))
+        assert games.verdict().hosts == (1,)
 
 
 def test_noise_that_goes_away_is_forgotten() -> None:
