@@ -1,80 +1,301 @@
 #!/usr/bin/env bash
-# Pretraining on Slurm: one task per accelerator, on as many nodes as asked for.
+# Pretraining on Slurm: one task an accelerator, on as many nodes as asked for, until the run has all its steps.
 #
 #   sbatch slurm/pretrain.sh                                              # the quick start, on one node
-#   sbatch --nodes=4 --ntasks-per-node=8 --gpus-per-node=8 slurm/pretrain.sh --ds_config zero3.json --recipe llama-8b
-#   sbatch --nodes=2 --ntasks-per-node=4 slurm/pretrain.sh …              # without GPUs
+#   sbatch --nodes=4 --ntasks-per-node=8 --gpus-per-node=8 slurm/pretrain.sh llama-8b train.num_steps=50000
+#   sbatch --nodes=2 --ntasks-per-node=4 slurm/pretrain.sh gpt2 --ds_config zero2.json          # without GPUs
+#   sbatch --nodes=5 --ntasks-per-node=8 --gpus-per-node=8 slurm/pretrain.sh --spares 1 llama-8b  # 4 nodes and a spare
 #
 # The tasks are named beside the GPUs because a job without them is given one core a node: too few to start a rank for
 # each GPU. Where the cluster gives cores with GPUs (DefCpuPerGPU), or with --exclusive, --gpus-per-node=8 is enough.
 #
-# Submit from the project's folder. Everything behind the script goes to launcher/train.py.
+# Submit from the project's folder. First come this script's own options:
+#   --spares N       the last N nodes wait until one of the others fails; the run goes on without a new place in the queue
+#   --prologue FILE  shell that is read first (default: slurm/prologue.sh, if it is there; see prologue.example.sh)
+# then RECIPE (a name or a path), then anything that launcher/train.py takes; --ds_config is zero3.json unless it is given.
+#
+# What ends the job and what does not:
+#   0       all steps are done and the model is exported
+#   75      stopped on the way (the time limit, a lost rank or node, a full disk): requeued, without the nodes that are
+#           at fault; after PRETRAIN_RESTARTS lives in a row that left no new checkpoint it is given up
+#   2, 1    a mistake in recipe, data or command, or a fault of the program: another start would end the same way
+#
+# ─── defaults: edit them, or give the same options to sbatch ─────────────────────────────────────────────────────────
 #SBATCH --job-name=pretrain
+#SBATCH --nodes=1
+##SBATCH --ntasks-per-node=8
+##SBATCH --gpus-per-node=8
+##SBATCH --time=24:00:00
+##SBATCH --partition=gpu
+##SBATCH --account=…
+# Two minutes before the limit the ranks are told to save; then the job is requeued.
+#SBATCH --signal=B:USR1@120
 #SBATCH --requeue
-# A requeued job writes on where its first life stopped.
+# A requeued job writes on where its last life stopped.
 #SBATCH --open-mode=append
+
+RESTARTS=${PRETRAIN_RESTARTS:-5}     # lives in a row without a new checkpoint
+BACKOFF_S=${PRETRAIN_BACKOFF_S:-10}  # wait before the second of them, doubled for each further one, at most 10 minutes
+PROBE_S=${PRETRAIN_PROBE_S:-60}      # a node that does not answer within this is at fault
+# ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 set -uo pipefail
+
+say() { echo "pretrain.sh: $*"; }
+refuse() {
+    say "$*" >&2
+    exit 2
+}
 
 # sbatch runs a copy of this script from its spool folder: the project is where the job was submitted.
 root=${SLURM_SUBMIT_DIR:?this is a batch script: sbatch slurm/pretrain.sh}
-if [ ! -f "$root/launcher/train.py" ]; then
-    echo "pretrain.sh: there is no launcher/train.py in $root: submit from the project's folder" >&2
-    exit 2
-fi
+[ -f "$root/launcher/train.py" ] || refuse "there is no launcher/train.py in $root: submit from the project's folder"
 cd "$root" || exit 2
+
+# ─── this script's words ─────────────────────────────────────────────────────────────────────────────────────────────
+spares=0 prologue=slurm/prologue.sh
+while :; do
+    case ${1:-} in
+    --spares)
+        spares=${2:-}
+        [[ $spares =~ ^[0-9]+$ ]] || refuse "--spares '$spares' is no number of nodes"
+        ;;
+    --prologue)
+        prologue=${2:-}
+        [ -f "$prologue" ] || refuse "the prologue '$prologue' is not there"
+        ;;
+    *) break ;;
+    esac
+    shift 2
+done
+case ${1:-} in
+'' | -* | *=*) ;;
+*) set -- --recipe "$@" ;;
+esac
+[[ " $* " == *" --ds_config"[\ =]* ]] || set -- --ds_config zero3.json "$@"
+
+# ─── the environment of every rank ───────────────────────────────────────────────────────────────────────────────────
+# An earlier launch in the submitting shell must not tell these ranks where they are.
+unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE LOCAL_SIZE
+container=() # further options of srun, e.g. pyxis' --container-image=…
+wrap=()      # words before python, e.g. apptainer exec --nv image.sif
 if [ -f .venv/bin/activate ]; then
     # shellcheck disable=SC1091
     . .venv/bin/activate
 fi
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-[ $# -gt 0 ] || set -- --ds_config zero3.json
-
-nodes=${SLURM_JOB_NUM_NODES:-1}
-if [ -n "${SLURM_NTASKS:-}" ]; then
-    # --ntasks or --ntasks-per-node was given: srun inherits it and how Slurm laid the tasks out.
-    layout=(--ntasks="$SLURM_NTASKS")
-else
-    # One task an accelerator, else one a node. What was asked for (8, a100:8) comes first: with --exclusive the node has
-    # more, but srun shows the tasks only these.
-    gpus=${SLURM_GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
-    tasks=${gpus##*:}
-    cores=$((tasks * ${SLURM_CPUS_PER_TASK:-1}))
-    if [ "$cores" -gt "${SLURM_CPUS_ON_NODE:-$cores}" ]; then
-        echo "pretrain.sh: $tasks ranks a node need $cores cores, and the job was given $SLURM_CPUS_ON_NODE:" \
-            "add --ntasks-per-node=$tasks to sbatch" >&2
-        exit 2
-    fi
-    layout=(--nodes="$nodes" --ntasks-per-node="$tasks" --ntasks=$((nodes * tasks)))
+if [ -f "$prologue" ]; then
+    # shellcheck disable=SC1090
+    . "$prologue"
 fi
+export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+own_port=${MASTER_PORT:-}
+# Training asks nobody outside and reports to nobody.
+export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1
 # Since Slurm 22.05 srun no longer takes sbatch's --cpus-per-task: each task would be bound to one core.
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 
+job=$SLURM_JOB_ID life=${SLURM_RESTART_COUNT:-0}
+export PRETRAIN_LOGS="${PRETRAIN_LOGS:-$root/logs/pretrain-$job}"
+mkdir -p "$PRETRAIN_LOGS" || exit 75
+lives=$PRETRAIN_LOGS/lives.tsv # a line a life: when it ended, exit code, newest checkpoint before and after, nodes at fault
+
+# ─── nodes and tasks ─────────────────────────────────────────────────────────────────────────────────────────────────
+mapfile -t nodes < <(scontrol show hostnames "${SLURM_JOB_NODELIST:-}")
+[ ${#nodes[@]} -gt 0 ] || refuse "the job has no nodes: SLURM_JOB_NODELIST is '${SLURM_JOB_NODELIST:-}'"
+wanted=$((${#nodes[@]} - spares))
+[ "$wanted" -ge 1 ] || refuse "--spares $spares of ${#nodes[@]} nodes leaves none to run on: ask sbatch for more --nodes"
+
+# One task an accelerator, else one a node. What was asked for (8, a100:8) comes first: with --exclusive the node has more,
+# but srun shows the tasks only these.
+if [ -n "${SLURM_NTASKS:-}" ]; then
+    # --ntasks or --ntasks-per-node was given: srun inherits it and how Slurm laid the tasks out.
+    ranks=$SLURM_NTASKS
+    layout=(--ntasks="$ranks")
+    if [ "$spares" -gt 0 ]; then
+        per_node=${SLURM_TASKS_PER_NODE%%(*}
+        [[ $SLURM_TASKS_PER_NODE =~ ^[0-9]+(\(x[0-9]+\))?$ ]] ||
+            refuse "with spares every node must have as many tasks ($SLURM_TASKS_PER_NODE): use --ntasks-per-node"
+        ranks=$((wanted * per_node))
+        layout=(--nodes="$wanted" --ntasks="$ranks" --ntasks-per-node="$per_node")
+    fi
+else
+    gpus=${SLURM_GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
+    per_node=${gpus##*:}
+    cores=$((per_node * ${SLURM_CPUS_PER_TASK:-1}))
+    [ "$cores" -le "${SLURM_CPUS_ON_NODE:-$cores}" ] || refuse "$per_node ranks a node need $cores cores, and the job" \
+        "was given $SLURM_CPUS_ON_NODE: add --ntasks-per-node=$per_node to sbatch"
+    ranks=$((wanted * per_node))
+    layout=(--nodes="$wanted" --ntasks-per-node="$per_node" --ntasks="$ranks")
+fi
+
+# ─── pieces ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+joined() { local IFS=,; echo "$*"; }
+
+# A node is at fault that Slurm calls down, failing or silent, that starts nothing, or that cannot write to its own disks.
+at_fault() { # NODE… → those at fault
+    local folder node
+    folder=$(mktemp -d "$PRETRAIN_LOGS/probe.XXXXXX") || return
+    sinfo -h -N -n "$(joined "$@")" -o '%N %t' | awk '$2 ~ /\*$|^(down|drain|drng|fail|failg|unk)/ {print $1}' >"$folder/told"
+    for node in "$@"; do
+        # shellcheck disable=SC2016
+        if grep -qx -- "$node" "$folder/told"; then echo "$node"; else
+            timeout --kill-after=5 "$PROBE_S" srun --export=ALL --overlap --nodes=1 --ntasks=1 --nodelist="$node" --quiet \
+                bash -c 'for place in "${TMPDIR:-/tmp}" /dev/shm; do
+                    file=$place/.pretrain-probe-$SLURM_JOB_ID
+                    head -c 1048576 /dev/zero >"$file"; code=$?; rm -f "$file"; [ $code -eq 0 ] || exit $code
+                done' >/dev/null 2>&1 || echo "$node"
+        fi &
+    done | sort -u
+    rm -rf "$folder"
+}
+
+# What the first node says before and after a life: a free port and the newest checkpoint. It also checks the recipe.
+ask() {
+    srun --export=ALL --overlap --nodes=1 --ntasks=1 --nodelist="${chosen[0]}" --quiet "${container[@]}" \
+        "${wrap[@]}" python -m launcher.life --job "$job" --ranks "$ranks" -- "$@"
+}
+
+# Lives in a row, up to the last, that left no new checkpoint.
+fruitless() { awk -F'\t' '{n = ($4 > $3) ? 0 : n + 1} END {print n + 0}' "$lives"; }
+
+# The partition's other nodes must be enough, or the job would wait for ever.
+can_do_without() { # NODE…
+    local left
+    left=$(sinfo -h -N -p "${SLURM_JOB_PARTITION:-}" -o '%N' | sort -u | grep -cvxF -f <(printf '%s\n' "$@"))
+    [ "$left" -ge ${#nodes[@]} ]
+}
+
+requeue() { # SECONDS NODE…: end this life; the next begins after so many seconds, without these nodes
+    local delay=$1 state excluded
+    shift
+    state=$(scontrol show job "$job" | sed -n 's/.*JobState=\([A-Z]*\).*/\1/p')
+    if [ "$state" != RUNNING ]; then
+        say "the job is ${state:-not there} already: not requeued"
+        exit 75
+    fi
+    excluded=$(scontrol show job "$job" | sed -n 's/.*ExcNodeList=\([^ ]*\).*/\1/p')
+    # Slurm ends this script's whole process group as soon as the job is requeued; the rest must be said first.
+    trap '' TERM USR1
+    if ! scontrol requeue "$job"; then
+        say "it could not be requeued; the same sbatch command goes on from the last checkpoint" >&2
+        exit 75
+    fi
+    if [ $# -gt 0 ] && can_do_without "$@"; then
+        [ "$excluded" != '(null)' ] && [ -n "$excluded" ] && set -- "$excluded" "$@"
+        scontrol update JobId="$job" ExcNodeList="$(joined "$@")" &&
+            say "the next life does without $(joined "$@") (scontrol update JobId=$job ExcNodeList= takes that back)"
+    fi
+    [ "$delay" -eq 0 ] || scontrol update JobId="$job" StartTime="now+$delay"
+    exit 0
+}
+
+# With spares the run goes on in place. The node at fault leaves the job, or Slurm would end all of it on its account.
+go_on_without() { # NODE…
+    local left=() node
+    for node in "${nodes[@]}"; do [[ " $* " == *" $node "* ]] || left+=("$node"); done
+    [ ${#left[@]} -ge "$wanted" ] || return 1
+    [[ " $* " == *" $(hostname) "* ]] && return 1 # this script runs there
+    if [ $# -gt 0 ]; then
+        (cd "$PRETRAIN_LOGS" && scontrol update JobId="$job" NodeList="$(joined "${left[@]}")" >/dev/null &&
+            rm -f "slurm_job_${job}_resize".*) || return 1
+        say "$(joined "$@") left the job"
+    fi
+    nodes=("${left[@]}")
+}
+
 # The code of the task that failed first. srun itself tells the highest one: it ends the other tasks as soon as one has
 # failed, so a 75 or a 2 becomes their 143 (SIGTERM) whenever they are a tenth of a second behind.
-export PRETRAIN_FIRST_CODE="$root/.pretrain-$SLURM_JOB_ID.code"
-rm -f "$PRETRAIN_FIRST_CODE"
-# set -C: only the first task can make the file. The trap keeps the shell waiting when a signal comes for its python.
-# 143: it was ended (scancel ends this script too, which could then not remove the file).
+export PRETRAIN_FIRST_CODE="$PRETRAIN_LOGS/first-code"
+# Rank 0 writes into the job's log as well. set -C: only the first task can make the file. The traps keep shell and tee
+# waiting when a signal comes for the python between them. 143: the task was ended (with the job, or for another's sake).
 # shellcheck disable=SC2016
 task='trap : TERM USR1 USR2
-python -u -m launcher.train "$@"
-code=$?
-[ "$code" -eq 0 ] || [ "$code" -eq 143 ] || (set -C; echo "$code" >"$PRETRAIN_FIRST_CODE") 2>/dev/null
+log=$PRETRAIN_LOGS/rank-$(printf %05d "$SLURM_PROCID").log
+if [ "$SLURM_PROCID" = 0 ]; then
+    "$@" 2>&1 | (trap "" TERM USR1 USR2 INT; exec tee -a "$log")
+    code=${PIPESTATUS[0]}
+else
+    "$@" >>"$log" 2>&1
+    code=$?
+fi
+[ "$code" -eq 0 ] || [ "$code" -eq 143 ] ||
+    (set -C; echo "$code $SLURM_PROCID $(hostname)" >"$PRETRAIN_FIRST_CODE") 2>/dev/null
 exit "$code"'
 
-# How the ranks meet (the first host of the step, a port from the job's number) they work out by themselves:
-# launcher/cluster/rank.py. OMP_NUM_THREADS is left alone: each rank takes its share of the node's cores.
-echo "pretrain.sh: job $SLURM_JOB_ID, $nodes nodes, srun ${layout[*]}: python -m launcher.train $*"
-srun "${layout[@]}" --kill-on-bad-exit=1 \
-    bash -c "$task" task "$@"
-code=$?
-# Without the file no task failed by itself: all are done, or a node or the job was lost, and srun's code says it.
-[ ! -s "$PRETRAIN_FIRST_CODE" ] || code=$(cat "$PRETRAIN_FIRST_CODE")
-rm -f "$PRETRAIN_FIRST_CODE"
+# ─── a life ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+step='' stopping=''
+stop() { # SIGNAL: the ranks finish their step, save, and end with 75
+    stopping=$1
+    say "$1 at $(date +%T): the ranks save"
+    [ -z "$step" ] || kill "-$1" "$step" 2>/dev/null
+}
+trap 'stop USR1' USR1
+trap 'stop TERM' TERM
 
-# 75: stopped on the way, the same command goes on from the last checkpoint. Anything else is the job's own result.
-if [ "$code" -eq 75 ]; then
-    echo "pretrain.sh: the run asks to go on: requeued"
-    scontrol requeue "$SLURM_JOB_ID" && exit 0
-fi
-exit "$code"
+bad=()
+[ "$spares" -eq 0 ] || mapfile -t bad < <(at_fault "${nodes[@]}")
+while :; do
+    if [ ${#bad[@]} -gt 0 ]; then
+        say "at fault: ${bad[*]}"
+        go_on_without "${bad[@]}" || requeue 0 "${bad[@]}"
+    fi
+    chosen=("${nodes[@]:0:$wanted}")
+    bad=()
+    [ -z "$stopping" ] || requeue 0
+
+    told=$(ask "$@")
+    code=$?
+    [ "$code" -ne 2 ] || exit 2 # it has said what is wrong
+    read -r port before <<<"$told"
+    before=${before:-0}
+    if [ -z "$own_port" ]; then
+        # Without an answer the ranks take the port that follows from the job's number.
+        if [ -n "$port" ]; then export MASTER_PORT="$port"; else unset MASTER_PORT; fi
+    fi
+
+    # How the ranks meet (the first host of the step, and this port) they work out by themselves: launcher/cluster/rank.py.
+    # OMP_NUM_THREADS is left alone: each rank takes its share of the node's cores.
+    say "job $job, life $life: $ranks ranks on $(joined "${chosen[@]}"), port ${MASTER_PORT:-of the job}," \
+        "from step $before: python -m launcher.train $*"
+    rm -f "$PRETRAIN_FIRST_CODE"
+    srun --export=ALL "${layout[@]}" --nodelist="$(joined "${chosen[@]}")" --kill-on-bad-exit=1 "${container[@]}" \
+        bash -c "$task" task "${wrap[@]}" python -u -m launcher.train "$@" &
+    step=$!
+    while :; do # a signal interrupts wait
+        wait "$step"
+        code=$?
+        kill -0 "$step" 2>/dev/null || break
+    done
+    step=''
+    first=''
+    if [ -s "$PRETRAIN_FIRST_CODE" ]; then
+        read -r code first where <"$PRETRAIN_FIRST_CODE"
+    elif [ "$code" -ne 0 ]; then
+        code=75 # no task failed by itself: a node or the job was lost
+    fi
+    rm -f "$PRETRAIN_FIRST_CODE"
+    [ "$code" -eq 0 ] && exit 0
+    if [ -n "$first" ]; then
+        say "rank $first on $where ended first, with $code" >&2
+        [ "$first" -eq 0 ] || tail -n 20 "$PRETRAIN_LOGS/rank-$(printf %05d "$first").log" >&2
+    fi
+    # Above 128: ended by a signal (memory, a bus error), which is nobody's mistake in the recipe.
+    [ "$code" -eq 75 ] || [ "$code" -gt 128 ] || exit "$code"
+
+    [ -n "$stopping" ] || mapfile -t bad < <(at_fault "${nodes[@]}")
+    after=$(ask "$@" 2>/dev/null) || after=$before
+    printf '%s\t%s\t%s\t%s\t%s\n' "$(date -Is)" "$code" "$before" "${after##* }" "${bad[*]-}" >>"$lives"
+    vain=$(fruitless)
+    if [ "$vain" -gt "$RESTARTS" ]; then
+        say "given up: $vain lives in a row left no checkpoint after step $before; all of them: $lives" >&2
+        exit 75
+    fi
+    delay=0
+    [ "$vain" -lt 2 ] || delay=$((BACKOFF_S << (vain - 2) > 600 ? 600 : BACKOFF_S << (vain - 2)))
+    if [ -z "$stopping" ] && [ "$spares" -gt 0 ]; then
+        [ "$delay" -eq 0 ] || sleep "$delay"
+        life="$life, started again"
+        continue
+    fi
+    say "the run asks to go on: requeued"
+    requeue "$delay" "${bad[@]}"
+done

@@ -24,7 +24,7 @@ def unavailable(reason: str) -> None:
 
 @dataclass(frozen=True)
 class Cluster:
-    """The test cluster: `ctl`, `node1`, `node2`."""
+    """The test cluster: `ctl`, `node1`, `node2`, `node3`."""
 
     env: dict[str, str]
     folder: Path
@@ -55,7 +55,8 @@ class Cluster:
         """Submit a batch script from `folder`, wait for its end, and return its exit code."""
         words = ["sbatch", "--parsable", f"--output={output}", *options, str(script), *arguments]
         path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
-        submitted = self.run("ctl", *words, cwd=folder, PATH=path, **env)
+        logs = str(output.parent / "logs")
+        submitted = self.run("ctl", *words, cwd=folder, PATH=path, **{"PRETRAIN_LOGS": logs, **env})
         assert submitted.returncode == 0, submitted.stderr
         job = submitted.stdout.strip()
         deadline = time.monotonic() + 400

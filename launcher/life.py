@@ -1,0 +1,64 @@
+"""What slurm/pretrain.sh asks on the first node of a job before and after each of its lives.
+
+`python -m launcher.life --job ID --ranks N -- WORDS OF launcher/train.py` prints a port that is free there and the
+step of the newest checkpoint (0 for none). It starts in half a second, so that a mistake in the recipe is told once,
+before N ranks are started.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from launcher.checkpoint.folder import complete_steps
+from launcher.cluster.hosts import is_free
+from launcher.cluster.rank import FIRST_PORT, NUM_PORTS
+from launcher.config.batch import plan_batch
+from launcher.config.command_line import parse
+from launcher.config.deepspeed import load_ds_config
+from launcher.config.loading import load_recipe
+from launcher.errors import EXIT_DONE, ClusterError, LauncherError
+
+TRIES = 200
+"""Ports looked at, from that of the job on."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print port and step."""
+    parser = argparse.ArgumentParser(prog="python -m launcher.life", allow_abbrev=False)
+    parser.add_argument("--job", type=int, required=True)
+    parser.add_argument("--ranks", type=int, required=True)
+    parser.add_argument("words", nargs="*")
+    options = parser.parse_args(arguments)
+    try:
+        words = parse(options.words)
+        recipe = load_recipe(words.recipe, words.overrides).recipe
+        load_ds_config(words.ds_config)
+        plan_batch(recipe.batch.schedule, recipe.batch.micro_batch, options.ranks)
+        steps = complete_steps(recipe.run_folder / "checkpoints")
+        print(free_port(options.job), steps[-1] if steps else 0)
+    except LauncherError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return EXIT_DONE
+
+
+def free_port(job: int) -> int:
+    """A port that follows from the job's number and is free on this machine.
+
+    Raises:
+        ClusterError: None is.
+    """
+    for number in range(TRIES):
+        port = FIRST_PORT + (job + number) % NUM_PORTS
+        if is_free(port):
+            return port
+    raise ClusterError(
+        f"{TRIES} ports from {FIRST_PORT + job % NUM_PORTS} on are taken", os.uname().nodename, "set MASTER_PORT"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,155 @@
+"""`slurm/pretrain.sh`: what it starts, where, and what becomes of the job."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from slurm_cluster import ROOT, Cluster
+
+from launcher.engine.metrics import read_metrics
+
+pytestmark = pytest.mark.cluster
+SCRIPT = ROOT / "slurm" / "pretrain.sh"
+GLOO = {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}
+
+
+def project(folder: Path, train: str) -> Path:
+    """A project whose launcher/train.py is this text, and everything else the shipped one."""
+    (folder / "launcher").mkdir()
+    for entry in (ROOT / "launcher").iterdir():
+        if entry.name not in ("train.py", "__pycache__"):
+            (folder / "launcher" / entry.name).symlink_to(entry)
+    (folder / "launcher" / "train.py").write_text(train)
+    return folder
+
+
+def test_pretrain_sh_trains_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    shards = tiny.make_shards(tmp_path)
+    recipe = tiny.write_recipe(
+        tmp_path / "r.yaml", tiny.recipe_tree("mlm", shards, tmp_path / "runs", train__num_steps=4)
+    )
+    code = cluster.submit(
+        SCRIPT,
+        *("--ds_config", "zero3.json", "--recipe", str(recipe), "optim.lr=0.002"),
+        output=tmp_path / "out",
+        **GLOO,
+        options=("--nodes=2", "--ntasks-per-node=2"),
+    )
+    assert code == 0, (tmp_path / "out").read_text()
+    steps: list[dict[str, Any]] = [x for x in read_metrics(tmp_path / "runs" / "tiny" / "metrics.jsonl") if "lr" in x]
+    assert [x["step"] for x in steps] == [1, 2, 3, 4]
+    logs = sorted(path.name for path in (tmp_path / "runs" / "tiny" / "logs").iterdir())
+    assert logs == [f"rank-0000{rank}.log" for rank in range(4)]
+    assert (tmp_path / "runs" / "tiny" / "export" / "model.safetensors").is_file()
+
+
+def test_pretrain_sh_makes_and_trains_the_quick_start_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
+    for name in ("launcher", "recipes", "ds_configs"):  # a project of its own: the quick start writes into data/
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    small = ("model.hidden_size=64", "model.intermediate_size=128", "batch.global_batch=4", "eval.every_steps=0")
+    code = cluster.submit(
+        SCRIPT,
+        *("--ds_config", "zero1.json", "train.num_steps=4", *small, f"runs={tmp_path / 'runs'}", "name=quick"),
+        output=tmp_path / "out",
+        folder=tmp_path,
+        options=("--nodes=2", "--ntasks-per-node=1"),
+        **GLOO,
+    )
+    assert code == 0, (tmp_path / "out").read_text()
+    steps: list[dict[str, Any]] = [x for x in read_metrics(tmp_path / "runs" / "quick" / "metrics.jsonl") if "lr" in x]
+    assert [x["step"] for x in steps] == [1, 2, 3, 4]
+
+
+def test_pretrain_sh_tells_the_users_mistake_with_its_code(cluster: Cluster, tmp_path: Path) -> None:
+    options = ("--nodes=2", "--ntasks-per-node=2")
+    words = ("--ds_config", "zero1.json", "train.num_stepz=4")
+    code = cluster.submit(SCRIPT, *words, output=tmp_path / "out", options=options)
+    assert code == 2
+    assert "did you mean" in (tmp_path / "out").read_text()
+
+
+# Rank 1 is a second behind: by then srun has ended it, and would tell its 143 for the job's code.
+STUB = """
+import os, sys, time
+life, rank = os.environ.get("SLURM_RESTART_COUNT", "0"), os.environ["SLURM_PROCID"]
+if rank == "0":
+    print("stub of life", life, *sys.argv[1:], flush=True)
+time.sleep(int(rank))
+sys.exit({codes}[int(life)])
+"""
+TWO = ("--nodes=2", "--ntasks-per-node=1")
+
+
+@pytest.mark.parametrize(
+    ("codes", "ends_with", "lives", "reason"),
+    [
+        ([75, 0], 0, 2, "stopped on the way: again"),
+        ([2], 2, 1, "the user's mistake: another start would end the same way"),
+        ([1], 1, 1, "a fault of ours, likewise"),
+        ([137, 0], 0, 2, "killed for its memory: again"),
+        ([75, 75, 75], 75, 2, "no new checkpoint in as many lives as PRETRAIN_RESTARTS allows"),
+    ],
+)
+def test_the_exit_code_decides_whether_there_is_another_life(
+    codes: list[int], ends_with: int, lives: int, reason: str, cluster: Cluster, tmp_path: Path
+) -> None:
+    folder = project(tmp_path, STUB.format(codes=codes))
+    words, output = ("gpt2", "batch.global_batch=8"), tmp_path / "out"
+    code = cluster.submit(SCRIPT, *words, output=output, folder=folder, options=TWO, PRETRAIN_RESTARTS="1")
+    told = output.read_text()
+    assert (code, told.count("stub of life ")) == (ends_with, lives), f"{reason}: {told}"
+    assert "--ds_config zero3.json --recipe gpt2 batch.global_batch=8" in told
+    assert ("1 lives in a row" in told or "2 lives in a row" in told) == (lives == 2 and ends_with == 75)
+    left = {path.name for path in (tmp_path / "logs").iterdir()}
+    assert left == {"rank-00000.log", "rank-00001.log"} | ({"lives.tsv"} if lives > 1 else set())
+
+
+# One line a rank: every rank's print is one write, so that lines of different ranks do not mix.
+LAYOUT = """
+import os, sys
+sys.stdout.write("rank {SLURM_PROCID} of {SLURM_STEP_NUM_TASKS}, {SLURM_STEP_TASKS_PER_NODE}\\n".format(**os.environ))
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "ranks", "layout", "reason"),
+    [
+        ("--nodes=2", 2, "1(x2)", "nothing said: one a node"),
+        ("--nodes=2 --ntasks=4", 4, "3,1", "a number of tasks, laid out by Slurm"),
+        ("--nodes=2 --ntasks-per-node=2 --gpus-per-node=2", 4, "2(x2)", "both said"),
+        ("--nodes=2 --ntasks-per-node=2 --cpus-per-task=2", 4, "2(x2)", "cores of their own"),
+        ("--nodes=2 --ntasks-per-gpu=1 --gpus-per-node=2", 4, "2(x2)", "Slurm works the tasks out"),
+        ("--nodes=2 --cpus-per-gpu=2 --gpus-per-node=2", 4, "2(x2)", "GPUs that come with cores: one a GPU"),
+        ("--nodes=2 --exclusive --gpus-per-node=test:2", 4, "2(x2)", "as many as asked for, though the node has eight"),
+    ],
+)
+def test_pretrain_sh_starts_as_many_ranks_as_asked_for(
+    options: str, ranks: int, layout: str, reason: str, cluster: Cluster, tmp_path: Path
+) -> None:
+    project(tmp_path, LAYOUT)
+    output = tmp_path / "out"
+    words = tuple(options.split())
+    assert cluster.submit(SCRIPT, output=output, folder=tmp_path, options=words) == 0, reason
+    logs = [(tmp_path / "logs" / f"rank-{rank:05d}.log").read_text() for rank in range(ranks)]
+    told = sorted("".join(logs).splitlines())
+    assert told == [f"rank {rank} of {ranks}, {layout}" for rank in range(ranks)], reason
+
+
+@pytest.mark.parametrize(("options", "cores"), [("--gpus-per-node=2", 2), ("--gpus-per-node=2 --cpus-per-task=3", 6)])
+def test_pretrain_sh_tells_that_gpus_came_without_cores(
+    options: str, cores: int, cluster: Cluster, tmp_path: Path
+) -> None:
+    words = tuple(options.split())
+    assert cluster.submit(SCRIPT, output=tmp_path / "out", options=words) == 2
+    told = (tmp_path / "out").read_text()
+    assert f"2 ranks a node need {cores} cores" in told
+    assert "add --ntasks-per-node=2 to sbatch" in told
+
+
+def test_pretrain_sh_refuses_a_folder_without_the_project(cluster: Cluster, tmp_path: Path) -> None:
+    assert cluster.submit(SCRIPT, output=tmp_path / "out", folder=tmp_path) == 2
+    assert "submit from the project's folder" in (tmp_path / "out").read_text()
