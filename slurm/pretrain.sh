@@ -37,6 +37,8 @@
 RESTARTS=${PRETRAIN_RESTARTS:-5}     # lives in a row without a new checkpoint
 BACKOFF_S=${PRETRAIN_BACKOFF_S:-10}  # wait before the second of them, doubled for each further one, at most 10 minutes
 PROBE_S=${PRETRAIN_PROBE_S:-60}      # a node that does not answer within this is at fault
+LINGER_S=${PRETRAIN_LINGER_S:-60}    # after the first failed rank: srun would wait for a dead node until Slurm gives it up
+CHECK=${PRETRAIN_CHECK:-1}           # 1: pretrain check over all nodes before a life begins; 0: not
 # ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 set -uo pipefail
 
@@ -143,9 +145,21 @@ at_fault() { # NODE… → those at fault
                     file=$place/.pretrain-probe-$SLURM_JOB_ID
                     head -c 1048576 /dev/zero >"$file"; code=$?; rm -f "$file"; [ $code -eq 0 ] || exit $code
                 done' >/dev/null 2>&1 || echo "$node"
-        fi &
+        fi 2>/dev/null &
     done | sort -u
     rm -rf "$folder"
+}
+
+# pretrain check on every rank, the spares' as well; leaves the nodes it finds unfit in bad.
+check() {
+    local shape=("${layout[@]}") unfit=$PRETRAIN_LOGS/unfit code
+    [ "$spares" -eq 0 ] || shape=(--nodes=${#nodes[@]} --ntasks=$((${#nodes[@]} * per_node)) --ntasks-per-node="$per_node")
+    rm -f "$unfit"
+    srun --export=ALL "${shape[@]}" --nodelist="$(joined "${nodes[@]}")" --kill-on-bad-exit=0 "${container[@]}" \
+        "${wrap[@]}" python -m launcher.probe "$@" --exclude-to "$unfit"
+    code=$?
+    [ "$code" -ne 2 ] || exit 2 # it has said what is to be mended
+    [ ! -s "$unfit" ] || IFS=, read -ra bad <"$unfit"
 }
 
 # What the first node says before and after a life: a free port and the newest checkpoint. It also checks the recipe.
@@ -222,17 +236,39 @@ fi
 exit "$code"'
 
 # ─── a life ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-step='' stopping=''
+step='' stopping='' again=()
 stop() { # SIGNAL: the ranks finish their step, save, and end with 75
     stopping=$1
     say "$1 at $(date +%T): the ranks save"
     [ -z "$step" ] || kill "-$1" "$step" 2>/dev/null
 }
+
+# Wait for srun, but not for a node that is gone: what is alive has been ended soon after the first failure.
+await() { # PID → code
+    local pid=$1 failed_at='' code own
+    while :; do
+        sleep 1 &
+        wait -n "$pid" $! # a signal interrupts it
+        code=$?
+        kill -0 "$pid" 2>/dev/null || break
+        [ -n "$failed_at" ] || [ ! -s "$PRETRAIN_FIRST_CODE" ] || failed_at=$SECONDS
+        if [ -n "$failed_at" ] && [ $((SECONDS - failed_at)) -ge "$LINGER_S" ]; then
+            say "the step does not end: left behind"
+            kill -KILL "$pid"
+        fi
+    done
+    # Where sleep and srun ended together, code is sleep's; 127: srun's was the one that was told.
+    wait "$pid" 2>/dev/null
+    own=$?
+    [ "$own" -eq 127 ] || code=$own
+    return "$code"
+}
 trap 'stop USR1' USR1
 trap 'stop TERM' TERM
 
 bad=()
-[ "$spares" -eq 0 ] || mapfile -t bad < <(at_fault "${nodes[@]}")
+[ "$spares" -eq 0 ] || mapfile -t bad < <(at_fault "${nodes[@]}") # one that is dead would keep the check waiting
+[ "$CHECK" = 0 ] || [ ${#bad[@]} -gt 0 ] || check "$@"
 while :; do
     if [ ${#bad[@]} -gt 0 ]; then
         say "at fault: ${bad[*]}"
@@ -257,14 +293,11 @@ while :; do
     say "job $job, life $life: $ranks ranks on $(joined "${chosen[@]}"), port ${MASTER_PORT:-of the job}," \
         "from step $before: python -m launcher.train $*"
     rm -f "$PRETRAIN_FIRST_CODE"
-    srun --export=ALL "${layout[@]}" --nodelist="$(joined "${chosen[@]}")" --kill-on-bad-exit=1 "${container[@]}" \
+    srun --export=ALL "${again[@]}" "${layout[@]}" --nodelist="$(joined "${chosen[@]}")" --kill-on-bad-exit=1 "${container[@]}" \
         bash -c "$task" task "${wrap[@]}" python -u -m launcher.train "$@" &
     step=$!
-    while :; do # a signal interrupts wait
-        wait "$step"
-        code=$?
-        kill -0 "$step" 2>/dev/null || break
-    done
+    await "$step" 2>/dev/null # bash would print the whole command of a step that is left behind
+    code=$?
     step=''
     first=''
     if [ -s "$PRETRAIN_FIRST_CODE" ]; then
@@ -293,7 +326,7 @@ while :; do
     [ "$vain" -lt 2 ] || delay=$((BACKOFF_S << (vain - 2) > 600 ? 600 : BACKOFF_S << (vain - 2)))
     if [ -z "$stopping" ] && [ "$spares" -gt 0 ]; then
         [ "$delay" -eq 0 ] || sleep "$delay"
-        life="$life, started again"
+        again=(--overlap) # what a dead node has not given back must not stand in the way
         continue
     fi
     say "the run asks to go on: requeued"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -153,3 +154,96 @@ def test_pretrain_sh_tells_that_gpus_came_without_cores(
 def test_pretrain_sh_refuses_a_folder_without_the_project(cluster: Cluster, tmp_path: Path) -> None:
     assert cluster.submit(SCRIPT, output=tmp_path / "out", folder=tmp_path) == 2
     assert "submit from the project's folder" in (tmp_path / "out").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--spares", "two"), "--spares 'two' is no number of nodes"),
+        (("--spares", "2"), "--spares 2 of 2 nodes leaves none to run on"),
+        (("--prologue", "none.sh"), "the prologue 'none.sh' is not there"),
+        (("no-such-recipe",), "there is no recipe 'no-such-recipe'"),
+        (("gpt2", "batch.global_batch=3"), "3 samples per step cannot be cut into 2 equal shares"),
+        (("gpt2", "--ds_config=zero9"), "there is no DeepSpeed configuration 'zero9'"),
+    ],
+)
+def test_a_mistake_in_the_command_is_told_once_and_ends_the_job(
+    words: tuple[str, ...], message: str, cluster: Cluster, tmp_path: Path
+) -> None:
+    assert cluster.submit(SCRIPT, *words, output=tmp_path / "out", options=TWO) == 2
+    assert (tmp_path / "out").read_text().count(message) == 1
+
+
+def test_the_prologue_decides_environment_and_container(cluster: Cluster, tmp_path: Path) -> None:
+    code = (
+        "import os\nprint('MINE', os.environ['MINE'], os.environ['IN_BOX'], os.environ['HF_HUB_OFFLINE'], flush=True)"
+    )
+    folder = project(tmp_path, code)
+    prologue = tmp_path / "mine.sh"
+    prologue.write_text("export MINE=yes\nwrap=(env IN_BOX=1)\ncontainer=(--label)\n")
+    words = ("--prologue", str(prologue), "gpt2")
+    assert cluster.submit(SCRIPT, *words, output=tmp_path / "out", folder=folder, options=TWO, RANK="7") == 0
+    assert "0: MINE yes 1 1" in (tmp_path / "out").read_text(), "and what an earlier launch left does not count"
+
+
+# A rank that cannot write to its node's own disk ends with 75.
+WATCHED = """
+import os, pathlib, socket, sys, time
+host, folder = socket.gethostname(), pathlib.Path({folder!r})
+with open(folder / "seen", "a") as file:
+    file.write(os.environ["SLURM_PROCID"] + host + " ")
+try:
+    pathlib.Path("/dev/shm/scratch").write_bytes(bytes(4096))
+except OSError:
+    sys.exit(75)
+sys.exit(0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "words", "restarts", "reason"),
+    [
+        (("--nodes=2", "--ntasks-per-node=1"), (), "1", "requeued, without the node that has no room"),
+        (("--nodes=3", "--ntasks-per-node=1"), ("--spares", "1"), "0", "in place, on the spare"),
+    ],
+)
+def test_a_node_whose_disk_is_full_is_done_without(
+    options: tuple[str, ...], words: tuple[str, ...], restarts: str, reason: str, cluster: Cluster, tmp_path: Path
+) -> None:
+    folder = project(tmp_path, WATCHED.format(folder=str(tmp_path)))
+    cluster.run("node2", "sh", "-c", "mount -o remount,size=1M /dev/shm; head -c 2M /dev/zero >/dev/shm/full")
+    try:
+        job = cluster.sbatch(SCRIPT, *words, "gpt2", output=tmp_path / "out", folder=folder, options=options)
+        fields = cluster.wait(job, tmp_path / "out")
+    finally:
+        cluster.run("node2", "sh", "-c", "rm /dev/shm/full; mount -o remount,size=50% /dev/shm")
+    told = (tmp_path / "out").read_text()
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", restarts), f"{reason}: {told}"
+    assert sorted((tmp_path / "seen").read_text().split()[-2:]) == ["0node1", "1node3"], reason
+    assert "at fault: node2" in told or "the next life does without node2" in told
+
+
+def test_a_spare_takes_the_place_of_a_node_that_dies(cluster: Cluster, tmp_path: Path) -> None:
+    # The rank that is left ends with 75, as real ones do when another is gone.
+    wait = "import os, sys, time\nprint('stub on', os.environ['SLURM_STEP_NODELIST'], flush=True)\n"
+    wait += "if os.path.exists('killed'): sys.exit(0)\nopen('first', 'w').close()\n"
+    wait += "while not os.path.exists('killed'): time.sleep(0.1)\ntime.sleep(1); sys.exit(75)"
+    folder = project(tmp_path, wait)
+    options = ("--nodes=3", "--ntasks-per-node=1")
+    words, how = ("--spares", "1", "gpt2"), {"output": tmp_path / "out", "folder": folder, "options": options}
+    job = cluster.sbatch(SCRIPT, *words, **how, PRETRAIN_PROBE_S="5", PRETRAIN_LINGER_S="2")
+    try:
+        for _ in range(200):
+            if (tmp_path / "first").exists():
+                break
+            time.sleep(0.2)
+        cluster.do("kill-node", "node2")
+        (tmp_path / "killed").touch()
+        fields = cluster.wait(job, tmp_path / "out")
+    finally:
+        cluster.do("heal", "node2")
+    told = (tmp_path / "out").read_text()
+    assert "stub on node[1-2]" in told
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "0"), told
+    assert "node2 left the job" in told
+    assert "stub on node[1,3]" in told

@@ -8,6 +8,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,11 @@ class Cluster:
             check=False,
         )
 
-    def submit(
+    def do(self, action: str, node: str) -> None:
+        """`cut`, `heal` or `kill-node`."""
+        subprocess.run([str(SCRIPT), action, node], env=self.env, capture_output=True, timeout=60, check=True)
+
+    def sbatch(
         self,
         script: Path,
         *arguments: str,
@@ -51,20 +56,42 @@ class Cluster:
         options: tuple[str, ...] = (),
         folder: Path = ROOT,
         **env: str,
-    ) -> int:
-        """Submit a batch script from `folder`, wait for its end, and return its exit code."""
+    ) -> str:
+        """Submit a batch script from `folder`; returns the job's number."""
         words = ["sbatch", "--parsable", f"--output={output}", *options, str(script), *arguments]
         path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
-        logs = str(output.parent / "logs")
-        submitted = self.run("ctl", *words, cwd=folder, PATH=path, **{"PRETRAIN_LOGS": logs, **env})
+        ours = {"PRETRAIN_LOGS": str(output.parent / "logs"), "PRETRAIN_CHECK": "0", "PRETRAIN_BACKOFF_S": "1"}
+        submitted = self.run("ctl", *words, cwd=folder, PATH=path, **{**ours, **env})
         assert submitted.returncode == 0, submitted.stderr
-        job = submitted.stdout.strip()
-        deadline = time.monotonic() + 400
+        return submitted.stdout.strip()
+
+    def fields(self, job: str) -> dict[str, str]:
+        """What Slurm says of a job."""
+        shown = self.run("ctl", "scontrol", "show", "job", job).stdout
+        return dict(word.partition("=")[::2] for word in shown.split())
+
+    def wait(self, job: str, output: Path, timeout_s: float = 400) -> dict[str, str]:
+        """Wait for the end of a job; returns what Slurm says of it."""
+        deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            shown = self.run("ctl", "scontrol", "show", "job", job).stdout
-            fields = dict(word.partition("=")[::2] for word in shown.split())
+            fields = self.fields(job)
             if fields.get("JobState") in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"):
-                return int(fields["ExitCode"].partition(":")[0])
+                return fields
             time.sleep(0.5)
         told = output.read_text() if output.exists() else ""
-        raise AssertionError(f"job {job} does not end: {shown}\n{told}")
+        raise AssertionError(f"job {job} does not end: {self.fields(job)}\n{told}")
+
+    def submit(self, script: Path, *arguments: str, output: Path, **how: Any) -> int:
+        """Submit a batch script as `sbatch` does, wait for its end, and return its exit code."""
+        job = self.sbatch(script, *arguments, output=output, **how)
+        return int(self.wait(job, output)["ExitCode"].partition(":")[0])
+
+    def processes(self, words: str) -> dict[str, list[int]]:
+        """By node that runs, the pids there of processes whose command line holds these words."""
+        found = {}
+        for node in ("node1", "node2", "node3"):
+            shown = self.run(node, "ps", "-eo", "pid=,args=")
+            lines = [line.strip() for line in shown.stdout.splitlines() if words in line]
+            if lines:
+                found[node] = [int(line.split()[0]) for line in lines]
+        return found
