@@ -395,7 +395,7 @@ def check(options: argparse.Namespace) -> int:
     """`pretrain check`."""
     from launcher.probe import program
 
-    return program.run(options)
+    program.leave(program.run(options))
 
 
 def export(options: argparse.Namespace) -> None:

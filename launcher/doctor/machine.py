@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from launcher import units
+from launcher.cluster.environment import forwarded
 from launcher.config.compiled_ops import USES, missing_packages
 from launcher.doctor.devices import torch_cuda
 from launcher.doctor.findings import Finding, State
@@ -29,9 +30,8 @@ LEAST_SHM_BYTES = 1 << 30
 FORWARDED = ("NCCL", "PYTHON", "MV2", "UCX", "MLFLOW")
 """Beginnings of the names that DeepSpeed's pdsh launcher forwards by itself. Source: deepspeed/launcher/runner.py,
 EXPORT_ENVS."""
-WORTH_FORWARDING = ("HF_", "TORCH", "PYTORCH_", "CUDA_", "GLOO_", "OMP_", "MKL_", "DS_", "DEEPSPEED_", "TRITON_")
-"""Beginnings of the names that change what a rank does."""
-ALSO_WORTH_FORWARDING = ("LD_LIBRARY_PATH", "LD_PRELOAD", "TMPDIR", "XDG_CACHE_HOME", "http_proxy", "https_proxy")
+OF_EVERY_SHELL = ("PATH", "LANG", "LC_", "VIRTUAL_ENV")
+"""Beginnings of names that are set on every host."""
 DEEPSPEED_ENV = ".deepspeed_env"
 OFFLINE = "HF_HUB_OFFLINE"
 CONNECT_S = 3.0
@@ -103,13 +103,9 @@ def look_at_limits() -> Iterator[Finding]:
 def look_at_environment(env: Mapping[str, str], home: Path, here: Path) -> Iterator[Finding]:
     """What is set here and would not be set on other hosts; names only, for a value may be a secret.
 
-    Slurm and torchrun's agents pass all of it on; `deepspeed --hostfile` passes its own few on, mpirun what -x names.
+    `pretrain launch` and Slurm pass all of it on, `deepspeed --hostfile` its own few, mpirun what -x names.
     """
-    matters = sorted(
-        name
-        for name in env
-        if (name.startswith(WORTH_FORWARDING) or name in ALSO_WORTH_FORWARDING) and not name.startswith(FORWARDED)
-    )
+    matters = [name for name in forwarded(env) if name in env and not name.startswith((*FORWARDED, *OF_EVERY_SHELL))]
     listed = {
         line.partition("=")[0].strip()
         for folder in (home, here)
@@ -123,8 +119,8 @@ def look_at_environment(env: Mapping[str, str], home: Path, here: Path) -> Itera
     yield Finding(
         name="environment",
         state="note",
-        found=f"set here, and not passed on by deepspeed --hostfile or mpirun: {', '.join(lost)}",
-        fix=f"NAME=value lines in ./{DEEPSPEED_ENV}; mpirun -x NAME; srun passes all on",
+        found=f"set here, and not passed on by deepspeed --hostfile or mpirun by themselves: {', '.join(lost)}",
+        fix=f"start with pretrain launch, which does; or NAME=value lines in ./{DEEPSPEED_ENV}; or mpirun -x NAME",
     )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import units
+from launcher.cluster.host_memory import available_bytes
 from launcher.config.compiled_ops import check_ops, offload_devices
 from launcher.config.recipe import Recipe
 from launcher.doctor.findings import Finding, from_error
@@ -118,14 +119,14 @@ class Memory:
 
     total_bytes: int
     free_bytes: int
-    """What can be had without swapping."""
+    """What can be had before the kernel, or the job's cgroup, ends a process."""
 
 
 def memory() -> Memory:
     """Ask the kernel. Source: proc(5), /proc/meminfo."""
     lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     fields = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
-    return Memory(total_bytes=fields["MemTotal"], free_bytes=fields["MemAvailable"])
+    return Memory(total_bytes=fields["MemTotal"], free_bytes=available_bytes())
 
 
 def _open_files(manifests: Mapping[str, Manifest]) -> Iterator[Finding]:

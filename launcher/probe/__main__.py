@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 from launcher.errors import EXIT_INTERRUPTED, LauncherError
 from launcher.probe.options import add_options
-from launcher.probe.program import run
+from launcher.probe.program import leave, run
 
 
 def main() -> int:
@@ -29,7 +28,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # a thread that hangs in a test of the back end must not hold the rank
+    leave(main())

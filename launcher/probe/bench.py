@@ -86,7 +86,8 @@ class TorchBench:
             seconds: When to give up.
         """
         timeout = timedelta(seconds=seconds)
-        store = self._store or TCPStore(address, port, is_master=False, timeout=timeout)
+        own, self._store = self._store, None
+        store = own or TCPStore(address, port, is_master=False, timeout=timeout)
         backend = "gloo" if self._kind() == "cpu" else "nccl"
         # torch's watchdog would end the process, whose result is to be told instead.
         os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
@@ -106,7 +107,6 @@ class TorchBench:
             is_right = bool((vector == expected).all())
         finally:
             dist.destroy_process_group()
-            self._store = None
         # What each link carries of a ring: 2 (n - 1) / n of the vector. Source: NCCL tests, doc/PERFORMANCE.md.
         moved = 2.0 * (world_size - 1) / world_size * num_bytes
         return {"backend": backend, "bytes_per_s": moved / median(times[1:]), "right": is_right}

@@ -58,9 +58,9 @@ def _stranger(hello: Message, world_size: int) -> str:
     rank, size = hello.get("rank"), hello.get("world_size")
     if size != world_size:
         return f"says that there are {size} ranks, rank 0 says {world_size}"
-    if not isinstance(rank, int) or not 0 <= rank < world_size or not isinstance(hello.get("host"), str):
-        return "is no rank of this run"
-    return ""
+    kinds = {"rank": int, "host": str, "at": str, "port": int}
+    is_whole = all(isinstance(hello.get(key), kind) for key, kind in kinds.items())
+    return "" if is_whole and 0 <= int(str(rank)) < world_size else "is no rank of this run"
 
 
 def _tell_missing(session: Session, missing: Sequence[int]) -> None:
