@@ -150,6 +150,15 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument("--document", metavar="ID", help="FILE:LINE, or the xxh3-128 of the text")
     command.add_argument("--json", action="store_true", help="print JSON")
 
+    command = add("drill", drill, "break a tiny run on purpose and show that nothing is lost")
+    command.add_argument("names", nargs="*", metavar="NAME", help="a drill of --list, or all")
+    command.add_argument("--list", action="store_true", help="name them")
+    command.add_argument("--ds_config", default="zero2", metavar="NAME_OR_PATH", help="DeepSpeed JSON (%(default)s)")
+    command.add_argument("--ranks", type=_positive, default=2, metavar="N", help="ranks, on this machine (%(default)s)")
+    command.add_argument("--times", type=_positive, default=1, metavar="N", help="how often kill-rank kills (1)")
+    command.add_argument("--out", type=Path, metavar="DIR", help="where the runs are left (a temporary folder)")
+    command.add_argument("--json", action="store_true", help="one JSON object a drill")
+
     command = add("doctor", doctor, "what this machine has of what a run needs, before it is queued")
     command.add_argument("recipe", nargs="?", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. batch.global_batch=512")
@@ -368,6 +377,23 @@ def trace(options: argparse.Namespace) -> None:
         tracing.print_digest(options.run, options.digest, options.json)
     else:
         tracing.print_document(options.run, options.document, options.json)
+
+
+def drill(options: argparse.Namespace) -> int:
+    """`pretrain drill`."""
+    from launcher.drill import program
+
+    if options.list or not options.names:
+        program.print_list()
+        return EXIT_DONE
+    return program.run_drills(
+        options.names,
+        config=options.ds_config,
+        num_ranks=options.ranks,
+        times=options.times,
+        folder=options.out,
+        as_json=options.json,
+    )
 
 
 def doctor(options: argparse.Namespace) -> int:

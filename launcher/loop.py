@@ -15,6 +15,7 @@ from launcher.config.recipe import Recipe
 from launcher.engine.guards import Guard
 from launcher.engine.ledger import Ledger
 from launcher.engine.metrics import Log, Metrics, Silence
+from launcher.engine.pace import is_slow, spread
 from launcher.engine.process import device_model
 from launcher.engine.records import Progress, StepResult
 from launcher.engine.routing import TOLD_EVERY_STEPS, ExpertLoad
@@ -40,6 +41,8 @@ class Run:
     saver: Saver
     watch: Watch
     ledger: Ledger
+    hosts: list[str]
+    """Of the ranks."""
     console: Console
     """Silent on every rank but 0."""
 
@@ -97,6 +100,8 @@ def _take_steps(run: Run, metrics: Log, guard: Guard) -> bool:
         run.ledger.step(result.step, result.step_s, result.data_wait_s)
         progress.step = result.step
         progress.tokens += result.step_tokens
+        if result.own_s is not None:
+            _tell_pace(run, result, metrics)
         if result.left_out is not None:
             tell_left_out(recipe, result, progress, metrics, run.console)
         if guard.gives_up:
@@ -114,6 +119,21 @@ def _take_steps(run: Run, metrics: Log, guard: Guard) -> bool:
         pulse.begin_step()
     pulse.begin("the end")
     return True
+
+
+def _tell_pace(run: Run, result: StepResult, metrics: Log) -> None:
+    """Write how far the ranks lie apart, and warn of one that keeps the others waiting."""
+    found = spread(result.own_s or ())
+    host = run.hosts[found.rank]
+    metrics.event("pace", step=result.step, host=host, **asdict(found))
+    if is_slow(found, run.recipe.guards.slow_rank_factor, result.step_s):
+        metrics.event("slow_rank", step=result.step, host=host, **asdict(found))
+        run.console.print(
+            f"warning: rank {found.rank} on {host} is slow: {found.slowest_s * 1000:.0f} ms a step by itself, "
+            f"the others {found.usual_s * 1000:.0f} ms",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _data_changes(run: Run) -> bool:

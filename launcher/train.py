@@ -426,6 +426,7 @@ def take_steps(
 ) -> int:
     """Train to the last step, validating and saving on the way; returns the exit code a stop was asked for with."""
     from launcher.checkpoint.save import make_saver
+    from launcher.engine.process import hosts
     from launcher.loop import Run, run_steps
 
     return run_steps(
@@ -438,6 +439,7 @@ def take_steps(
             saver=make_saver(engine, recipe.run_folder / "checkpoints", recipe.checkpoint),
             watch=watch,
             ledger=ledger,
+            hosts=hosts(),
             console=console,
         )
     )

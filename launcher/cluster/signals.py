@@ -8,7 +8,6 @@ behind when they are killed: so a rank looks after its parents itself.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import socket
@@ -37,15 +36,17 @@ class StopSignals:
         self._writer.setblocking(False)
         self._before: dict[signal.Signals, _Handler] = {}
         self._wakeup = -1
-        self._pid = os.getpid()
 
     def __enter__(self) -> StopSignals:
         for number in HANDLED:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
                 self._before[number] = signal.signal(number, _nothing)
         self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        # A forked worker would otherwise write its own signals into this process's socket.
-        os.register_at_fork(after_in_child=self._forget_in_child)
+        # A forked worker would otherwise write its own signals into this process's socket; one that came between the
+        # fork and the change would be lost, so it has to wait.
+        os.register_at_fork(
+            before=self._hold_back, after_in_parent=self._let_through, after_in_child=self._forget_in_child
+        )
         return self
 
     def __exit__(
@@ -68,11 +69,19 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
+    def _hold_back(self) -> None:
+        if self._before:
+            signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+
+    def _let_through(self) -> None:
+        if self._before:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+
     def _forget_in_child(self) -> None:
-        if self._before and self._pid != os.getpid():
-            with contextlib.suppress(ValueError):  # forked by a thread: only the main thread may set handlers
-                self._put_back()
+        if self._before:
+            self._put_back()
             self._before.clear()
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
 
 
 class StopRequest:

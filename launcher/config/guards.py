@@ -40,3 +40,8 @@ class GuardsConfig(Record):
     max_fruitless_starts: PositiveInt = 5
     """After this many starts in a row that failed without a step, the run is not started again: whatever requeues it
     would do so for ever."""
+    pace_every_steps: Count = 100
+    """Steps between two looks at which rank is slow: the time each takes by itself, with the host of the slowest, as
+    `pace` events in `metrics.jsonl`; 0 for none."""
+    slow_rank_factor: Annotated[float, Field(gt=1.0, allow_inf_nan=False)] = 1.5
+    """A rank that takes this many times what is usual among the others, and a tenth of a step more, is told as slow."""

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch.utils.tensorboard import SummaryWriter
 
 from launcher.engine.records import EvalResult, Score, StepResult
 from launcher.units import count
@@ -106,6 +105,8 @@ class Metrics:
         self._file = folder / "metrics.jsonl"
         _keep_before(self._file, first_step, passed_over)
         self._log = self._file.open("a", encoding="utf-8")
+        from torch.utils.tensorboard import SummaryWriter  # here: whoever only reads a log needs no torch
+
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
         self._bar = Progress(
             TextColumn("[bold]training[/]"),
@@ -139,7 +140,7 @@ class Metrics:
         flops_per_token, peak_flops = self._peak
         mfu = tokens_per_s * flops_per_token / peak_flops if flops_per_token and peak_flops else None
         line = asdict(result)
-        del line["step_tokens"], line["stop_code"]
+        del line["step_tokens"], line["stop_code"], line["own_s"]
         for key in NOT_OF_EVERY_RUN:
             if line[key] is None:
                 del line[key]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -73,6 +74,13 @@ def gather(values: NDArray[Any]) -> NDArray[Any]:
     parts = [torch.empty_like(local) for _ in range(torch.distributed.get_world_size())]
     torch.distributed.all_gather(parts, local)
     return torch.stack(parts).cpu().numpy().view(values.dtype)
+
+
+def hosts() -> list[str]:
+    """The names of the machines of all ranks."""
+    names: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(names, socket.gethostname())
+    return names
 
 
 def share(value: Any) -> Any:

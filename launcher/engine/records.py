@@ -61,6 +61,8 @@ class StepResult:
     """Share of the pairs whose label scored highest; None likewise."""
     left_out: str | None = None
     """Why the weights were left as they were; None where they were updated."""
+    own_s: tuple[float, ...] | None = None
+    """Seconds a step that each rank took by itself, where that was measured (`engine.pace`). Not in `metrics.jsonl`."""
     stop_code: int = 0
     """Exit code that any rank was asked to end with after this step; 0 while none was. Not in `metrics.jsonl`."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from launcher.cluster.signals import StopRequest
 from launcher.config.recipe import Recipe
 from launcher.engine.guards import Guard
 from launcher.engine.loss import losses
+from launcher.engine.pace import Pace
 from launcher.engine.process import gather
 from launcher.engine.records import Arrays, EvalBatch, EvalResult, StepBatch, StepResult
 from launcher.engine.routing import has_routers, router_losses
@@ -45,6 +47,7 @@ def train_steps(
         stop: What this rank was asked to do. Every rank learns what any was asked, in the same step.
     """
     world_size = torch.distributed.get_world_size()
+    pace = Pace(engine, recipe.guards.pace_every_steps)
     started = time.perf_counter()
     for step, batch in enumerate(batches, start=first_step):
         waited = time.perf_counter() - started
@@ -62,15 +65,16 @@ def train_steps(
         totals = np.zeros(6, dtype=np.float64)
         norm, scale_of_norm = None, 1.0
         for number, inputs in enumerate(batch.passes, start=1):
-            sums = losses(engine, _tensors(engine, inputs), recipe.train.z_loss)
+            with pace.forward(step) if number == 1 else nullcontext():
+                sums = losses(engine, _tensors(engine, inputs), recipe.train.z_loss)
             # The routers' are means over tokens: for them DeepSpeed's own means over passes and ranks are right.
             routers = router_losses(engine)
             engine.backward(sums[0] * scale + sums[4] * pair_scale + routers[0])
             norm, scale_of_norm = _plain_norm(engine), _scale_of_norm(engine)
             totals += torch.cat([sums[1:3], sums[4:6], routers[1:]]).tolist()
             if number == len(batch.passes):  # all is known of the step but its update, to every rank
-                of_ranks = gather(np.append(totals, stop.code))
-                loss, square, pair_loss, right_pairs, balance, router_z = of_ranks[:, :-1].sum(axis=0).tolist()
+                of_ranks = gather(np.append(totals, (stop.code, pace.result(step, waited))))
+                loss, square, pair_loss, right_pairs, balance, router_z = of_ranks[:, :-2].sum(axis=0).tolist()
                 guard.before_update(loss / max(num_targets, 1), norm)
             engine.step()
         num_passes = len(batch.passes) * world_size
@@ -90,7 +94,8 @@ def train_steps(
             batch_digest=f"{int(everyone[:, 2].view(np.uint64).sum()):016x}",
             pair_loss=pair_loss / num_pairs if num_pairs else None,
             pair_accuracy=right_pairs / num_pairs if num_pairs else None,
-            stop_code=int(of_ranks[:, -1].max()),
+            stop_code=int(of_ranks[:, -2].max()),
+            own_s=tuple(of_ranks[:, -1].tolist()) if of_ranks[:, -1].any() else None,
         )
         started = time.perf_counter()
 
