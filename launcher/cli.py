@@ -150,6 +150,10 @@ def build_parser() -> argparse.ArgumentParser:
     which.add_argument("--document", metavar="ID", help="FILE:LINE, or the xxh3-128 of the text")
     command.add_argument("--json", action="store_true", help="print JSON")
 
+    command = add("report", report, "how much of a run's time went into steps that count")
+    command.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, e.g. runs/law-bert-zh")
+    command.add_argument("--json", action="store_true", help="one JSON object a run")
+
     command = add("drill", drill, "break a tiny run on purpose and show that nothing is lost")
     command.add_argument("names", nargs="*", metavar="NAME", help="a drill of --list, or all")
     command.add_argument("--list", action="store_true", help="name them")
@@ -377,6 +381,13 @@ def trace(options: argparse.Namespace) -> None:
         tracing.print_digest(options.run, options.digest, options.json)
     else:
         tracing.print_document(options.run, options.document, options.json)
+
+
+def report(options: argparse.Namespace) -> None:
+    """`pretrain report`."""
+    from launcher.goodput import print_goodput
+
+    print_goodput(options.runs, options.json)
 
 
 def drill(options: argparse.Namespace) -> int:

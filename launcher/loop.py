@@ -14,6 +14,7 @@ from launcher.config.loading import resolved_yaml
 from launcher.config.recipe import Recipe
 from launcher.engine.guards import Guard
 from launcher.engine.ledger import Ledger
+from launcher.engine.length import Length
 from launcher.engine.metrics import Log, Metrics, Silence
 from launcher.engine.pace import is_slow, spread
 from launcher.engine.process import device_model
@@ -39,6 +40,7 @@ class Run:
     plan: BatchPlan
     progress: Progress
     saver: Saver
+    length: Length
     watch: Watch
     ledger: Ledger
     hosts: list[str]
@@ -83,23 +85,29 @@ def run_steps(run: Run) -> int:
 def _take_steps(run: Run, metrics: Log, guard: Guard) -> bool:
     """Take steps to the last, or until there were too many bad ones in a row; returns whether it was the last."""
     recipe, progress, pulse = run.recipe, run.progress, run.watch.pulse
-    last = recipe.train.num_steps
+    length = run.length
+    if length.begin(progress.step):
+        _tell_length(run, metrics)
+    if progress.step >= length.last:
+        return True
     batches = step_batches(
-        run.data, run.plan, run.engine.global_rank, progress.step, last, passed_over=progress.passed_over
+        run.data, run.plan, run.engine.global_rank, progress.step, length.at_most, passed_over=progress.passed_over
     )
     load = ExpertLoad.of(run.engine, progress.step)
     # A run that was stopped in a validation, or between a save and its validation, makes up for it.
     if progress.step == 0 or (
-        is_due(progress.step, recipe.eval.every_steps, last) and progress.evaluated_step < progress.step
+        is_due(progress.step, recipe.eval.every_steps, length.last) and progress.evaluated_step < progress.step
     ):
         validate(run, metrics)
     pulse.begin_step()
-    for result in train_steps(run.engine, batches, recipe, progress.step + 1, guard, run.watch.stop):
+    for result in train_steps(run.engine, batches, recipe, progress.step + 1, length, guard, run.watch.stop):
         pulse.end_step(result.step_s)
         metrics.step(result)
         run.ledger.step(result.step, result.step_s, result.data_wait_s)
         progress.step = result.step
         progress.tokens += result.step_tokens
+        if length.took(result.step, result.step_s):
+            _tell_length(run, metrics)
         if result.own_s is not None:
             _tell_pace(run, result, metrics)
         if result.left_out is not None:
@@ -108,17 +116,26 @@ def _take_steps(run: Run, metrics: Log, guard: Guard) -> bool:
             return False
         if _data_changes(run):
             progress.health.recent_losses = []  # other data, other losses
-        if load is not None and is_due(result.step, recipe.eval.every_steps or TOLD_EVERY_STEPS, last):
+        if load is not None and is_due(result.step, recipe.eval.every_steps or TOLD_EVERY_STEPS, length.last):
             _tell_load(run, load, metrics)
-        _stop_if_asked(result, last)
-        if is_due(result.step, recipe.eval.every_steps, last):
+        _stop_if_asked(result, length.last)
+        if is_due(result.step, recipe.eval.every_steps, length.last):
             validate(run, metrics)
-        if is_due(result.step, recipe.checkpoint.every_steps, last):
+        if is_due(result.step, recipe.checkpoint.every_steps, length.last):
             save_run(run)
         tell_saves(run, metrics)
+        if result.step >= length.last:
+            break
         pulse.begin_step()
     pulse.begin("the end")
     return True
+
+
+def _tell_length(run: Run, metrics: Log) -> None:
+    """Write how many steps the run is to have now."""
+    metrics.plan(run.length.last)
+    position = run.length.position(run.progress.step)
+    metrics.event("budget", step=run.progress.step, last_step=run.length.last, schedule_position=position)
 
 
 def _tell_pace(run: Run, result: StepResult, metrics: Log) -> None:
@@ -169,7 +186,7 @@ def open_metrics(run: Run) -> Log:
     return Metrics(
         recipe.run_folder,
         first_step=run.progress.step + 1,
-        num_steps=recipe.train.num_steps,
+        num_steps=run.length.last,
         tokens=run.progress.tokens,
         passed_over=run.progress.passed_over,
         samples_at=recipe.batch.schedule.position_at,

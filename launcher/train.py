@@ -23,7 +23,7 @@ import shutil
 import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 
@@ -43,10 +43,12 @@ from launcher.config.loading import (
     resolved_yaml,
 )
 from launcher.config.recipe import Recipe
-from launcher.engine.completion import mark_complete, unmark
+from launcher.engine.completion import completed_step, mark_complete, unmark
 from launcher.engine.ledger import Ledger, refuse_fruitless
+from launcher.engine.length import FittedLength, FixedLength, Length, refuse_without_budget
 from launcher.engine.records import Progress, StepBatch
 from launcher.engine.run_lock import RunLock
+from launcher.engine.steady import SteadyStream
 from launcher.engine.watch import Watch, end_process
 from launcher.errors import (
     EXIT_DONE,
@@ -87,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
             if rank == 0:
                 lock = opened.enter_context(RunLock(recipe.run_folder, os.environ))
                 watch.on_end.append(lambda _: lock.release())
-            return train(loaded, ds_file, place, watch)
+            return train(loaded, ds_file, options.budget, place, watch)
         except LauncherError as error:
             code, text = error.exit_code, str(error)
         except KeyboardInterrupt:
@@ -115,20 +117,20 @@ def tell(text: str, rank: int, watch: Watch | None) -> None:
         if watch is None:
             time.sleep(FIRST_WORD_S)
         text = f"rank {rank}: {text}"
-    print(text, file=sys.stderr, flush=True)
+    print(text, file=SteadyStream(sys.stderr), flush=True)
 
 
-def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place, watch: Watch) -> int:
+def train(loaded: LoadedRecipe, ds_file: dict[str, Any], budget_s: float | None, place: Place, watch: Watch) -> int:
     """The whole run: shards → order → objective → loader → model → engine → resume → steps → save → summary.
 
     Returns:
         The exit code: 0, or what the run was asked to stop with.
     """
-    recipe, console = loaded.recipe, Console(quiet=place.rank != 0)
+    recipe, console = loaded.recipe, Console(quiet=place.rank != 0, file=cast(TextIO, SteadyStream(sys.stdout)))
     plan = plan_batch(recipe.batch.schedule, recipe.batch.micro_batch, place.world_size)
     for line in doubts(recipe, ds_file):
         console.print(f"note: {line}", highlight=False, soft_wrap=True)
-    complete = is_complete(recipe)
+    complete = is_complete(recipe, budget_s)
     if place.rank == 0 and (loaded.is_quickstart or not complete):  # the other ranks wait for it in join
         ensure_shards(loaded, console)
     if complete:
@@ -156,20 +158,23 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], place: Place, watch: Wa
         progress = resume(recipe, engine, data, checkpoint, precision, console)
         progress.micro_batch = plan.micro_batch
         keep_inputs(recipe, ds_config | ds.batch_keys(plan), place.rank)
-        code = take_steps(recipe, engine, data, plan, progress, watch, ledger, console)
+        length = settle_length(recipe, budget_s, place, ledger)
+        code = take_steps(recipe, engine, data, plan, progress, length, watch, ledger, console)
         leave(watch, ds_config, place)
         if code != EXIT_DONE:
             watch.before_end(f"stopped after step {progress.step}")
             return code
     if place.rank == 0:
-        summarise(recipe, console)
-        mark_complete(recipe.run_folder, recipe.train.num_steps)
+        mark_complete(recipe.run_folder, summarise(recipe, console))
     watch.before_end("done")
     return EXIT_DONE
 
 
-def is_complete(recipe: Recipe) -> bool:
-    """Whether a checkpoint of the last step is there, of this very recipe; a glance, before anything else is done."""
+def is_complete(recipe: Recipe, budget_s: float | None) -> bool:
+    """Whether a checkpoint of the last step is there, of this very recipe; a glance, before anything else is done.
+
+    Which step is the last, only the end of a budget tells.
+    """
     from launcher.checkpoint.find import newest_sound, problem_at_a_glance
     from launcher.checkpoint.folder import complete_steps, read_json
 
@@ -178,7 +183,10 @@ def is_complete(recipe: Recipe) -> bool:
     if newest is None:
         return False
     refuse_other_recipe(recipe, newest)
-    return int(read_json(newest / "state.json", "step")["step"]) >= recipe.train.num_steps
+    step = int(read_json(newest / "state.json", "step")["step"])
+    if budget_s is not None:
+        return completed_step(recipe.run_folder) == step
+    return step >= recipe.train.num_steps
 
 
 def find_checkpoint(recipe: Recipe, console: Console) -> Path | None:
@@ -414,12 +422,28 @@ def keep_inputs(recipe: Recipe, ds_config: dict[str, Any], rank: int) -> None:
         shutil.copytree(recipe.data.tokenizer_folder, folder / "tokenizer", dirs_exist_ok=True)
 
 
+def settle_length(recipe: Recipe, budget_s: float | None, place: Place, ledger: Ledger) -> Length:
+    """How many steps the run is to have.
+
+    Raises:
+        UsageError: It was fitted to a budget, and there is none now.
+    """
+    from launcher.engine.process import share
+
+    if budget_s is None:
+        refuse_without_budget(recipe.run_folder)
+        return FixedLength(recipe.train.num_steps)
+    folder = recipe.run_folder if place.rank == 0 else None
+    return FittedLength(budget_s, recipe.train.num_steps, recipe.schedule.warmup_steps, folder, ledger, share)
+
+
 def take_steps(
     recipe: Recipe,
     engine: Any,
     data: Data,
     plan: BatchPlan,
     progress: Progress,
+    length: Length,
     watch: Watch,
     ledger: Ledger,
     console: Console,
@@ -437,6 +461,7 @@ def take_steps(
             plan=plan,
             progress=progress,
             saver=make_saver(engine, recipe.run_folder / "checkpoints", recipe.checkpoint),
+            length=length,
             watch=watch,
             ledger=ledger,
             hosts=hosts(),
@@ -445,8 +470,8 @@ def take_steps(
     )
 
 
-def summarise(recipe: Recipe, console: Console) -> None:
-    """Export the newest checkpoint, let the exported model answer, and say where everything lies.
+def summarise(recipe: Recipe, console: Console) -> int:
+    """Export the newest checkpoint, let the exported model answer, and say where everything lies; returns its step.
 
     Raises:
         RequeueError: It is damaged: the same command takes its last steps again.
@@ -471,6 +496,7 @@ def summarise(recipe: Recipe, console: Console) -> None:
         console.print(f"note: eval.prompts: {error}", highlight=False, soft_wrap=True)
         answers = []
     show_summary(console, recipe, state, path, answers)
+    return int(state["step"])
 
 
 if __name__ == "__main__":

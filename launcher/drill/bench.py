@@ -13,6 +13,7 @@ from launcher.drill.life import DrillError, Life, Starter, wait_for_nobody, wait
 from launcher.drill.material import make_shards, recipe_tree, write_recipe
 from launcher.engine.completion import completed_step
 from launcher.engine.metrics import read_metrics
+from launcher.engine.run_lock import HOLDER
 from launcher.errors import EXIT_DONE
 
 _CHECKPOINT = re.compile(r"^step-(\d+)$")
@@ -83,6 +84,10 @@ class Bench:
                 return False
 
         wait_until(run, life, "its ranks")
+
+    def come_to_lock(self, life: Life) -> None:
+        """Wait until the run holds its folder."""
+        wait_until((self.run_folder / HOLDER).exists, life, "the lock of its folder")
 
     def last_step(self) -> int:
         """The last step in the log."""

@@ -71,6 +71,7 @@ class Ledger:
         self._world_size = world_size
         self._began = time.monotonic() - age_s(os.getpid())
         self._spent = dict.fromkeys(KINDS, 0.0)
+        self._last = dict.fromkeys(KINDS, 0.0)
         self._num_steps = self._num_checkpoints = 0
         self._step = self._saved_step = -1
         self._written_at = 0.0
@@ -82,6 +83,17 @@ class Ledger:
     def elapsed_s(self) -> float:
         """Seconds since this process started."""
         return time.monotonic() - self._began
+
+    @property
+    def between_steps_s(self) -> float:
+        """Seconds of validations, saves and returns, for each step of this life."""
+        between = sum(self._spent[kind] for kind in ("evaluation", "checkpoint", "rewind"))
+        return between / max(self._num_steps, 1)
+
+    @property
+    def last_rites_s(self) -> float:
+        """Seconds that a last validation and save will take, as those before them did."""
+        return self._last["evaluation"] + self._last["checkpoint"]
 
     def begin_steps(self, step: int) -> None:
         """All is ready; the run goes on from a step."""
@@ -103,7 +115,8 @@ class Ledger:
         """Count the time of a validation, a save or a return to a checkpoint."""
         began = time.monotonic()
         yield
-        self._spent[kind] += time.monotonic() - began
+        self._last[kind] = time.monotonic() - began
+        self._spent[kind] += self._last[kind]
 
     def saved(self, step: int) -> None:
         """A checkpoint stands."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -17,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from launcher.engine.records import EvalResult, Score, StepResult
+from launcher.engine.steady import SteadyFile
 from launcher.units import count
 
 PLAIN_LINE_EVERY_S = 15.0
@@ -43,6 +46,9 @@ class Log(Protocol):
     def rewind(self, step: int, tokens: int, passed_over: list[list[int]]) -> None:
         """The run went back to a step."""
 
+    def plan(self, num_steps: int) -> None:
+        """The run is to have so many steps."""
+
 
 class Silence:
     """The log of every rank but 0: nothing."""
@@ -65,6 +71,9 @@ class Silence:
         """Nothing."""
 
     def rewind(self, step: int, tokens: int, passed_over: list[list[int]]) -> None:
+        """Nothing."""
+
+    def plan(self, num_steps: int) -> None:
         """Nothing."""
 
 
@@ -104,10 +113,11 @@ class Metrics:
         self._console = console
         self._file = folder / "metrics.jsonl"
         _keep_before(self._file, first_step, passed_over)
-        self._log = self._file.open("a", encoding="utf-8")
+        self._log = SteadyFile(self._file)
         from torch.utils.tensorboard import SummaryWriter  # here: whoever only reads a log needs no torch
 
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        self._board_is_gone = False
         self._bar = Progress(
             TextColumn("[bold]training[/]"),
             BarColumn(bar_width=30),
@@ -131,7 +141,8 @@ class Metrics:
     ) -> None:
         self._bar.stop()
         self._log.close()
-        self._board.close()
+        with contextlib.suppress(OSError):
+            self._board.close()
 
     def step(self, result: StepResult) -> None:
         """Write one step."""
@@ -153,7 +164,7 @@ class Metrics:
         self._write(line)
         for key in ("loss", "lr", "grad_norm", "tokens_per_s", "mfu", "data_wait_s", *NOT_OF_EVERY_RUN):
             if isinstance(line.get(key), float | int):
-                self._board.add_scalar(f"train/{key}", line[key], result.step)
+                self._plot(f"train/{key}", line[key], result.step)
         told = f"loss {result.loss:.4f}  lr {result.lr:.2e}  {count(tokens_per_s)} tokens/s"
         self._bar.update(self._task, completed=result.step, told=told)
         if not self._console.is_terminal and time.monotonic() - self._plain_told > PLAIN_LINE_EVERY_S:
@@ -170,13 +181,13 @@ class Metrics:
             **({f"validation-{n}": s for n, s in result.corpora.items()} if several else {}),
         }
         for name, score in named.items():
-            self._board.add_scalar(f"{name}/loss", score.loss, step)
-            self._board.add_scalar(f"{name}/accuracy", score.accuracy, step)
+            self._plot(f"{name}/loss", score.loss, step)
+            self._plot(f"{name}/accuracy", score.accuracy, step)
             if score.bits_per_byte is not None:
-                self._board.add_scalar(f"{name}/bits_per_byte", score.bits_per_byte, step)
+                self._plot(f"{name}/bits_per_byte", score.bits_per_byte, step)
             if score.pair_loss is not None and score.pair_accuracy is not None:
-                self._board.add_scalar(f"{name}/pair_loss", score.pair_loss, step)
-                self._board.add_scalar(f"{name}/pair_accuracy", score.pair_accuracy, step)
+                self._plot(f"{name}/pair_loss", score.pair_loss, step)
+                self._plot(f"{name}/pair_accuracy", score.pair_accuracy, step)
         told = "; ".join(f"{n} {s.loss:.4f}" for n, s in result.corpora.items()) if several else ""
         self._console.print(
             f"step {step}: validation loss {result.whole.loss:.4f}, accuracy {result.whole.accuracy:.1%}"
@@ -194,14 +205,26 @@ class Metrics:
         """The run went back to a step: what came after it did not happen, but for what was odd about its data."""
         self._log.close()
         _keep_before(self._file, step + 1, passed_over)
-        self._log = self._file.open("a", encoding="utf-8")
+        self._log = SteadyFile(self._file)
         self.tokens = tokens
+
+    def plan(self, num_steps: int) -> None:
+        """The run is to have so many steps."""
+        self._num_steps = num_steps
+        self._bar.update(self._task, total=num_steps)
+
+    def _plot(self, name: str, value: float, step: int) -> None:
+        try:
+            self._board.add_scalar(name, value, step)
+        except OSError as error:  # its writer is dead for good; metrics.jsonl has all of it
+            if not self._board_is_gone:
+                logging.getLogger(__name__).warning("TensorBoard's log can no longer be written: %s", error)
+            self._board_is_gone = True
 
     def _write(self, line: dict[str, Any]) -> None:
         # A loss that is no number has none in JSON.
         line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-        self._log.write(json.dumps(line, ensure_ascii=False) + "\n")
-        self._log.flush()
+        self._log.write(json.dumps(line, ensure_ascii=False))
 
 
 def _written(score: Score) -> dict[str, Any]:
@@ -230,7 +253,7 @@ def _keep_before(file: Path, first_step: int, passed_over: Sequence[Sequence[int
         return
 
     def is_past(line: dict[str, Any]) -> bool:
-        if "position" in line and any(a <= line["position"] < a + n for a, n in passed_over):
+        if line.get("event") == "left_out" and any(a <= line["position"] < a + n for a, n in passed_over):
             return True
         return bool(line.get("step", 0) < first_step)
 

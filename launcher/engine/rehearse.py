@@ -20,6 +20,7 @@ from launcher.cluster.signals import StopRequest
 from launcher.config.fitting import MARGIN, MARGIN_OF_KEPT, largest_fitting, next_to_measure
 from launcher.config.recipe import Recipe
 from launcher.engine.guards import Guard
+from launcher.engine.length import FixedLength
 from launcher.engine.process import gather
 from launcher.engine.records import Health, StepBatch
 from launcher.engine.steps import train_steps
@@ -129,7 +130,7 @@ def _measure(
     meter.reset()
     try:
         with Guard(engine, recipe.guards, Health()) as guard:
-            for _ in train_steps(engine, [batch], idle, 1, guard, StopRequest()):
+            for _ in train_steps(engine, [batch], idle, 1, FixedLength(1), guard, StopRequest()):
                 pass
     except torch.OutOfMemoryError:
         # The other ranks may wait for this one inside of a collective: nobody can go on from here.

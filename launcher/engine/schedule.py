@@ -7,11 +7,12 @@ import math
 from launcher.config.recipe import ScheduleConfig
 
 
-def learning_rate(step: int, lr: float, schedule: ScheduleConfig, num_steps: int) -> float:
+def learning_rate(step: float, lr: float, schedule: ScheduleConfig, num_steps: int) -> float:
     """The learning rate of an optimizer step.
 
     Args:
-        step: The step that is about to be taken, counted from 1.
+        step: The step that is about to be taken, counted from 1; a place between two steps where the schedule is
+            fitted to a time.
         lr: Highest learning rate.
         schedule: Shape of the curve.
         num_steps: Steps of the whole run; the last one has `schedule.final_share` of `lr` (but for `constant`).

@@ -14,6 +14,7 @@ import torch
 from launcher.cluster.signals import StopRequest
 from launcher.config.recipe import Recipe
 from launcher.engine.guards import Guard
+from launcher.engine.length import Length
 from launcher.engine.loss import losses
 from launcher.engine.pace import Pace
 from launcher.engine.process import gather
@@ -34,7 +35,13 @@ class StopAsked(Exception):  # noqa: N818 (no error)
 
 
 def train_steps(
-    engine: Any, batches: Iterable[StepBatch], recipe: Recipe, first_step: int, guard: Guard, stop: StopRequest
+    engine: Any,
+    batches: Iterable[StepBatch],
+    recipe: Recipe,
+    first_step: int,
+    length: Length,
+    guard: Guard,
+    stop: StopRequest,
 ) -> Iterator[StepResult]:
     """Take one optimizer step for each batch.
 
@@ -43,6 +50,7 @@ def train_steps(
         batches: This rank's part of each step.
         recipe: For the schedule.
         first_step: Number of the first step to take, counted from 1.
+        length: Tells where in the schedule a step stands.
         guard: Decides whether a step's update is made.
         stop: What this rank was asked to do. Every rank learns what any was asked, in the same step.
     """
@@ -55,7 +63,7 @@ def train_steps(
         everyone = gather(np.array([batch.num_targets, batch.num_tokens, digest, batch.num_pairs], dtype=np.int64))
         num_targets, num_pairs = int(everyone[:, 0].sum()), int(everyone[:, 3].sum())
         _set_passes(engine, len(batch.passes))
-        lr = learning_rate(step, recipe.optim.lr, recipe.schedule, recipe.train.num_steps)
+        lr = learning_rate(length.position(step), recipe.optim.lr, recipe.schedule, recipe.train.num_steps)
         for group in engine.basic_optimizer.param_groups:
             group["lr"] = lr
         # DeepSpeed divides by the passes and averages over the ranks; this undoes both, so that every predicted token

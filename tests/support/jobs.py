@@ -163,6 +163,7 @@ def live_logits(arguments: list[str]) -> Any:
 
     from launcher.cluster.signals import StopSignals
     from launcher.engine.ledger import Ledger
+    from launcher.engine.length import FixedLength
     from launcher.engine.watch import Watch
     from launcher.feed import validation_batches
 
@@ -173,7 +174,9 @@ def live_logits(arguments: list[str]) -> Any:
     program["keep_inputs"](recipe, {}, engine.global_rank)
     with StopSignals() as signals, Watch(recipe.guards, recipe.run_folder, engine.global_rank, signals) as watch:
         ledger = Ledger(None, engine.world_size)
-        program["take_steps"](recipe, engine, data, plan, progress, watch, ledger, program["Console"](quiet=True))
+        length = FixedLength(recipe.train.num_steps)
+        console = program["Console"](quiet=True)
+        program["take_steps"](recipe, engine, data, plan, progress, length, watch, ledger, console)
     inputs = next(iter(validation_batches(recipe, data, 1, 0))).inputs
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items() if name != "labels"}
     engine.eval()
@@ -186,6 +189,7 @@ def step_losses(arguments: list[str]) -> list[float]:
     """Train and keep nothing: the loss of every step."""
     from launcher.cluster.signals import StopRequest
     from launcher.engine.guards import Guard
+    from launcher.engine.length import FixedLength
     from launcher.engine.records import Health
     from launcher.engine.steps import train_steps
     from launcher.feed import step_batches
@@ -194,8 +198,9 @@ def step_losses(arguments: list[str]) -> list[float]:
     recipe, data, engine = begin(program, arguments)
     plan = program["plan_batch"](recipe.batch.schedule, recipe.batch.micro_batch, engine.world_size)
     batches = step_batches(data, plan, engine.global_rank, 0, recipe.train.num_steps)
+    length = FixedLength(recipe.train.num_steps)
     with Guard(engine, recipe.guards, Health()) as guard:
-        return [result.loss for result in train_steps(engine, batches, recipe, 1, guard, StopRequest())]
+        return [result.loss for result in train_steps(engine, batches, recipe, 1, length, guard, StopRequest())]
 
 
 def train_and_save_as_deepspeed(arguments: list[str], save_after: int, folder: str) -> list[float]:

@@ -111,17 +111,16 @@ class Life:
         assert pid is not None
         os.kill(pid, number)
 
-    def wait(self, *, but: tuple[int, ...] = ()) -> list[int | None]:
-        """Wait for the end of all ranks (`but` some); returns their exit codes."""
-        deadline = time.monotonic() + TIMEOUT_S
+    def wait(self, *, but: tuple[int, ...] = (), within_s: float = TIMEOUT_S) -> list[int | None]:
+        """Wait for the end of all ranks (`but` some); returns their exit codes. What does not end is killed."""
+        deadline = time.monotonic() + within_s
         for rank, process in enumerate(self.ranks):
             if rank not in but:
                 process.join(max(deadline - time.monotonic(), 0))
-        codes = [process.exitcode for process in self.ranks]
         for process in self.ranks:
             process.kill()
             process.join()
-        return codes
+        return [process.exitcode for process in self.ranks]
 
     def wait_for(self, rank: int, timeout_s: float) -> None:
         """Wait for the end of one rank.
