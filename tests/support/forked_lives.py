@@ -33,7 +33,7 @@ class ForkedLife:
         raise DrillError("forked ranks have no launcher")
 
     def wait(self) -> int:
-        """As DeepSpeed's node launcher: the code of the first rank that failed; what stands still is killed in the end."""
+        """As DeepSpeed's node launcher: the code of the first rank that failed; what stands still is killed at last."""
         codes = self._life.wait(within_s=60.0)
         return next((code if code > 0 else 256 + code for code in codes if code), 0)
 
