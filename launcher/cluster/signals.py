@@ -38,10 +38,11 @@ class StopSignals:
         self._wakeup = -1
 
     def __enter__(self) -> StopSignals:
+        # The socket first: a signal that came between would be lost.
+        self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         for number in HANDLED:
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
                 self._before[number] = signal.signal(number, _nothing)
-        self._wakeup = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
         # A forked worker would otherwise write its own signals into this process's socket; one that came between the
         # fork and the change would be lost, so it has to wait.
         os.register_at_fork(

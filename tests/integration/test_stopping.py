@@ -104,7 +104,7 @@ def test_before_the_first_step_a_signal_ends_the_run_at_once(shards: Path, tmp_p
     life.wait_until(lambda: handles(life, 0, signal.SIGTERM))
     life.signal(0, signal.SIGTERM)
     assert life.wait(but=(1,))[0] == 75
-    assert life.told().endswith("stopped (SIGTERM); the same command goes on from the last checkpoint\n")
+    assert "stopped (SIGTERM); the same command goes on from the last checkpoint" in life.told()
 
 
 def test_a_killed_rank_takes_the_others_down_with_one_clear_line(shards: Path, tmp_path: Path) -> None:
