@@ -12,5 +12,6 @@ that hangs or was cut off is named instead of waited for. Exit code, the same on
     75  hosts are unfit: FILE of --exclude-to names them (one line, a,b,c, as Slurm's --exclude takes it), that of
         --hostfile-to lists the others (`host slots=N`); start again without them
 
-Both files are removed first and written only where there are such hosts; a rank that cannot reach rank 0 ends with 75.
+Both files are removed first and written only where there are such hosts. Where rank 0 itself cannot be reached, the
+first rank of the second host asks the others, and names rank 0's host where most of them agree; all end with 75.
 """

@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
@@ -16,11 +16,12 @@ from launcher.cluster.hostfile import read_hostfile
 from launcher.cluster.rank import Place, find_place, with_master
 from launcher.cluster.slurm import expand_nodelist, tasks_per_node
 from launcher.config.loading import DEFAULT_RECIPE, load_recipe
-from launcher.errors import EXIT_OURS, ClusterError, LauncherError, UsageError
+from launcher.errors import EXIT_OURS, ClusterError, LauncherError, RequeueError, UsageError
 from launcher.probe.agent import Agent, Bench
 from launcher.probe.coordinator import lead
+from launcher.probe.deputy import ask_without_rank_0, deputy_of
 from launcher.probe.facts import Question, collect, host_name, runs_folder
-from launcher.probe.report import write_lists
+from launcher.probe.report import Report, write_lists
 from launcher.probe.session import Terms
 from launcher.probe.switchboard import Switchboard
 from launcher.probe.wire import Message
@@ -47,30 +48,63 @@ def run(options: argparse.Namespace) -> int:
     )
     host = terms.expected[place.rank] if options.hostfile else host_name(os.environ)
     is_leader = terms.expected.index(host) == place.rank if options.hostfile else place.local_rank == 0
-    agent = Agent(
-        rank=place.rank,
-        host=host,
-        hello={"world_size": place.world_size, "facts": collect(question) if is_leader else None},
-        bench=_LateBench(place.local_rank),
-    )
+    hello: Message = {"world_size": place.world_size, "facts": collect(question) if is_leader else None}
+    agent = Agent(place.rank, host, hello, _LateBench(place.local_rank))
     port = place.master_port + _has_agents_store(os.environ)
     if place.rank != 0:
-        return agent.run(place.master_addr, port, options.wait)
+        try:
+            return agent.run(place.master_addr, port, options.wait)
+        except RequeueError as error:
+            return _go_on_without_rank_0(options, terms, agent, port, error)
+    board = _open_board(port, options)
+    threading.Thread(target=_follow, args=(agent, board.port, options.wait), daemon=True).start()
+
+    def ask() -> Report:
+        with _mark(question) as mark:
+            return lead(board, terms, mark)
+
+    return _finish(board, ask, options)
+
+
+def _open_board(port: int, options: argparse.Namespace) -> Switchboard:
+    """Listen for all ranks; lists that an earlier check wrote are gone from then on."""
+    board = Switchboard(port)
     for path in (options.exclude_to, options.hostfile_to):
         if path is not None:
             path.unlink(missing_ok=True)
-    board = Switchboard(port)
-    threading.Thread(target=_follow, args=(agent, board.port, options.wait), daemon=True).start()
+    return board
+
+
+def _finish(board: Switchboard, ask: Callable[[], Report], options: argparse.Namespace) -> int:
+    """Ask, tell what was found, and let every rank end with its code, whatever happens."""
     code = EXIT_OURS
     try:
-        with _mark(question) as mark:
-            report = lead(board, terms, mark)
+        report = ask()
         write_lists(report, options.exclude_to, options.hostfile_to)
         print(report.as_json() if options.json else "\n".join(report.lines()), flush=True)
         code = report.exit_code
     finally:
         board.close(code)
     return code
+
+
+def _go_on_without_rank_0(
+    options: argparse.Namespace, terms: Terms, agent: Agent, port: int, error: RequeueError
+) -> int:
+    """Find out with the others whether rank 0's host is the one that is cut off.
+
+    Raises:
+        RequeueError: Nobody else can be asked.
+    """
+    deputy = deputy_of(terms.expected)
+    if deputy is None or agent.host == terms.expected[0] or agent.host not in terms.expected:
+        raise error
+    if agent.rank == deputy:
+        board = _open_board(port, options)
+        return _finish(board, lambda: ask_without_rank_0(board, terms, agent.host), options)
+    print(error, file=sys.stderr, flush=True)
+    again = Agent(agent.rank, agent.host, agent.hello, agent.bench)
+    return again.run(terms.expected[deputy], port, 2 * options.wait)
 
 
 def leave(code: int) -> NoReturn:

@@ -77,7 +77,7 @@ class Report:
                 lines.append(f"{'':<{width + 8}}fix: {finding.fix}")
         taken = sum(one.elapsed_s for one in self.rounds)
         end = {EXIT_DONE: "all are fit", EXIT_USER: "something is to be mended"}.get(
-            self.exit_code, f"leave out {', '.join(self.excluded)}"
+            self.exit_code, f"leave out {', '.join(self.excluded) or 'nobody yet'}"
         )
         told = f"{len(self.slots)} hosts, {self.num_ranks} ranks, {len(self.rounds)} rounds in {units.duration(taken)}"
         return [*lines, f"check: {told}: {end}"]

@@ -33,7 +33,7 @@ def call_the_roll(session: Session) -> None:
     """Wait for all ranks, and name the hosts of those that never come."""
     board, terms, report = session.board, session.terms, session.report
     with session.round("roll call", terms.world_size) as answered:
-        board.roll_call(lambda hello: _stranger(hello, terms.world_size), terms.world_size, terms.roll_call_s)
+        board.roll_call(lambda hello: stranger(hello, terms.world_size), terms.world_size, terms.roll_call_s)
         answered.append(len(board.hellos))
     by_host: dict[str, list[int]] = {}
     for rank in sorted(board.hellos):
@@ -53,7 +53,7 @@ def call_the_roll(session: Session) -> None:
         report.add("ranks", "ok", f"{terms.world_size} on {len(session.hosts)} hosts")
 
 
-def _stranger(hello: Message, world_size: int) -> str:
+def stranger(hello: Message, world_size: int) -> str:
     """Why a hello is not of a rank of this run; empty where it is."""
     rank, size = hello.get("rank"), hello.get("world_size")
     if size != world_size:
@@ -69,6 +69,11 @@ def _tell_missing(session: Session, missing: Sequence[int]) -> None:
     if not expected:
         fix = "see those ranks' own output; with --hostfile FILE the check can name their hosts"
         session.report.add("ranks", "wrong", f"no word of rank {spans_of(missing)} in {patience}", fix=fix)
+        return
+    num_hosts = len(set(expected))
+    if num_hosts > 2 and 2 * len(session.hosts) < num_hosts:  # then this host may be the one that is cut off
+        found = f"{len(session.hosts)} of {num_hosts} hosts came in {patience}: too few to say who is cut off"
+        session.report.add("ranks", "unfit", found, fix="see the network between all of them")
         return
     for name in dict.fromkeys(expected[rank] for rank in missing):
         ranks = [rank for rank in missing if expected[rank] == name]

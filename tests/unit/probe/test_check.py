@@ -116,6 +116,14 @@ def test_unfit_hosts_are_written_for_slurm_and_as_a_hostfile(tmp_path: Path) -> 
     assert told["rounds"][0]["name"] == "roll call"
 
 
+def test_where_most_hosts_stay_away_nobody_is_accused(tmp_path: Path) -> None:
+    report = check(5, Faults(absent={1, 2, 4}), roll_call_s=1.0)
+    assert (report.exit_code, report.excluded) == (75, [])
+    assert "2 of 5 hosts came in 1 s: too few to say who is cut off" in "\n".join(report.lines())
+    write_lists(report, tmp_path / "exclude", tmp_path / "hosts")
+    assert not list(tmp_path.iterdir())
+
+
 def test_ranks_whose_hosts_nobody_knows_are_named_by_number() -> None:
     report = check(4, Faults(absent={1, 2}), roll_call_s=1.0, expected=[])
     assert report.exit_code == 2

@@ -126,3 +126,41 @@ def test_alone_on_a_machine_it_measures_what_is_there(recipe: Path) -> None:
     told = json.loads(done.stdout)
     assert [one["name"] for one in told["rounds"]] == ["roll call", "compute"]
     assert {finding["name"] for finding in told["findings"]} >= {"matmul", "memory speed"}
+
+
+def start_without_rank_0(ranks: list[int], hosts: Path, out: Path) -> list[tuple[int, str, str]]:
+    """Ranks of four hosts, the first of which nobody reaches; code, output and errors of each."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = str(unused.getsockname()[1])
+    hosts.write_text("nowhere slots=1\n127.0.0.2 slots=1\n127.0.0.3 slots=1\n127.0.0.4 slots=1\n")
+    words = ["--hostfile", str(hosts), "--exclude-to", str(out), "--wait", "3", "law-bert-zh"]
+    env = {"PATH": "/usr/bin:/bin", "HOME": "/root", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "launcher.probe", *words],
+            cwd=ROOT,
+            env={**env, "RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ranks
+    ]
+    told = [process.communicate(timeout=120) for process in processes]
+    return [(process.returncode, *texts) for process, texts in zip(processes, told, strict=True)]
+
+
+def test_the_host_of_rank_0_is_named_by_the_others_where_most_of_them_agree(tmp_path: Path) -> None:
+    ended = start_without_rank_0([1, 2, 3], tmp_path / "hosts", tmp_path / "unfit")
+    assert [code for code, *_ in ended] == [75, 75, 75]
+    assert "nowhere: 3 of 4 hosts reach 127.0.0.2, and none of them reaches rank 0" in ended[0][1]
+    assert (tmp_path / "unfit").read_text() == "nowhere\n"
+
+
+def test_a_host_that_reaches_nobody_accuses_nobody(tmp_path: Path) -> None:
+    ((code, told, _),) = start_without_rank_0([1], tmp_path / "hosts", tmp_path / "unfit")
+    assert code == 75
+    assert "too few hosts reach each other to say who is cut off" in told
+    assert not (tmp_path / "unfit").exists()
