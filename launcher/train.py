@@ -36,10 +36,8 @@ from launcher.config.command_line import parse
 from launcher.config.doubts import doubts
 from launcher.config.loading import (
     LoadedRecipe,
-    check_recipe,
-    differences,
     load_recipe,
-    read_yaml,
+    refuse_other_recipe,
     resolved_yaml,
 )
 from launcher.config.recipe import Recipe
@@ -54,7 +52,6 @@ from launcher.errors import (
     EXIT_DONE,
     EXIT_INTERRUPTED,
     EXIT_OURS,
-    CheckpointError,
     LauncherError,
     RequeueError,
     UsageError,
@@ -201,22 +198,6 @@ def find_checkpoint(recipe: Recipe, console: Console) -> Path | None:
     for line in skipped:
         console.print(f"warning: {line}", highlight=False, soft_wrap=True)
     return found.path
-
-
-def refuse_other_recipe(recipe: Recipe, checkpoint: Path) -> None:
-    """Going on with another recipe would be another run under the same name.
-
-    Raises:
-        CheckpointError: A field that decides what is learnt differs.
-    """
-    before = check_recipe(read_yaml(checkpoint / "recipe.yaml"), str(checkpoint / "recipe.yaml"))
-    changed = differences(before, recipe)
-    if changed:
-        raise CheckpointError(
-            f"the run was started with another recipe: {'; '.join(changed)}",
-            str(checkpoint),
-            f"take the change back, give the run another name (name=…), or delete {recipe.run_folder}",
-        )
 
 
 def join(place: Place, watch: Watch) -> str:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from launcher.config import places
 from launcher.config.recipe import Recipe
-from launcher.errors import RecipeError, did_you_mean
+from launcher.errors import CheckpointError, RecipeError, did_you_mean
 
 DEFAULT_RECIPE = "law-bert-zh"
 
@@ -142,6 +142,22 @@ def differences(before: Recipe, after: Recipe) -> list[str]:
         for key in sorted(old.keys() | new.keys())
         if not key.startswith(FREE_TO_CHANGE) and old.get(key) != new.get(key)
     ]
+
+
+def refuse_other_recipe(recipe: Recipe, checkpoint: Path) -> None:
+    """Going on from a checkpoint with another recipe would be another run under the same name.
+
+    Raises:
+        CheckpointError: A field that decides what is learnt differs.
+    """
+    before = check_recipe(read_yaml(checkpoint / "recipe.yaml"), str(checkpoint / "recipe.yaml"))
+    changed = differences(before, recipe)
+    if changed:
+        raise CheckpointError(
+            f"the run was started with another recipe: {'; '.join(changed)}",
+            str(checkpoint),
+            f"take the change back, give the run another name (name=…), or delete {recipe.run_folder}",
+        )
 
 
 def flat(recipe: Recipe) -> dict[str, Any]:

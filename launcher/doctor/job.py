@@ -10,12 +10,14 @@ from typing import Any
 from rich.console import Console
 
 from launcher import units
+from launcher.checkpoint.find import newest_sound, problem_at_a_glance
+from launcher.checkpoint.folder import complete_steps
 from launcher.cluster.hostfile import read_hostfile
 from launcher.config.batch import plan_batch
 from launcher.config.deepspeed import find_ds_config, load_ds_config, resolve_ds_config, zero_stage
 from launcher.config.deepspeed_check import check_ds_config
 from launcher.config.doubts import recipe_doubts
-from launcher.config.loading import LoadedRecipe, load_recipe
+from launcher.config.loading import LoadedRecipe, load_recipe, refuse_other_recipe
 from launcher.config.recipe import Recipe
 from launcher.doctor.findings import Finding, from_error
 from launcher.doctor.machine import look_at_hub
@@ -74,6 +76,7 @@ def look_at_job(job: Job, env: Mapping[str, str]) -> Iterator[Finding]:
     yield from findings
     manifests, findings = _data(loaded)
     yield from findings
+    yield from _run_folder(recipe)
     yield from look_at_packages(recipe, ds_file)
     yield from look_at_hub(env, tuple(word for word in recipe.data.corpus if word.startswith(HUB)))
     yield from look_at_space(recipe, manifests, ds_file, world)
@@ -177,6 +180,20 @@ def _data(loaded: LoadedRecipe) -> tuple[dict[str, Manifest], list[Finding]]:
         Finding(name="objective", state="ok", found=f"{recipe.objective.kind}: tokenizer and length serve it")
     )
     return manifests, findings
+
+
+def _run_folder(recipe: Recipe) -> Iterator[Finding]:
+    """What is in the run's folder already."""
+    checkpoints = recipe.run_folder / "checkpoints"
+    try:
+        newest = newest_sound(checkpoints, complete_steps(checkpoints), problem_at_a_glance).path
+        if newest is None:
+            return
+        refuse_other_recipe(recipe, newest)
+    except LauncherError as error:
+        yield from_error("run", error)
+        return
+    yield Finding(name="run", state="ok", found=f"goes on from {newest} of {recipe.train.num_steps} steps")
 
 
 def _tell_shards(recipe: Recipe, manifests: Mapping[str, Manifest]) -> Finding:

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import tiny
+from checkpoints import make_checkpoint
 
 from launcher import cli
+from launcher.config.loading import load_recipe, resolved_yaml
 from launcher.doctor import space
 from launcher.doctor.findings import Finding
 from launcher.doctor.job import Job, look_at_job
@@ -102,6 +104,18 @@ def test_offload_is_held_against_memory_and_compilers(
     assert (found["cpu_adam"].state, "torch's AdamW" in found["cpu_adam"].found) == ("note", True)
     found = look(tmp_path, shards, {"ds_config": "zero3_nvme", "ranks": 2})
     assert (found["compiled ops"].state, "offload to cpu" in found["compiled ops"].fix) == ("wrong", True)
+
+
+def test_what_a_run_left_is_held_against_the_recipe(tmp_path: Path, shards: Path) -> None:
+    assert "run" not in look(tmp_path, shards)
+    loaded = load_recipe(str(tmp_path / "r.yaml"))
+    path = make_checkpoint(loaded.recipe.run_folder / "checkpoints", 3)
+    (path / "recipe.yaml").write_text(resolved_yaml(loaded.recipe))
+    assert look(tmp_path, shards)["run"].found == f"goes on from {path} of 20 steps"
+    changed = look(tmp_path, shards, optim__lr=0.5)["run"]
+    assert (changed.state, "optim.lr" in changed.found, "name=…" in changed.fix) == ("wrong", True, True)
+    (path / "rank-00000.safetensors").unlink()
+    assert "no checkpoint is left that is not damaged" in look(tmp_path, shards)["run"].found
 
 
 def test_a_hostfile_tells_ranks_and_nodes(tmp_path: Path, shards: Path) -> None:
