@@ -145,7 +145,7 @@ class Agent:
             round_trip = streams.ping(connection)
         streams.send_stream(streams.call(address, port, secret, patience), streams.STREAM_S, self.pace(order["host"]))
         received = streams.receive_stream(streams.call(address, port, secret, patience), streams.STREAM_S)
-        return {"bytes_per_s": received, "round_trip_s": round_trip}
+        return {"bytes_per_s": received, "round_trip_s": round_trip, **self._meet(order, 1)}
 
     def _answer(self, order: Message) -> Message:
         """The other end of `_call`."""
@@ -154,7 +154,18 @@ class Agent:
             streams.pong(connection)
         received = streams.receive_stream(streams.answer(self._server, secret, patience), streams.STREAM_S)
         streams.send_stream(streams.answer(self._server, secret, patience), streams.STREAM_S, self.pace(order["host"]))
-        return {"bytes_per_s": received}
+        return {"bytes_per_s": received, **self._meet(order, 0)}
+
+    def _meet(self, order: Message, number: int) -> Message:
+        """Add up with the other host, accelerator to accelerator, where rank 0 asks for it."""
+        if "store" not in order:
+            return {}
+        address, port = order["store"]["address"], order["store"]["port"]
+        try:
+            told = self.bench.reduce(address, port, number, 2, order["seconds"])
+        except Exception as error:  # whatever the back end dies of: nothing comes through there
+            return {"fabric_bytes_per_s": 0.0, "fabric_error": " ".join(str(error).split())[:500]}
+        return {"fabric_bytes_per_s": told["bytes_per_s"] if told["right"] else 0.0}
 
     def _look(self, order: Message) -> Message:
         """Whether a file that rank 0 wrote is seen here."""

@@ -87,10 +87,10 @@ class TorchBench:
         """
         timeout = timedelta(seconds=seconds)
         own, self._store = self._store, None
-        store = own or TCPStore(address, port, is_master=False, timeout=timeout)
+        store = own if rank == 0 and own is not None else TCPStore(address, port, is_master=False, timeout=timeout)
         backend = "gloo" if self._kind() == "cpu" else "nccl"
-        # torch's watchdog would end the process, whose result is to be told instead.
-        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+        # What takes too long is an error to be told, in place of a process that torch's watchdog ends.
+        os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
         try:
             num_bytes = REDUCE_BYTES[self._kind()]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from launcher.probe import sameness, speed
+from launcher.probe import links, sameness, speed
 from launcher.probe.report import Report
 from launcher.probe.session import Session, Terms
 from launcher.probe.switchboard import Switchboard
@@ -28,6 +28,6 @@ def lead(board: Switchboard, terms: Terms, mark: Path | None) -> Report:
             sameness.look_for_mark(session, mark)
         speed.compute(session)
         speed.reduce_within(session)
-        speed.play_pairs(session)
+        links.play_pairs(session)
         speed.reduce_across(session)
     return session.report

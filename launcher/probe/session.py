@@ -63,6 +63,8 @@ class Session:
     terms: Terms
     hosts: list[Host] = field(default_factory=list)
     """Those that are still in it, in the order of their leaders."""
+    has_fabric: bool = False
+    """Whether there are accelerators, which have links of their own."""
     report: Report = field(init=False)
     _all: dict[int, Host] = field(default_factory=dict)
 
@@ -110,9 +112,18 @@ class Session:
         return {rank: answer.said for rank, answer in answers.items() if rank not in failed}
 
     def tell_lost(self) -> bool:
-        """Leave out the hosts of ranks that stopped answering; returns whether there are new ones."""
+        """Leave out the hosts of ranks that stopped answering; returns whether there are new ones.
+
+        Where most hosts stop in one round, they wait for something that none of them can help, and nobody is accused.
+        """
         lost = [(host, rank) for host in self.hosts for rank in host.ranks if rank in self.board.lost]
         during = self.report.rounds[-1].name if self.report.rounds else "roll call"
+        stopped = {host.name for host, _ in lost}
+        if len(stopped) > 1 and 2 * len(stopped) > len(self.hosts):
+            found = f"{len(stopped)} of {len(self.hosts)} hosts stopped answering ({during})"
+            self.report.add("ranks", "unfit", found, fix="see the network and the back end they have in common")
+            self.hosts = [host for host in self.hosts if host.name not in stopped]
+            return True
         for host in dict.fromkeys(host for host, _ in lost):
             rank = next(rank for other, rank in lost if other is host)
             found = f"{host.name}: rank {rank}: {self.board.lost[rank]} ({during})"

@@ -31,6 +31,7 @@ class MadeUpBench:
     hangs: bool = False
     dies: Callable[[], None] | None = None
     is_right: bool = True
+    fabric: float = 1e9
 
     def compute(self) -> dict[str, Any]:
         """Told, or never told."""
@@ -46,7 +47,7 @@ class MadeUpBench:
 
     def reduce(self, address: str, port: int, rank: int, world_size: int, seconds: float) -> dict[str, Any]:
         """Told."""
-        return {"backend": "made up", "bytes_per_s": 1e9, "right": self.is_right}
+        return {"backend": "made up", "bytes_per_s": self.fabric, "right": self.is_right or world_size == 2}
 
 
 @dataclass
@@ -60,6 +61,8 @@ class Faults:
     """Host → bytes a second it sends at most."""
     slow_pair: Mapping[frozenset[int], float] = field(default_factory=dict)
     flops: Mapping[int, float] = field(default_factory=dict)
+    fabric: Mapping[int, float] = field(default_factory=dict)
+    """Host → bytes a second between its accelerator and any other."""
     wrong_sum: set[int] = field(default_factory=set)
     same: Mapping[int, dict[str, str]] = field(default_factory=dict)
     room: Mapping[int, dict[str, Any]] = field(default_factory=dict)
@@ -131,6 +134,7 @@ def _live(number: int, num_hosts: int, faults: Faults, port: int) -> None:
             hangs=number in faults.hang,
             dies=die if number in faults.die else None,
             is_right=number not in faults.wrong_sum,
+            fabric=faults.fabric.get(number, 1e9),
         ),
         pace=pace,
     )

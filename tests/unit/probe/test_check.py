@@ -104,6 +104,20 @@ def test_a_wrong_sum_names_its_host() -> None:
     assert "the sum is wrong" in "\n".join(report.lines())
 
 
+def test_a_host_whose_accelerators_reach_others_slowly_is_named_though_its_network_is_well() -> None:
+    report = check(4, Faults(fabric={2: 1e8}))
+    assert report.excluded == [name(2)]
+    (told,) = [finding for finding in report.findings if finding.name == "link of accelerators"]
+    assert told.found == "host02: 100 MB/s at best with 3 other hosts; 1e+03 MB/s elsewhere"
+    assert len(report.rounds) <= most_rounds(4)
+
+
+def test_where_most_stop_at_once_nobody_is_accused() -> None:
+    report = check(4, Faults(hang={0, 1, 3}), round_s=1.0)
+    assert (report.exit_code, report.excluded) == (75, [])
+    assert "3 of 4 hosts stopped answering (compute)" in "\n".join(report.lines())
+
+
 def test_unfit_hosts_are_written_for_slurm_and_as_a_hostfile(tmp_path: Path) -> None:
     (tmp_path / "exclude").write_text("an earlier one")
     report = check(4, Faults(absent={2}, wrong_sum={1}), roll_call_s=1.0)
