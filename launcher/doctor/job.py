@@ -13,6 +13,7 @@ from launcher import units
 from launcher.checkpoint.find import newest_sound, problem_at_a_glance
 from launcher.checkpoint.folder import complete_steps
 from launcher.cluster.hostfile import read_hostfile
+from launcher.cluster.hosts import check_names
 from launcher.config.batch import plan_batch
 from launcher.config.deepspeed import find_ds_config, load_ds_config, resolve_ds_config, zero_stage
 from launcher.config.deepspeed_check import check_ds_config
@@ -67,6 +68,10 @@ def look_at_job(job: Job, env: Mapping[str, str]) -> Iterator[Finding]:
     world = None
     try:
         world = _world(job)
+        if job.hostfile is not None:
+            check_names(read_hostfile(job.hostfile))
+            found = f"every name has an address; pretrain hostfile {job.hostfile} --reach asks each host"
+            yield Finding(name="hostfile", state="ok", found=found)
     except UsageError:
         raise
     except LauncherError as error:

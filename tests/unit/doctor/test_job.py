@@ -120,8 +120,9 @@ def test_what_a_run_left_is_held_against_the_recipe(tmp_path: Path, shards: Path
 
 def test_a_hostfile_tells_ranks_and_nodes(tmp_path: Path, shards: Path) -> None:
     hosts = tmp_path / "hosts"
-    hosts.write_text("a slots=2\nb slots=2\n")
+    hosts.write_text("nowhere.invalid slots=2\nb.invalid slots=2\n")
     assert "= 4 ranks x 2" in look(tmp_path, shards, {"hostfile": hosts})["batch"].found
+    assert "nowhere.invalid resolves to no address" in look(tmp_path, shards, {"hostfile": hosts})["hostfile"].found
     hosts.write_text("a slots=2\na slots=2\n")
     assert "the host a stands twice" in look(tmp_path, shards, {"hostfile": hosts})["hostfile"].found
 
