@@ -37,13 +37,12 @@ from launcher.config.doubts import doubts
 from launcher.config.loading import (
     LoadedRecipe,
     load_recipe,
-    refuse_other_recipe,
     resolved_yaml,
 )
 from launcher.config.recipe import Recipe
-from launcher.engine.completion import completed_step, mark_complete, unmark
+from launcher.engine.completion import mark_complete, unmark
 from launcher.engine.ledger import Ledger, refuse_fruitless
-from launcher.engine.length import FittedLength, FixedLength, Length, refuse_without_budget
+from launcher.engine.length import Length
 from launcher.engine.records import Progress, StepBatch
 from launcher.engine.run_lock import RunLock
 from launcher.engine.steady import SteadyStream
@@ -60,7 +59,7 @@ from launcher.feed import Data, longest_step, open_data, wasted
 from launcher.objectives.base import longest_sequence
 from launcher.prepare.ready import check_tokenizer, ensure_shards
 from launcher.report import show_summary
-from launcher.samples.cursor import Cursor
+from launcher.resume import find_checkpoint, is_complete, resume, settle_length, settle_precision, state_before
 from launcher.units import size
 
 # torch, deepspeed and transformers are imported inside the functions below: a misspelled key is told in half a second,
@@ -167,39 +166,6 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], budget_s: float | None,
     return EXIT_DONE
 
 
-def is_complete(recipe: Recipe, budget_s: float | None) -> bool:
-    """Whether a checkpoint of the last step is there, of this very recipe; a glance, before anything else is done.
-
-    Which step is the last, only the end of a budget tells.
-    """
-    from launcher.checkpoint.find import newest_sound, problem_at_a_glance
-    from launcher.checkpoint.folder import complete_steps, read_json
-
-    checkpoints = recipe.run_folder / "checkpoints"
-    newest = newest_sound(checkpoints, complete_steps(checkpoints), problem_at_a_glance).path
-    if newest is None:
-        return False
-    refuse_other_recipe(recipe, newest)
-    step = int(read_json(newest / "state.json", "step")["step"])
-    if budget_s is not None:
-        return completed_step(recipe.run_folder) == step
-    return step >= recipe.train.num_steps
-
-
-def find_checkpoint(recipe: Recipe, console: Console) -> Path | None:
-    """The checkpoint to go on from, the same on every rank: the newest whose every byte is as it was written.
-
-    Raises:
-        CheckpointError: There are some, but none that can be gone on from.
-    """
-    from launcher.checkpoint.load import find_together
-
-    found, skipped = find_together(recipe.run_folder / "checkpoints")
-    for line in skipped:
-        console.print(f"warning: {line}", highlight=False, soft_wrap=True)
-    return found.path
-
-
 def join(place: Place, watch: Watch) -> str:
     """Join the other ranks; returns the name of this rank's device."""
     from launcher.engine.process import join_ranks, share
@@ -234,22 +200,6 @@ def leave(watch: Watch, ds_config: dict[str, Any], place: Place) -> None:
 
     leave_ranks(watch.part)
     clear_swap_files(ds_config, place)
-
-
-def state_before(checkpoint: Path | None) -> dict[str, Any]:
-    """What the checkpoint to go on from says of the run; nothing without one."""
-    from launcher.checkpoint.folder import read_json
-
-    return read_json(checkpoint / "state.json", "precision") if checkpoint is not None else {}
-
-
-def settle_precision(recipe: Recipe, before: dict[str, Any]) -> str:
-    """What `train.precision` means here: a run that was begun keeps what it began with."""
-    from launcher.engine.process import multiplies_bf16, share
-
-    if recipe.train.precision != "auto":
-        return recipe.train.precision
-    return str(before["precision"] if before else share("bf16_autocast" if multiplies_bf16() else "fp32"))
 
 
 def configure(recipe: Recipe, data: Data) -> Any:
@@ -368,31 +318,6 @@ def settle_micro_batch(
     return plan.with_micro_batch(fit.micro_batch)
 
 
-def resume(
-    recipe: Recipe, engine: Any, data: Data, checkpoint: Path | None, precision: str, console: Console
-) -> Progress:
-    """Go on from a checkpoint, or begin.
-
-    Raises:
-        CheckpointError: It is of another model or data.
-    """
-    from launcher.checkpoint.load import CheckpointReader, restore
-    from launcher.rewind import recall, take_over
-
-    progress = Progress(precision=precision)
-    if checkpoint is None:
-        return progress
-    with CheckpointReader(checkpoint) as reader:
-        cursor = Cursor.from_dict(reader.state["cursor"])
-        cursor.check(data.train.fingerprint_at(cursor.position))
-        restore(engine, reader)
-        state = reader.state
-    console.print(f"going on from {checkpoint}", highlight=False, soft_wrap=True)
-    take_over(progress, state)
-    recall(progress, recipe.run_folder)
-    return progress
-
-
 def keep_inputs(recipe: Recipe, ds_config: dict[str, Any], rank: int) -> None:
     """Leave in the run's folder what it was started with."""
     if rank == 0:
@@ -401,21 +326,6 @@ def keep_inputs(recipe: Recipe, ds_config: dict[str, Any], rank: int) -> None:
         (folder / "recipe.yaml").write_text(resolved_yaml(recipe), encoding="utf-8")
         (folder / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
         shutil.copytree(recipe.data.tokenizer_folder, folder / "tokenizer", dirs_exist_ok=True)
-
-
-def settle_length(recipe: Recipe, budget_s: float | None, place: Place, ledger: Ledger) -> Length:
-    """How many steps the run is to have.
-
-    Raises:
-        UsageError: It was fitted to a budget, and there is none now.
-    """
-    from launcher.engine.process import share
-
-    if budget_s is None:
-        refuse_without_budget(recipe.run_folder)
-        return FixedLength(recipe.train.num_steps)
-    folder = recipe.run_folder if place.rank == 0 else None
-    return FittedLength(budget_s, recipe.train.num_steps, recipe.schedule.warmup_steps, folder, ledger, share)
 
 
 def take_steps(

@@ -28,6 +28,7 @@ from launcher.errors import EXIT_REQUEUE, ClusterError
 BEAT_S = 2.0
 SILENCE_S = 60.0
 """Longer than a machine swaps or a switch restarts, shorter than anybody waits: assumption."""
+MISSED_BEATS = 2.5
 CONNECT_S = 60.0
 
 
@@ -157,6 +158,14 @@ class Peers:
         own.socket.close()
         self._heard(own, message)
 
+    def silent(self) -> Lost | None:
+        """The rank that has missed several beats, if there is one: in a hang, the one that stands still."""
+        now = time.monotonic()
+        for line in self._lines:
+            if line.rank >= 0 and not line.done and now - line.heard_at > MISSED_BEATS * BEAT_S:
+                return line.lost(EXIT_REQUEUE, f"has been silent for {now - line.heard_at:.0f} s")
+        return None
+
     def farewell(self) -> None:
         """Part: whatever ends from here on is no loss."""
         self._done = True
@@ -224,7 +233,7 @@ class Peers:
             told = f"has ended with exit code {message['failed']}"
             self._note(replace(line.lost(int(message["failed"]), told), has_told=True))
         elif "hangs" in message:
-            self._note(line.lost(EXIT_REQUEUE, str(message["hangs"])))
+            self._note(self.silent() or line.lost(EXIT_REQUEUE, str(message["hangs"])))
         elif "lost" in message and self._lost is None:
             self._lost = Lost(**message["lost"])
 

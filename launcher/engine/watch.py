@@ -176,6 +176,9 @@ class Watch:
         if self._peers is not None:
             self._peers.tell({"hangs": late})
             time.sleep(LAST_WORDS_S)
+            lost = self._peers.poll(0) or self._peers.silent()
+            if lost is not None and lost.rank != self._rank:
+                self._follow(lost)
         told = (
             f"rank {self._rank} {late}: stopped; what every rank was doing is in {self._folder}/logs/stacks-rank-*.txt"
         )

@@ -85,6 +85,24 @@ def test_a_rank_that_stands_still_is_silent(three: list[Peers], monkeypatch: pyt
     assert "has been silent for" in lost.why
 
 
+def test_in_a_hang_the_rank_that_stands_still_is_named(three: list[Peers], monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.monotonic()
+    clock = iter(range(10**6))
+    monkeypatch.setattr(peers.time, "monotonic", lambda: now + next(clock) / 10)
+    for _ in range(30):  # rank 2 says nothing for some seconds
+        for rank in three[:2]:
+            rank.poll(0)
+    three[1].tell({"hangs": "has not got on with a step"})
+    found = settle(three[:2])
+    assert [(lost.rank, lost.why.startswith("has been silent for")) for lost in found if lost] == [(2, True)] * 2
+
+
+def test_a_hang_of_ranks_that_all_live_is_told_by_the_first_to_notice(three: list[Peers]) -> None:
+    three[2].tell({"hangs": "has not got on with a step for 130 s"})
+    found = settle(three)
+    assert [(lost.rank, lost.why) for lost in found if lost] == [(2, "has not got on with a step for 130 s")] * 3
+
+
 def test_a_stranger_is_not_listened_to(three: list[Peers]) -> None:
     with socket.create_connection(("127.0.0.1", three[0]._listener.getsockname()[1])) as stranger:  # type: ignore[union-attr]
         stranger.sendall(b'{"hello": 1, "secret": "guessed", "host": "x", "pid": 1, "space": "", "started": ""}\n')

@@ -1,0 +1,110 @@
+"""How a run goes on from what it left: from which checkpoint, with what it had settled on, to which last step.
+
+torch is imported inside the functions: a mistake in the command line is told before.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from launcher.cluster.rank import Place
+from launcher.config.loading import refuse_other_recipe
+from launcher.config.recipe import Recipe
+from launcher.engine.completion import completed_step
+from launcher.engine.ledger import Ledger
+from launcher.engine.length import FittedLength, FixedLength, Length, refuse_without_budget
+from launcher.engine.records import Progress
+from launcher.feed import Data
+from launcher.samples.cursor import Cursor
+
+
+def is_complete(recipe: Recipe, budget_s: float | None) -> bool:
+    """Whether a checkpoint of the last step is there, of this very recipe; a glance, before anything else is done.
+
+    Which step is the last, only the end of a budget tells.
+    """
+    from launcher.checkpoint.find import newest_sound, problem_at_a_glance
+    from launcher.checkpoint.folder import complete_steps, read_json
+
+    checkpoints = recipe.run_folder / "checkpoints"
+    newest = newest_sound(checkpoints, complete_steps(checkpoints), problem_at_a_glance).path
+    if newest is None:
+        return False
+    refuse_other_recipe(recipe, newest)
+    step = int(read_json(newest / "state.json", "step")["step"])
+    if budget_s is not None:
+        return completed_step(recipe.run_folder) == step
+    return step >= recipe.train.num_steps
+
+
+def find_checkpoint(recipe: Recipe, console: Console) -> Path | None:
+    """The checkpoint to go on from, the same on every rank: the newest whose every byte is as it was written.
+
+    Raises:
+        CheckpointError: There are some, but none that can be gone on from.
+    """
+    from launcher.checkpoint.load import find_together
+
+    found, skipped = find_together(recipe.run_folder / "checkpoints")
+    for line in skipped:
+        console.print(f"warning: {line}", highlight=False, soft_wrap=True)
+    return found.path
+
+
+def state_before(checkpoint: Path | None) -> dict[str, Any]:
+    """What the checkpoint to go on from says of the run; nothing without one."""
+    from launcher.checkpoint.folder import read_json
+
+    return read_json(checkpoint / "state.json", "precision") if checkpoint is not None else {}
+
+
+def settle_precision(recipe: Recipe, before: dict[str, Any]) -> str:
+    """What `train.precision` means here: a run that was begun keeps what it began with."""
+    from launcher.engine.process import multiplies_bf16, share
+
+    if recipe.train.precision != "auto":
+        return recipe.train.precision
+    return str(before["precision"] if before else share("bf16_autocast" if multiplies_bf16() else "fp32"))
+
+
+def resume(
+    recipe: Recipe, engine: Any, data: Data, checkpoint: Path | None, precision: str, console: Console
+) -> Progress:
+    """Go on from a checkpoint, or begin.
+
+    Raises:
+        CheckpointError: It is of another model or data.
+    """
+    from launcher.checkpoint.load import CheckpointReader, restore
+    from launcher.rewind import recall, take_over
+
+    progress = Progress(precision=precision)
+    if checkpoint is None:
+        return progress
+    with CheckpointReader(checkpoint) as reader:
+        cursor = Cursor.from_dict(reader.state["cursor"])
+        cursor.check(data.train.fingerprint_at(cursor.position))
+        restore(engine, reader)
+        state = reader.state
+    console.print(f"going on from {checkpoint}", highlight=False, soft_wrap=True)
+    take_over(progress, state)
+    recall(progress, recipe.run_folder)
+    return progress
+
+
+def settle_length(recipe: Recipe, budget_s: float | None, place: Place, ledger: Ledger) -> Length:
+    """How many steps the run is to have.
+
+    Raises:
+        UsageError: It was fitted to a budget, and there is none now.
+    """
+    from launcher.engine.process import share
+
+    if budget_s is None:
+        refuse_without_budget(recipe.run_folder)
+        return FixedLength(recipe.train.num_steps)
+    folder = recipe.run_folder if place.rank == 0 else None
+    return FittedLength(budget_s, recipe.train.num_steps, recipe.schedule.warmup_steps, folder, ledger, share)
