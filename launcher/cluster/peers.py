@@ -107,7 +107,7 @@ class Peers:
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ, None)
         self._secret = secrets.token_hex(16)
-        return {"address": master_addr, "port": self._listener.getsockname()[1], "secret": self._secret}
+        return {"address": master_addr, "port": self._listener.getsockname()[1], "secret": self._secret, **_myself()}
 
     def connect(self, known: dict[str, Any]) -> None:
         """Any other rank: hold a line to rank 0.
@@ -123,7 +123,8 @@ class Peers:
                 known["address"],
                 "open the ports between the nodes of a job: ranks need them for their collectives as well",
             ) from None
-        line = _Line(link, rank=0, host=known["address"], heard_at=time.monotonic())
+        names = {name: known[name] for name in ("host", "pid", "space", "started")}
+        line = _Line(link, rank=0, heard_at=time.monotonic(), **names)
         self._keep(line)
         self._send(line, {"hello": self.rank, "secret": known["secret"], **_myself()})
 

@@ -63,7 +63,7 @@ def recipe_tree(name: str, shards: Path, runs: Path, **guards: Any) -> dict[str,
         "schedule": {"warmup_steps": 10},
         "train": {"num_steps": 200, "precision": "fp32", "seed": 1},
         "eval": {"max_samples": 16, "micro_batch": 4},
-        "checkpoint": {"every_steps": 40, "keep_last": 3},
+        "checkpoint": {"every_steps": 40, "keep_last": 3, "retry_s": 2.0},
         "guards": guards,
     }
 

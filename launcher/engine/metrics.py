@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -118,6 +119,8 @@ class Metrics:
 
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
         self._board_is_gone = False
+        self._hook = threading.excepthook
+        threading.excepthook = self._take_note
         self._bar = Progress(
             TextColumn("[bold]training[/]"),
             BarColumn(bar_width=30),
@@ -143,6 +146,7 @@ class Metrics:
         self._log.close()
         with contextlib.suppress(OSError):
             self._board.close()
+        threading.excepthook = self._hook
 
     def step(self, result: StepResult) -> None:
         """Write one step."""
@@ -212,6 +216,11 @@ class Metrics:
         """The run is to have so many steps."""
         self._num_steps = num_steps
         self._bar.update(self._task, total=num_steps)
+
+    def _take_note(self, failed: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes in a thread of its own, which dies of a full disk with a traceback."""
+        if "tensorboard" not in type(failed.thread).__module__:
+            self._hook(failed)
 
     def _plot(self, name: str, value: float, step: int) -> None:
         try:

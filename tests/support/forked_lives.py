@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,7 +35,12 @@ class ForkedLife:
 
     def wait(self) -> int:
         """As DeepSpeed's node launcher: the code of the first rank that failed; what stands still is killed at last."""
-        codes = self._life.wait(within_s=60.0)
+        deadline = time.monotonic() + ranks.TIMEOUT_S
+        while self.is_running() and not any(process.exitcode for process in self._processes):
+            if time.monotonic() > deadline:
+                raise DrillError(f"nothing came to an end in {ranks.TIMEOUT_S} s:\n{self.told()}")
+            time.sleep(0.02)
+        codes = self._life.wait(within_s=30.0)
         return next((code if code > 0 else 256 + code for code in codes if code), 0)
 
     def is_running(self) -> bool:

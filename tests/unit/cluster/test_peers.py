@@ -114,7 +114,7 @@ def test_a_stranger_is_not_listened_to(three: list[Peers]) -> None:
 def test_rank_0_out_of_reach_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # and does not listen
-        known = {"address": "127.0.0.1", "port": nobody.getsockname()[1], "secret": ""}
+        known = {**Peers(0, 2).listen("127.0.0.1"), "port": nobody.getsockname()[1]}
         with pytest.raises(ClusterError, match="rank 1 cannot reach rank 0") as told:
             Peers(1, 2).connect(known)
     assert "open the ports" in told.value.fix
