@@ -30,7 +30,7 @@ from launcher.checkpoint.ranks import LostRankError, Ranks, SaveError, SpaceErro
 from launcher.checkpoint.retention import prune
 from launcher.checkpoint.slices import optimizer_step
 from launcher.checkpoint.swapped import has_swapped_groups
-from launcher.checkpoint.tensor_file import BLOCK_BYTES, DurableFile, StreamedFile, aligned_buffer
+from launcher.checkpoint.tensor_file import BLOCK_BYTES, DurableFile, StreamedFile, aligned_buffer, copy_bytes
 from launcher.cluster import host_memory
 from launcher.config.recipe import CheckpointConfig
 from launcher.units import size
@@ -296,7 +296,7 @@ class BackgroundSaver(Saver):
         for tensor in part.tensors():
             values = tensor.detach().reshape(-1).view(torch.uint8)
             begin, end = end, end + len(values)
-            self._buffer[begin:end].copy_(values, non_blocking=on_device)
+            copy_bytes(values, self._buffer[begin:end])
         if on_device:
             get_accelerator().synchronize()
         return self._buffer

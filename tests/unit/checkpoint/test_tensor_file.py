@@ -103,3 +103,16 @@ def test_another_refusal_is_passed_on(tmp_path: Path, monkeypatch: pytest.Monkey
         write_streamed(tmp_path / "a", ALIGNMENT)
     with pytest.raises(FileNotFoundError):
         DurableFile(tmp_path / "none" / "a")
+
+
+@pytest.mark.parametrize(("num_bytes", "num_threads"), [(1, 1), (4097, 2), (tensor_file.BLOCK_BYTES + 5, 3)])
+def test_bytes_are_copied_whole_on_any_number_of_threads(num_bytes: int, num_threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        source = torch.randint(0, 256, (num_bytes,), dtype=torch.uint8)
+        target = aligned_buffer(num_bytes)[:num_bytes]
+        tensor_file.copy_bytes(source, target)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(source, target)
