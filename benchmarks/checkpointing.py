@@ -116,7 +116,8 @@ def start(num_ranks: int, folder: Path) -> int:
 
 def measure(options: argparse.Namespace) -> Cost:
     """One rank's measurement; every rank takes the same steps."""
-    from launcher.checkpoint.save import BackgroundSaver, Saver
+    from launcher.checkpoint.background import BackgroundSaver
+    from launcher.checkpoint.save import Saver
     from launcher.config.recipe import CheckpointConfig
     from launcher.engine.process import share
 

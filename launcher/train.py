@@ -340,7 +340,7 @@ def take_steps(
     console: Console,
 ) -> int:
     """Train to the last step, validating and saving on the way; returns the exit code a stop was asked for with."""
-    from launcher.checkpoint.save import make_saver
+    from launcher.checkpoint.background import make_saver
     from launcher.engine.process import hosts
     from launcher.loop import Run, run_steps
 

@@ -1,7 +1,7 @@
 """Saving: every rank its slices, rank 0 the rest, one rename that makes it a checkpoint.
 
-`Saver` streams the state to the disk while training waits, in no more memory than one block. `BackgroundSaver` copies
-it to host memory, which is kept for the next save, and writes from there while training goes on.
+`Saver` streams the state to the disk while training waits, in no more memory than one block; `background` has the one
+that does not let it wait.
 """
 
 from __future__ import annotations
@@ -10,18 +10,12 @@ import json
 import logging
 import os
 import shutil
-import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-
-import torch
-import torch.distributed
-from deepspeed.accelerator import get_accelerator
 
 from launcher.checkpoint import folder as layout
 from launcher.checkpoint.loss_scale import loss_scale_state
@@ -29,16 +23,11 @@ from launcher.checkpoint.part import Part
 from launcher.checkpoint.ranks import LostRankError, Ranks, SaveError, SpaceError
 from launcher.checkpoint.retention import prune
 from launcher.checkpoint.slices import optimizer_step
-from launcher.checkpoint.swapped import has_swapped_groups
-from launcher.checkpoint.tensor_file import BLOCK_BYTES, DurableFile, StreamedFile, aligned_buffer, copy_bytes
-from launcher.cluster import host_memory
+from launcher.checkpoint.tensor_file import BLOCK_BYTES, DurableFile, StreamedFile, aligned_buffer
 from launcher.config.recipe import CheckpointConfig
 from launcher.units import size
 
 RETRIES = 3
-LOWEST_PRIORITY = 19
-SHARE_OF_MEMORY = 0.8
-"""Of the memory a host has left, what copies may take; the rest is for the steps' own peaks: assumption."""
 SMALL_FILES_BYTES = 1 << 20
 """Room for the JSON of a rank beside its tensors; assumption."""
 
@@ -213,100 +202,6 @@ class Saver:
         except OSError as error:  # the new checkpoint stands; the rest is tried again after the next save
             logging.getLogger(__name__).warning("old checkpoints could not be deleted: %s", error)
             return []
-
-
-class BackgroundSaver(Saver):
-    """Copies the state to host memory and writes it while training goes on; one save at a time."""
-
-    def __init__(self, engine: Any, folder: Path, keep: CheckpointConfig) -> None:
-        super().__init__(engine, folder, keep)
-        self._thread: threading.Thread | None = None
-        self._bug: BaseException | None = None
-        self._buffer: torch.Tensor | None = None
-        self._has_room: bool | None = None
-
-    def save(self, state: Mapping[str, Any], texts: Mapping[str, str]) -> None:
-        """Copy everything, and begin to write; where the save before is still being written, wait for it first.
-
-        On hosts without room for the copy training waits while it is written.
-        """
-        started = time.perf_counter()
-        self.wait()
-        part = self._current_part()
-        if not self._can_copy(part):
-            super().save(state, texts)
-            return
-        job = self._job(state, texts)
-        buffer = self._fill(part)
-        blocked_s = time.perf_counter() - started
-
-        def write(saving: Path) -> dict[str, Any]:
-            with DurableFile(part.path(saving)) as file:
-                file.append(buffer, part.layout.num_bytes)
-                return file.finish()
-
-        def run() -> None:
-            try:
-                with suppress(OSError):  # of this thread alone; hashing gives way to training
-                    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
-                self._done(self._run(job, part, write), job, blocked_s)
-            except BaseException as error:
-                self._bug = error
-
-        # daemon: an error elsewhere ends the process; what was half written has no name
-        self._thread = threading.Thread(target=run, name="save", daemon=True)
-        self._thread.start()
-
-    def outcomes(self) -> list[SaveOutcome]:
-        """How the saves ended that have since this was last asked."""
-        if self._bug is not None:
-            raise self._bug
-        return super().outcomes()
-
-    def wait(self) -> None:
-        """Wait for the save in flight, if there is one."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._bug is not None:
-            raise self._bug
-
-    @property
-    def in_flight(self) -> bool:
-        """Whether a save is going on."""
-        return self._thread is not None and self._thread.is_alive()
-
-    def _can_copy(self, part: Part) -> bool:
-        """Whether every rank's copy fits into what its host has left; asked once, before the first is made."""
-        if self._has_room is None:
-            needed = part.layout.num_bytes * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            left = host_memory.available_bytes()
-            self._has_room = all(self._ranks.exchange(needed < left * SHARE_OF_MEMORY))
-            if not self._has_room:
-                told = "no room for a copy of the state (%s of %s on this host): training waits for every save"
-                logging.getLogger(__name__).warning(told, size(needed), size(left))
-        return self._has_room
-
-    def _fill(self, part: Part) -> torch.Tensor:
-        on_device = get_accelerator().device_name() != "cpu"
-        if self._buffer is None:
-            self._buffer = aligned_buffer(part.layout.num_bytes, pinned=on_device)
-        end = len(part.layout.header)
-        self._buffer[:end].copy_(torch.frombuffer(bytearray(part.layout.header), dtype=torch.uint8))
-        for tensor in part.tensors():
-            values = tensor.detach().reshape(-1).view(torch.uint8)
-            begin, end = end, end + len(values)
-            copy_bytes(values, self._buffer[begin:end])
-        if on_device:
-            get_accelerator().synchronize()
-        return self._buffer
-
-
-def make_saver(engine: Any, folder: Path, keep: CheckpointConfig) -> Saver:
-    """The saver `checkpoint.asynchronous` asks for; what lies on NVMe for want of memory is not copied to memory."""
-    if keep.asynchronous and not has_swapped_groups(engine.optimizer):
-        return BackgroundSaver(engine, folder, keep)
-    return Saver(engine, folder, keep)
 
 
 def _stream(part: Part, saving: Path) -> dict[str, Any]:

@@ -151,7 +151,8 @@ def test_written_beside_training_or_while_it_waits_the_values_are_the_same(
     for name, asynchronous in (("beside", True), ("between", False)):
         changes = {"train__num_steps": 4, "checkpoint__every_steps": 1, "checkpoint__keep_last": 4}
         changes["checkpoint__asynchronous"] = asynchronous
-        run_ranks(jobs.train, ranks, words(shards, tmp_path, stage, name=name, **changes))
+        job = jobs.train_with_slow_copies if asynchronous else jobs.train
+        run_ranks(job, ranks, words(shards, tmp_path, stage, name=name, **changes))
     for step in (1, 2, 3, 4):
         beside, between = (
             layout.checkpoint_path(tmp_path / name / "checkpoints", step) for name in ("beside", "between")

@@ -149,6 +149,22 @@ def train_with_writes_refused(arguments: list[str], refused_until: float, name: 
     return train(arguments)
 
 
+def train_with_slow_copies(arguments: list[str]) -> int:
+    """The training program where a copy of the state takes longer than the next gradients; returns its exit code."""
+    import time
+
+    from launcher.checkpoint import background
+
+    plain = background.copy_bytes
+
+    def copy_bytes(*tensors: Any) -> None:
+        time.sleep(0.01)
+        plain(*tensors)
+
+    background.copy_bytes = copy_bytes
+    return train(arguments)
+
+
 def train_on_a_small_disk(arguments: list[str], free: int) -> tuple[int, str]:
     """The training program where only so many bytes are free; returns as `train_aloud`."""
     import shutil

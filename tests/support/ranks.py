@@ -32,7 +32,7 @@ PRELOAD = [
     "setuptools",
     "rich.progress",
     "launcher.checkpoint.load",
-    "launcher.checkpoint.save",
+    "launcher.checkpoint.background",
     "launcher.engine.metrics",
     "launcher.engine.start",
     "launcher.engine.steps",
