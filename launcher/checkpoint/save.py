@@ -38,7 +38,7 @@ class SaveOutcome:
 
     step: int
     num_bytes: int
-    """Of all ranks together."""
+    """Tensors of all ranks together."""
     blocked_s: float
     """Time training stood still for it, on this rank."""
     durable_s: float
@@ -166,7 +166,7 @@ class Saver:
             if attempt:
                 time.sleep(self._keep.retry_s / RETRIES)
             try:
-                num_bytes = sum(self._ranks.exchange(part.layout.num_bytes + SMALL_FILES_BYTES))
+                num_bytes = sum(self._ranks.exchange(part.layout.num_bytes))
                 self._write_all(job, part, write, num_bytes)
                 return num_bytes, None, self._tidy(job.step)
             except LostRankError as error:
@@ -179,7 +179,7 @@ class Saver:
         saving = layout.saving_path(self._folder, job.step)
 
         def make_place() -> None:
-            _check_space(self._folder, num_bytes)
+            _check_space(self._folder, num_bytes + self._ranks.world_size * SMALL_FILES_BYTES)
             shutil.rmtree(saving, ignore_errors=True)
             saving.mkdir(parents=True)
 
