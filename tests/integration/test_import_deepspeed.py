@@ -30,7 +30,15 @@ def words(shards: Path, runs: Path, name: str, stage: int, **changes: Any) -> li
     return ["--ds_config", f"zero{stage}", "--recipe", str(path)]
 
 
-@pytest.mark.parametrize(("stage", "universal"), [(1, False), (2, False), (3, False), (2, True)])
+@pytest.mark.parametrize(
+    ("stage", "universal"),
+    [
+        (1, False),
+        (2, False),
+        (3, False),
+        pytest.param(2, True, marks=pytest.mark.slow),
+    ],  # its converter is slow
+)
 def test_a_run_goes_on_where_deepspeeds_own_checkpoint_stopped(
     stage: int, universal: bool, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
