@@ -78,9 +78,7 @@ def gather(values: NDArray[Any]) -> NDArray[Any]:
 
 def hosts() -> list[str]:
     """The names of the machines of all ranks."""
-    names: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(names, socket.gethostname())
-    return names
+    return exchange(socket.gethostname())
 
 
 def share(value: Any) -> Any:
