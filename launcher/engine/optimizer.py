@@ -42,7 +42,9 @@ def build_optimizer(
     Raises:
         MissingDependencyError: The recipe asks for DeepSpeed's CPU Adam, and it cannot be compiled here.
     """
-    settings: dict[str, Any] = {"lr": optim.lr, "betas": optim.betas, "eps": optim.eps}
+    # No rate yet: at stage 0 with half-precision weights DeepSpeed takes a step as it starts, to make the state, which
+    # would decay the weights. Every step of the run sets its own.
+    settings: dict[str, Any] = {"lr": 0.0, "betas": optim.betas, "eps": optim.eps}
     if not offloads_optimizer(ds_config) or not _has_cpu_adam(optim):
         return torch.optim.AdamW(groups, fused=True, **settings)
     from deepspeed.ops.adam import DeepSpeedCPUAdam

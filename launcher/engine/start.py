@@ -37,7 +37,21 @@ def start_engine(model: PreTrainedModel, optim: OptimConfig, ds_config: dict[str
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config)
     _put_back(engine.module, buffers)
+    _count_from_zero(engine.basic_optimizer)
     return engine
+
+
+def _count_from_zero(optimizer: torch.optim.Optimizer) -> None:
+    """Let AdamW's first step be its first.
+
+    At stage 0 with half-precision weights DeepSpeed steps once with zero gradients to make the state. Counted, it made
+    the first steps a quarter smaller (bias correction of the second step): losses off by up to 0.11, measured.
+    """
+    for state in optimizer.state.values():
+        if isinstance(state.get("step"), torch.Tensor):
+            state["step"].zero_()
+        elif "step" in state:
+            state["step"] = 0
 
 
 def _put_back(model: PreTrainedModel, buffers: dict[str, torch.Tensor]) -> None:
