@@ -23,7 +23,7 @@ from launcher.checkpoint.rng import PREFIX as RANDOM
 from launcher.checkpoint.rng import restore_random_states
 from launcher.checkpoint.shared_experts import plain_pieces, plain_shapes
 from launcher.checkpoint.slices import MASTER, set_optimizer_step, slices_to_fill
-from launcher.checkpoint.swapped import is_in_memory
+from launcher.checkpoint.swapped import partition_to_fill
 from launcher.errors import CheckpointError, DamagedCheckpointError
 
 _INDEX = re.compile(r"rank-\d{5,}\.json")
@@ -206,18 +206,16 @@ def _check_same_model(engine: Any, reader: CheckpointReader) -> None:
 
 @torch.no_grad()
 def _restore_working_weights(engine: Any, reader: CheckpointReader) -> None:
-    """The weights the forward pass reads: copies of the masters in the model's own precision."""
+    """The weights the forward pass reads, in the model's own precision; of what does not learn there are no others."""
     for name, parameter in engine.module.named_parameters():
-        if not parameter.requires_grad:
-            continue
         if not hasattr(parameter, "ds_id"):
             parameter.data.copy_(reader.read_whole(name))
             continue
         size = parameter.ds_tensor.ds_numel
         start = size * torch.distributed.get_rank(parameter.ds_process_group)
         numel = max(min(size, parameter.ds_numel - start), 0)
-        if is_in_memory(parameter):  # what lies on NVMe was written there with its masters
-            _read_into(parameter.ds_tensor.data.view(-1)[:numel], engine, reader, name, parameter, start)
+        with partition_to_fill(parameter) as values:
+            _read_into(values[:numel], engine, reader, name, parameter, start)
         if parameter.numel() == parameter.ds_numel:  # small ones are kept whole between steps
             _read_into(parameter.data.view(-1), engine, reader, name, parameter, 0)
         # The node's second copy (hpZ) is of the weights before: without it the next pass makes a new one.

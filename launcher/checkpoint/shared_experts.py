@@ -35,12 +35,11 @@ class Piece:
 
 
 def plain_shapes(module: Any) -> dict[str, tuple[int, ...]]:
-    """Every trainable parameter's whole shape, by transformers' names."""
+    """Every parameter's whole shape, by transformers' names."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            numel = int(torch.Size(_shape(parameter)).numel())
-            shapes |= {piece.name: piece.shape for piece in plain_pieces(module, name, parameter, 0, numel)}
+        numel = int(torch.Size(_shape(parameter)).numel())
+        shapes |= {piece.name: piece.shape for piece in plain_pieces(module, name, parameter, 0, numel)}
     return shapes
 
 

@@ -29,7 +29,7 @@ GroupVisit = Callable[[Any, int], AbstractContextManager[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldSlice:
-    """A range of one parameter, with its optimizer moments; the tensors are views of what the optimizer updates."""
+    """A range of one parameter, with its optimizer moments; where it learns, views of what the optimizer updates."""
 
     name: str
     """The parameter's name in the module."""
@@ -40,7 +40,7 @@ class HeldSlice:
     numel: int
     """Values in the range."""
     tensors: dict[str, torch.Tensor]
-    """`master` and each moment (`exp_avg`, `exp_avg_sq`), fp32 [numel]."""
+    """`master` and, of a parameter that learns, each moment (`exp_avg`, `exp_avg_sq`), fp32 [numel]."""
     mine_to_save: bool
     """Whether this rank writes it; a slice that several ranks hold is written by one."""
 
@@ -53,13 +53,14 @@ def held_slices(engine: Any) -> Iterator[HeldSlice]:
 
     Yields:
         Slices whose tensors hold until the next one is asked for: copy what is kept longer. What is written into them
-        may be lost.
+        may be lost. Those of parameters that do not learn come last, and have a master only.
     """
-    return _slices(engine, group_to_read)
+    yield from _slices(engine, group_to_read)
+    yield from _frozen(engine)
 
 
 def slices_to_fill(engine: Any) -> Iterator[HeldSlice]:
-    """The same ranges, to write into: what a slice's tensors hold when the next one is asked for stays."""
+    """What learns of them, to write into: what a slice's tensors hold when the next one is asked for stays."""
     return _slices(engine, group_to_fill)
 
 
@@ -82,7 +83,7 @@ def prime_state(engine: Any) -> None:
         state = optimizer.state[master]
         if "exp_avg" in state:
             continue
-        with group_to_fill(engine.optimizer, group) if engine.zero_optimization_stage() == 3 else nullcontext():
+        with _to_fill(engine, group):
             state["step"] = torch.zeros((), dtype=torch.float32, device=master.device) if counts_in_tensor else 0
             state["exp_avg"] = torch.zeros_like(master.data)
             state["exp_avg_sq"] = torch.zeros_like(master.data)
@@ -107,10 +108,16 @@ def set_optimizer_step(engine: Any, step: int) -> None:
 def forget_steps(engine: Any) -> None:
     """Make AdamW's state what it is before the first step."""
     prime_state(engine)
-    for master in _masters(engine):
-        for key in ("exp_avg", "exp_avg_sq"):
-            engine.basic_optimizer.state[master][key].zero_()
+    for group, master in enumerate(_masters(engine)):
+        with _to_fill(engine, group):
+            for key in ("exp_avg", "exp_avg_sq"):
+                engine.basic_optimizer.state[master][key].zero_()
     set_optimizer_step(engine, 0)
+
+
+def _to_fill(engine: Any, group: int) -> AbstractContextManager[None]:
+    """A group's state in memory, wherever it lies else."""
+    return group_to_fill(engine.optimizer, group) if engine.zero_optimization_stage() == 3 else nullcontext()
 
 
 def _masters(engine: Any) -> list[torch.Tensor]:
@@ -201,6 +208,34 @@ def _whole_parameters(engine: Any, parameters: list[tuple[str, Any]]) -> Iterato
             numel=numel,
             tensors=tensors,
             mine_to_save=index % world_size == rank,
+        )
+
+
+def _frozen(engine: Any) -> Iterator[HeldSlice]:
+    """Parameters that do not learn, as the forward pass reads them: no optimizer has a copy."""
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    frozen = [(name, p) for name, p in engine.module.named_parameters() if not p.requires_grad]
+    for index, (name, parameter) in enumerate(frozen):
+        if not hasattr(parameter, "ds_id"):
+            yield HeldSlice(
+                name=name,
+                shape=tuple(parameter.shape),
+                start=0,
+                numel=parameter.numel(),
+                tensors={MASTER: parameter.data.view(-1).float()},
+                mine_to_save=index % world_size == rank,
+            )
+            continue
+        size = parameter.ds_tensor.ds_numel
+        start = size * torch.distributed.get_rank(parameter.ds_process_group)
+        numel = max(min(size, parameter.ds_numel - start), 0)
+        yield HeldSlice(
+            name=name,
+            shape=tuple(parameter.ds_shape),
+            start=start,
+            numel=numel,
+            tensors={MASTER: parameter.ds_tensor.data.view(-1)[:numel].float()},
+            mine_to_save=numel > 0,
         )
 
 

@@ -1,7 +1,7 @@
-"""Groups of optimizer state that lie on NVMe: in memory one at a time, for as long as somebody looks at them.
+"""What lies on NVMe between steps: in memory piece by piece, for as long as somebody looks at it.
 
 At stage 3 with `offload_optimizer.device: nvme` DeepSpeed keeps master weights and moments of each group of parameters
-in files, and none of it in memory between steps. Groups below its least size (1 MiB, or the aio block) stay in memory.
+in files, with `offload_param.device: nvme` the weights too. What is below 1 MiB, or the aio block, stays in memory.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import torch
 
 
 def is_swapped(optimizer: Any, group: int) -> bool:
@@ -41,20 +43,30 @@ def group_to_read(optimizer: Any, group: int) -> Iterator[None]:
 
 @contextmanager
 def group_to_fill(optimizer: Any, group: int) -> Iterator[None]:
-    """Have a group's master and moments in memory; what is written into them stays, and so do the weights on NVMe."""
-    swapped = is_swapped(optimizer, group)
-    if swapped:
-        optimizer._optimizer_states_and_gradient_swap_in(group)
+    """Have a group's master and moments in memory; what is written into them stays."""
+    if not is_swapped(optimizer, group):
+        yield
+        return
+    optimizer._optimizer_states_and_gradient_swap_in(group)
     try:
         yield
-        if optimizer.fp16_partitioned_groups_flat[group] is None:  # the working weights are on NVMe as well
-            optimizer._partitioned_params_swap_out(group)
     finally:
-        if swapped:
-            optimizer._optimizer_states_and_gradient_swap_out(group)
+        optimizer._optimizer_states_and_gradient_swap_out(group)
 
 
-def is_in_memory(parameter: Any) -> bool:
-    """Whether a partitioned parameter's own part can be touched, and does not lie on NVMe."""
+@contextmanager
+def partition_to_fill(parameter: Any) -> Iterator[torch.Tensor]:
+    """This rank's part of a partitioned parameter, flat, padding included; what is written into it stays."""
+    if _is_in_memory(parameter):
+        yield parameter.ds_tensor.data.view(-1)
+        return
+    parameter.nvme_swapper.swap_in([parameter], async_op=False)
+    try:
+        yield parameter.ds_tensor.data.view(-1)
+    finally:
+        parameter.nvme_swapper.swap_out_and_release([parameter])
+
+
+def _is_in_memory(parameter: Any) -> bool:
     status = getattr(parameter.ds_tensor, "status", None)
     return status is None or status.name == "AVAILABLE"

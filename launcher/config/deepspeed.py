@@ -13,6 +13,7 @@ from typing import Any
 
 from launcher.config import places
 from launcher.config.batch import BatchPlan
+from launcher.config.compiled_ops import offload_devices
 from launcher.config.deepspeed_check import RECIPE_KEYS, check_ds_config
 from launcher.config.recipe import Recipe
 from launcher.errors import DsConfigError, RecipeError
@@ -109,6 +110,13 @@ def resolve_ds_config(file: dict[str, Any], recipe: Recipe, batch: BatchPlan, pr
             f"zero_hpz_partition_size {nodes_share} does not divide the world size of {batch.world_size}",
             "--ds_config",
             "set it to the number of ranks on a node",
+        )
+    if recipe.model.freeze and offload_devices(file)[1] == "nvme":
+        raise DsConfigError(
+            "weights that do not learn cannot lie on NVMe: DeepSpeed does not give back their buffers, and stops when "
+            "all are taken",
+            "--ds_config",
+            "offload_param to cpu, or no model.freeze",
         )
     ours: dict[str, Any] = {
         # Our optimizer is torch's fused AdamW: DeepSpeed's C++ Adam keeps a running product of beta^t that a resumed

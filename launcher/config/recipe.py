@@ -146,6 +146,9 @@ class ModelConfig(Record):
     initialisation: Literal["family", "depth_scaled"] = "family"
     """`family`: as its authors prescribe; `depth_scaled`: the matrices that write into the residual stream are drawn
     smaller by the root of twice the number of layers (GPT-2's, Radford et al. 2019, section 2.3)."""
+    freeze: tuple[str, ...] = ()
+    """Parameters that do not learn, as patterns of their names (`*embeddings*`, `model.layers.[0-3].*`): they take no
+    memory for gradients and optimizer. What is tied to one of them does not learn either."""
     compile: bool = False
     """Let torch.compile fuse what it can; the first steps take minutes."""
     liger: bool = False
@@ -166,6 +169,11 @@ class ModelConfig(Record):
     router_z_loss: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     """Mixtures of experts: weight of the routers' mean squared log partition function (ST-MoE's is 1e-3, Zoph et al.
     2022, section 3.3)."""
+
+    @field_validator("freeze", mode="before")
+    @classmethod
+    def _as_patterns(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
 class WarmupStage(Record):

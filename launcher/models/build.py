@@ -28,6 +28,7 @@ from launcher.models.chunked_loss import compute_loss_in_output_layer, worth_chu
 from launcher.models.configuration import num_new_tokens
 from launcher.models.documents import keep_documents_apart
 from launcher.models.expert_parallel import prepare_expert_parallel
+from launcher.models.freezing import freeze
 from launcher.models.initial import draw_weights, grow_vocabulary, scale_residual_writers
 from launcher.models.liger import use_liger
 from launcher.models.local import LOCAL
@@ -97,10 +98,11 @@ def build_model(
     frozen = [name for name, parameter in built.named_parameters() if not parameter.requires_grad]
     if frozen:
         raise ModelError(
-            f"{built.config.model_type} has parameters that do not learn ({frozen[0]}), which no checkpoint would hold",
+            f"{built.config.model_type} has parameters that do not learn ({frozen[0]}), which nothing here initialises",
             "model.family",
             "choose a family whose positions are learned or rotary",
         )
+    freeze(built, model)
     enabled = {key for key in ("bf16", "fp16", "torch_autocast") if (ds_config or {}).get(key, {}).get("enabled")}
     if model.expert_parallel > 1:
         prepare_expert_parallel(built, model)

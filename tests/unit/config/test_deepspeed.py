@@ -193,6 +193,14 @@ def test_every_run_swaps_to_a_folder_of_its_own() -> None:
     assert swap_folders(resolve_ds_config(load_ds_config("zero3_offload"), RECIPE, PLAN, "fp32")) == []
 
 
+def test_frozen_weights_are_not_put_on_nvme() -> None:
+    file = {"zero_optimization": {"stage": 3, "offload_param": NVME, "stage3_max_reuse_distance": 0}}
+    frozen = RECIPE.model_copy(update={"model": RECIPE.model.model_copy(update={"freeze": ("*embed*",)})})
+    assert swap_folders(resolve_ds_config(file, RECIPE, PLAN, "fp32"))
+    with pytest.raises(DsConfigError, match="weights that do not learn cannot lie on NVMe"):
+        resolve_ds_config(file, frozen, PLAN, "fp32")
+
+
 def test_experts_are_shared_as_the_recipe_says() -> None:
     resolved = resolve_ds_config(load_ds_config("zero3"), sharing_experts(2), plan_batch(16, 4, 4), "fp32")
     assert resolved["expert_parallel"] == {"enabled": True, "autoep_size": 2}
