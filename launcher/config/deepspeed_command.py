@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from launcher.config.compiled_ops import USES, missing_packages, needed_ops
 from launcher.config.deepspeed import find_ds_config, read_ds_config
 from launcher.config.deepspeed_build import as_json, build_ds_config
 from launcher.config.deepspeed_check import check_ds_config
@@ -71,6 +72,7 @@ def run(options: argparse.Namespace) -> None:
     strange = _strange(base)
     check_ds_config({key: value for key, value in base.items() if key not in strange}, str(options.base))
     if base:
+        base = _without_replaced(base, given)
         given = {**_chosen_before(base), **given}
     settings = build_ds_config(DsChoices.model_validate(given))
     if base:  # only what was asked for changes; the rest of the file is the user's
@@ -90,6 +92,17 @@ def run(options: argparse.Namespace) -> None:
         print(json.dumps(config, indent=2))
 
 
+def _without_replaced(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """A file without what belonged to a device that another one, or none, takes the place of."""
+    zero = dict(base.get("zero_optimization", {}))
+    for name in ("offload_optimizer", "offload_param"):
+        if name in given and (zero.get(name) or {}).get("device", "none") != given[name]:
+            zero.pop(name, None)
+    on_nvme = any((zero.get(name) or {}).get("device") == "nvme" for name in ("offload_optimizer", "offload_param"))
+    kept = {key: value for key, value in base.items() if key != "aio" or on_nvme}
+    return {**kept, "zero_optimization": zero} if "zero_optimization" in base else kept
+
+
 def _chosen_before(base: dict[str, Any]) -> dict[str, Any]:
     """What a file chose that other choices build upon."""
     zero = base.get("zero_optimization", {})
@@ -104,13 +117,24 @@ def _chosen_before(base: dict[str, Any]) -> dict[str, Any]:
 
 def _check(options: argparse.Namespace, device_bytes: int | None) -> None:
     path = find_ds_config(options.check)
-    warnings = check_ds_config(read_ds_config(path), str(path), device_bytes=device_bytes)
+    config = read_ds_config(path)
+    warnings = [*check_ds_config(config, str(path), device_bytes=device_bytes), *_lacking(config)]
     if options.json:
         print(json.dumps({"file": str(path), "sound": True, "warnings": warnings}))
         return
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     print(f"{path}: sound")
+
+
+def _lacking(config: dict[str, Any]) -> list[str]:
+    """What a run with this file would miss on this machine; those it is for may have it."""
+    lacking = [(op, missing_packages(op)) for op in needed_ops(config, "auto")]
+    return [
+        f"this machine cannot compile DeepSpeed's {op} ({USES[op]}): apt-get install {' '.join(missing)}"
+        for op, missing in lacking
+        if missing
+    ]
 
 
 def _strange(config: dict[str, Any]) -> list[str]:

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from launcher.doctor.findings import Finding
@@ -77,17 +76,6 @@ def _read(text: str) -> Iterator[Device]:
                 memory_bytes=int(float(memory)) << 20 if memory.replace(".", "").isdigit() else 0,
                 capability=float(capability) if capability.replace(".", "").isdigit() else 0.0,
             )
-
-
-def torch_cuda() -> str | None:
-    """The CUDA that the installed torch was built for, from its version file; None for a build without, or no torch."""
-    try:
-        path = Path(str(distribution("torch").locate_file("torch/version.py")))
-        text = path.read_text(encoding="utf-8")
-    except (PackageNotFoundError, OSError):
-        return None
-    match = re.search(r"^cuda[^=\n]*=\s*'([^']+)'", text, re.MULTILINE)
-    return match.group(1) if match else None
 
 
 def look_at_devices(found: Devices, cuda: str | None) -> Iterator[Finding]:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import resource
 import shutil
 import socket
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from launcher import units
 from launcher.cluster.environment import forwarded
-from launcher.config.compiled_ops import USES, missing_packages
-from launcher.doctor.devices import torch_cuda
+from launcher.config.compiled_ops import USES, extensions_folder, missing_packages
 from launcher.doctor.findings import Finding, State
 
 PROGRAMS = {
@@ -40,8 +38,8 @@ CONNECT_S = 3.0
 def look_at_ops(env: Mapping[str, str]) -> Iterator[Finding]:
     """What DeepSpeed compiles on first use."""
     for op, use in USES.items():
-        missing = missing_packages(op)
-        folder = _extensions(env) / op
+        missing = missing_packages(op, env)
+        folder = extensions_folder(env) / op
         lock = folder / "lock"
         state: State = "note"
         fix = ""
@@ -161,14 +159,3 @@ def look_at_hub(env: Mapping[str, str], names: tuple[str, ...] = ()) -> Iterator
 
 def _limit(value: int) -> str:
     return "unlimited" if value < 0 else str(value)
-
-
-def _extensions(env: Mapping[str, str]) -> Path:
-    """Where torch keeps what it has compiled. Source: torch/utils/cpp_extension.py, _get_build_directory."""
-    given = env.get("TORCH_EXTENSIONS_DIR")
-    if given:
-        return Path(given)
-    cuda = torch_cuda()
-    accelerator = "cpu" if cuda is None else f"cu{cuda.replace('.', '')}"
-    cache = Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "torch_extensions" / f"py{sys.version_info.major}{sys.version_info.minor}_{accelerator}"

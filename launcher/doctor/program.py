@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from launcher.doctor.devices import ask_driver, look_at_devices, torch_cuda
+from launcher.config.compiled_ops import torch_cuda
+from launcher.doctor.devices import ask_driver, look_at_devices
 from launcher.doctor.findings import Finding
 from launcher.doctor.job import Job, look_at_job
 from launcher.doctor.machine import look_at_environment, look_at_hub, look_at_limits, look_at_ops, look_at_programs

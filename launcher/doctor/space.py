@@ -12,6 +12,7 @@ from typing import Any
 from launcher import units
 from launcher.cluster.host_memory import available_bytes
 from launcher.config.compiled_ops import check_ops, offload_devices
+from launcher.config.deepspeed import swap_folders
 from launcher.config.recipe import Recipe
 from launcher.doctor.findings import Finding, from_error
 from launcher.doctor.versions import OPTIONAL, installed
@@ -24,8 +25,8 @@ CHECKPOINT_BYTES = 12
 EXPORT_BYTES = 4
 """Of a parameter in the exported folder, at most."""
 OFFLOADED_BYTES = 16
-"""Of a parameter in host memory, with its optimizer offloaded: master, two moments, a gradient. Source: Rajbhandari et
-al. 2021 (ZeRO-Infinity, arXiv:2104.07857), section 3."""
+"""Of a parameter whose optimizer is offloaded, on the host or on NVMe: master, two moments, a gradient. Source:
+Rajbhandari et al. 2021 (ZeRO-Infinity, arXiv:2104.07857), section 3."""
 OPEN_FILES_BESIDES = 512
 """Of a rank beside its shards: libraries, sockets, logs (assumption)."""
 GPU_PACKAGES = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3"}
@@ -81,6 +82,9 @@ def look_at_space(
     device, _ = offload_devices(dict(ds_file))
     if device == "cpu" and world is not None:
         yield _host_memory(num_parameters, world)
+    if world is not None:
+        for folder in swap_folders(dict(ds_file)):
+            yield _drive(folder, num_parameters, world)
 
 
 def checkpoint_bytes(recipe: Recipe, num_parameters: int) -> int:
@@ -111,6 +115,19 @@ def _host_memory(num_parameters: int, world: World) -> Finding:
         return Finding(name="host memory", state="ok", found=told)
     fix = "more nodes, or a --ds_config without offload; compute nodes with more memory than this machine are fine"
     return Finding(name="host memory", state="note", found=told, fix=fix)
+
+
+def _drive(folder: Path, num_parameters: int, world: World) -> Finding:
+    """A drive that state is offloaded to; the run looks again on each of its nodes."""
+    needed = OFFLOADED_BYTES * num_parameters * world.ranks_per_node // world.ranks
+    if not folder.is_dir():
+        told = f"there is no folder {folder} on this machine; on every node it takes {units.size(needed)}"
+        fix = "pretrain ds-config --from FILE --nvme-path FOLDER --out FILE, unless the compute nodes have it"
+        return Finding(name="nvme", state="note", found=told, fix=fix)
+    free = shutil.disk_usage(folder).free
+    told = f"{units.size(needed)} of a node's are taken in {folder}; {units.size(free)} are free there on this machine"
+    fix = "" if needed <= free else "more nodes, or a --ds_config that offloads to cpu"
+    return Finding(name="nvme", state="ok" if needed <= free else "note", found=told, fix=fix)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,11 @@ ever. Here ranks take turns by a lock that the kernel lifts when its holder dies
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,14 +18,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from deepspeed.ops.op_builder import AsyncIOBuilder, CPUAdamBuilder
-from torch.utils.cpp_extension import _get_build_directory
+from deepspeed.ops.op_builder.builder import OpBuilder
+from deepspeed.ops.op_builder.pin_memory import PinMemoryBuilder
+from torch.utils.cpp_extension import _import_module_from_library
 
-from launcher.config.compiled_ops import Op
+from launcher.config.compiled_ops import PARTS, STAMP, Op, extensions_folder, is_ready, read_stamp, stamp_of
 from launcher.errors import MissingDependencyError
 
-BUILDERS = {"cpu_adam": CPUAdamBuilder, "async_io": AsyncIOBuilder}
-PARTS: dict[Op, tuple[str, ...]] = {"cpu_adam": ("cpu_adam",), "async_io": ("pin_memory", "async_io")}
-"""What torch builds for each, in a folder of that name."""
+BUILDERS = {"cpu_adam": CPUAdamBuilder, "pin_memory": PinMemoryBuilder, "async_io": AsyncIOBuilder}
 LONGEST_BUILD_S = 1500.0
 """measured: async_io takes four minutes on two busy cores; below the half hour that ranks wait for each other."""
 QUIET_S = 300.0
@@ -39,15 +42,22 @@ def load_op(op: Op, tell: Callable[[str], None] = print) -> None:
     Raises:
         MissingDependencyError: It cannot be compiled here, or somebody else takes too long at it.
     """
+    folders = [extensions_folder(os.environ) / part for part in PARTS[op]]
     try:
-        folders = [Path(_get_build_directory(part, verbose=False)) for part in PARTS[op]]
+        folders[-1].parent.mkdir(parents=True, exist_ok=True)
         with _turn(folders[-1].with_name(f"{op}.turn"), op) as left_unfinished:
+            if is_ready(op, os.environ):
+                _import(folders)
+                return
             for folder in folders:
                 _wait_for_others(folder, tell, quiet_s=0.0 if left_unfinished else QUIET_S)
+                _forget_other_processors(folder)
             if not (folders[-1] / f"{op}.so").is_file():
                 tell(f"compiling DeepSpeed's {op}, once a node: minutes")
             with _one_ninja():
                 BUILDERS[op]().load(verbose=False)
+            for folder in folders:
+                (folder / STAMP).write_text(json.dumps(stamp_of(folder)), encoding="utf-8")
     except (RuntimeError, OSError, ImportError) as error:
         raise MissingDependencyError(
             f"DeepSpeed's {op} cannot be compiled or loaded here: {_reason(error)}", op, "pretrain doctor says more"
@@ -74,6 +84,21 @@ def _turn(path: Path, op: str) -> Iterator[bool]:
         file.truncate(0)
 
 
+def _import(folders: list[Path]) -> None:
+    """Load what is ready, without the builders: they ask the processor and ninja for seconds, rank after rank."""
+    for folder in folders:
+        module = _import_module_from_library(folder.name, str(folder), is_python_module=True)  # type: ignore[no-untyped-call]
+        OpBuilder._loaded_ops[folder.name] = module
+        BUILDERS[folder.name]().load(verbose=False)
+
+
+def _forget_other_processors(folder: Path) -> None:
+    """Delete what another kind of node compiled into a home that both see: it is for that one's instructions."""
+    stamp = read_stamp(folder)
+    if stamp and (folder / f"{folder.name}.so").is_file() and stamp.get("cpu") != stamp_of(folder)["cpu"]:
+        shutil.rmtree(folder)
+
+
 @contextmanager
 def _one_ninja() -> Iterator[None]:
     """Let the environment's own ninja build, whatever PATH says: another version hashes commands otherwise, and takes
@@ -91,20 +116,41 @@ def _one_ninja() -> Iterator[None]:
 
 
 def _wait_for_others(folder: Path, tell: Callable[[str], None], quiet_s: float) -> None:
-    """Wait for a build of another program; delete its lock once nothing has happened for `quiet_s` seconds."""
+    """Wait for a build of another program, or for the compilers of one that was killed; then delete a lock it left.
+
+    Args:
+        folder: Where a part is compiled.
+        tell: Takes a line of what is waited for.
+        quiet_s: Seconds without a new file or a compiler on this machine after which nobody is at work any more.
+    """
     lock, deadline = folder / "lock", time.monotonic() + LONGEST_BUILD_S
     told = False
-    while lock.exists():
-        newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-        if time.time() - newest >= quiet_s:
+    while True:
+        at_work = _someone_works_in(folder)
+        if not at_work and not lock.exists():
+            return
+        if not at_work and _seconds_since_change(folder) >= quiet_s:
             tell(f"{lock} was left by a build that was killed, and is deleted")
             lock.unlink(missing_ok=True)
             return
         if not told:
-            tell(f"another program compiles {folder.name}, or was killed at it: waiting for {lock}")
+            tell(f"another program compiles {folder.name}, or was killed at it: waiting for {folder}")
             told = True
         _give_up_after(deadline, folder.name, lock)
         time.sleep(0.2)
+
+
+def _someone_works_in(folder: Path) -> bool:
+    """Whether a process of this machine, such as ninja, has its current directory there."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has ended, or is somebody else's
+            if (process / "cwd").readlink() == folder.resolve():
+                return True
+    return False
+
+
+def _seconds_since_change(folder: Path) -> float:
+    return time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
 
 
 def _give_up_after(deadline: float, op: str, path: Path) -> None:

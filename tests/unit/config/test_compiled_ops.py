@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from launcher.config import compiled_ops
-from launcher.config.compiled_ops import check_ops, missing_packages, needed_ops
+from launcher.config.compiled_ops import STAMP, check_ops, is_ready, missing_packages, needed_ops, stamp_of
 from launcher.errors import MissingDependencyError
 
 
@@ -35,6 +37,7 @@ def test_a_run_needs_the_operations_of_what_it_offloads(config: Any, host_adam: 
 @pytest.fixture
 def bare_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     for name in (*compiled_ops.OWN_PLACES, "CXX", "CC"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(compiled_ops, "find_library", lambda name: None)
@@ -70,3 +73,16 @@ def test_what_was_asked_for_by_name_and_cannot_be_had_stops_the_run(config: Any,
 def test_a_libaio_that_the_compiler_is_told_of_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LDFLAGS", "-L/opt/libaio/lib")
     assert missing_packages("async_io") == ["g++", "ninja-build"]
+
+
+@pytest.mark.usefixtures("bare_machine")
+def test_what_was_compiled_and_loaded_here_before_needs_no_compiler(tmp_path: Path) -> None:
+    folder = tmp_path / "cpu_adam"
+    folder.mkdir()
+    (folder / "cpu_adam.so").write_bytes(b"compiled")
+    assert not is_ready("cpu_adam", os.environ), "nobody has loaded it: it may be half a file"
+    (folder / STAMP).write_text(json.dumps(stamp_of(folder)))
+    assert missing_packages("cpu_adam") == []
+    for key, other in (("cpu", 1), ("versions", {"torch": "1.0"}), ("library", [8, 0])):
+        (folder / STAMP).write_text(json.dumps({**stamp_of(folder), key: other}))
+        assert missing_packages("cpu_adam") == ["g++", "ninja-build"], key

@@ -142,6 +142,29 @@ def test_a_changed_file_keeps_the_rest_and_what_is_unknown_with_a_warning(
     assert "unknown key 'mystery'" in told.err
 
 
+@pytest.mark.parametrize("device", ["cpu", "none"])
+def test_another_device_takes_the_place_of_nvme_with_all_that_belonged_to_it(
+    device: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["ds-config", "--from", "zero3_nvme", "--offload-optimizer", device]) == 0
+    told = capsys.readouterr()
+    changed = json.loads(told.out)
+    assert changed["zero_optimization"].get("offload_optimizer") == ({"device": "cpu"} if device == "cpu" else None)
+    assert "aio" not in changed
+    assert told.err == ""
+
+
+def test_a_check_tells_what_this_machine_could_not_compile(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    assert cli.main(["ds-config", "--check", "zero3_nvme"]) == 0
+    told = capsys.readouterr()
+    assert "sound" in told.out
+    assert "this machine cannot compile DeepSpeed's async_io (offload to NVMe): apt-get install g++" in told.err
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -99,10 +99,12 @@ def test_offload_is_held_against_memory_and_compilers(
 ) -> None:
     monkeypatch.setattr(space, "memory", lambda: space.Memory(total_bytes=1000, free_bytes=1000))
     monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
     found = look(tmp_path, shards, {"ds_config": "zero3_offload", "ranks": 2})
     assert (found["host memory"].state, "more nodes" in found["host memory"].fix) == ("note", True)
     assert (found["cpu_adam"].state, "torch's AdamW" in found["cpu_adam"].found) == ("note", True)
     found = look(tmp_path, shards, {"ds_config": "zero3_nvme", "ranks": 2})
+    assert "there is no folder /local_nvme on this machine" in found["nvme"].found
     assert (found["compiled ops"].state, "offload to cpu" in found["compiled ops"].fix) == ("wrong", True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
 import time
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -91,8 +92,26 @@ def test_a_build_of_another_program_is_waited_for(tmp_path: Path, monkeypatch: p
         lock.unlink()  # the other program is done as soon as it was waited for
 
     _wait_for_others(tmp_path, tell, quiet_s=3600.0)
-    assert told == [f"another program compiles {tmp_path.name}, or was killed at it: waiting for {lock}"]
+    assert told == [f"another program compiles {tmp_path.name}, or was killed at it: waiting for {tmp_path}"]
     lock.touch()
     monkeypatch.setattr(compiled_ops, "LONGEST_BUILD_S", -1.0)
     with pytest.raises(MissingDependencyError, match="look whether a compiler is still running"):
         _wait_for_others(tmp_path, told.append, quiet_s=3600.0)
+
+
+def test_compilers_that_outlive_a_killed_build_are_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "lock").touch()
+    compiler = subprocess.Popen(["sleep", "600"], cwd=tmp_path)
+    told: list[str] = []
+
+    def tell(line: str) -> None:
+        told.append(line)
+        if len(told) == 1:
+            compiler.kill()
+            compiler.wait()
+
+    _wait_for_others(tmp_path, tell, quiet_s=0.0)
+    assert [line.split(":")[0] for line in told] == [
+        f"another program compiles {tmp_path.name}, or was killed at it",
+        f"{tmp_path / 'lock'} was left by a build that was killed, and is deleted",
+    ]
