@@ -9,7 +9,7 @@ from typing import Any
 import jobs
 import pytest
 import tiny
-from ranks import run_ranks
+from ranks import Life, kill_ranks_when, run_ranks
 
 from launcher.engine.metrics import read_metrics
 
@@ -75,6 +75,27 @@ def test_a_run_on_nvme_goes_on_as_one_that_was_not_interrupted(
     assert list((tmp_path / "nvme").iterdir()) == [], "what was swapped is cleared when the run is done"
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("async_io")
+def test_a_run_killed_on_nvme_goes_on_bit_for_bit_over_the_files_it_left(shards: Path, tmp_path: Path) -> None:
+    config = str(on_nvme(tmp_path))
+    changes = {"optim__host_adam": "torch", "train__num_steps": 8, "checkpoint__every_steps": 3}
+    whole = train_in_parts(config, 2, wide_tree(shards, tmp_path, "whole", **changes), [8], tmp_path)
+    killed = tmp_path / "killed"
+    recipe = tiny.write_recipe(tmp_path / "killed.yaml", wide_tree(shards, tmp_path, "killed", **changes))
+    words = ["--ds_config", config, "--recipe", str(recipe)]
+
+    def far_enough() -> bool:
+        file = killed / "metrics.jsonl"
+        return file.exists() and any(line.get("step", 0) >= 5 for line in read_metrics(file))
+
+    kill_ranks_when(far_enough, jobs.train, 2, words)
+    assert list((tmp_path / "nvme").iterdir()) != [], "it had no time to clear"
+    assert run_ranks(jobs.train, 2, words) == [0, 0]
+    assert losses_of(killed) == losses_of(whole)
+    assert list((tmp_path / "nvme").iterdir()) == []
+
+
 @pytest.mark.usefixtures("cpu_adam", "async_io")
 def test_a_checkpoint_moves_between_nvme_and_memory(shards: Path, tmp_path: Path) -> None:
     nvme = str(on_nvme(tmp_path))
@@ -85,15 +106,41 @@ def test_a_checkpoint_moves_between_nvme_and_memory(shards: Path, tmp_path: Path
     assert difference(losses_of(there), losses_of(whole)) < 1e-5
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("async_io")
+def test_a_rehearsal_of_the_micro_batch_leaves_nothing_on_nvme(shards: Path, tmp_path: Path) -> None:
+    config = str(on_nvme(tmp_path))
+    runs = [
+        train_in_parts(config, 2, wide_tree(shards, tmp_path, name, batch__micro_batch=micro_batch), [4], tmp_path)
+        for name, micro_batch in (("given", 4), ("found", "auto"))
+    ]
+    assert difference(*(losses_of(run) for run in runs)) < 1e-6
+
+
 @pytest.mark.usefixtures("async_io")
 def test_a_drive_that_is_not_there_is_told_before_the_run_begins(shards: Path, tmp_path: Path) -> None:
     recipe = tiny.write_recipe(tmp_path / "r.yaml", wide_tree(shards, tmp_path, "lost"))
-    results = run_ranks(jobs.train_and_tell, 2, ["--ds_config", "zero3_nvme", "--recipe", str(recipe)])
-    assert [code for code, _ in results] == [2, 2]
-    assert "nothing can be offloaded to NVMe there" in results[0][1]
-    assert "there is no folder /local_nvme" in results[0][1]
-    assert "--nvme-path FOLDER" in results[0][1]
-    assert not (tmp_path / "lost").exists()
+    life = Life(jobs.train, 2, tmp_path / "out", ["--ds_config", "zero3_nvme", "--recipe", str(recipe)])
+    assert life.wait() == [2, 2], life.told()
+    assert "nothing can be offloaded to NVMe there" in life.told()
+    assert "there is no folder /local_nvme" in life.told()
+    assert "--nvme-path FOLDER" in life.told()
+    assert not (tmp_path / "lost" / "checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cpu_adam")  # where there is a compiler
+def test_two_ranks_compile_once_and_a_build_that_was_killed_is_mended(tmp_path: Path) -> None:
+    ops = tmp_path / "ops"
+    lock = ops / "cpu_adam" / "lock"
+    kill_ranks_when(lock.exists, jobs.load_cpu_adam, 2, str(ops))
+    assert lock.exists(), "the compilers live on without the rank that started them"
+    told = run_ranks(jobs.load_cpu_adam, 2, str(ops))
+    lines = [line for rank in told for line in rank]
+    assert sum("was left by a build that was killed, and is deleted" in line for line in lines) == 1
+    assert sum("compiling DeepSpeed's cpu_adam, once a node" in line for line in lines) <= 1
+    assert not lock.exists()
+    assert run_ranks(jobs.load_cpu_adam, 2, str(ops)) == [[], []], "ready: nothing to tell"
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,16 @@ def train_on_a_small_disk(arguments: list[str], free: int) -> tuple[int, str]:
     return train_aloud(arguments)
 
 
+def load_cpu_adam(folder: str) -> list[str]:
+    """Load DeepSpeed's CPU Adam, compiled into `folder` if need be; returns what was told on the way."""
+    os.environ["TORCH_EXTENSIONS_DIR"] = folder
+    from launcher.engine.compiled_ops import load_op
+
+    told: list[str] = []
+    load_op("cpu_adam", told.append)
+    return told
+
+
 def live_logits(arguments: list[str]) -> Any:
     """Train, then ask the engine's own model, before it is saved or exported; returns (inputs, logits)."""
     import torch
@@ -262,6 +272,7 @@ def begin(program: dict[str, Any], arguments: list[str]) -> tuple[Any, Any, Any]
     data = program["open_data"](recipe)
     file = program["ds"].load_ds_config(options.ds_config)
     config = program["ds"].resolve_ds_config(file, recipe, plan, recipe.train.precision)
+    program["prepare_offload"](config, place, program["Console"](quiet=True))
     model = program["build"](recipe, program["configure"](recipe, data), plan, config, device)
     return recipe, data, program["start"](recipe, model, config)
 
@@ -305,16 +316,25 @@ def exported_logits(folder: str, head: str, inputs: dict[str, Any]) -> Any:
 
 
 def plain_losses(recipe_path: str) -> list[float]:
+    """The losses of `plain_run`."""
+    losses: list[float] = plain_run(recipe_path)["losses"]
+    return losses
+
+
+def plain_run(recipe_path: str) -> dict[str, Any]:
     """The same run without DeepSpeed: one process, dense logits, mean loss, torch's plain AdamW.
 
     With sentence pairs the loss is that of the model's own class, of tokens and pairs together.
+
+    Returns:
+        `losses` and gradient `norms` of the steps, the `weights` at the end, and the `validation` loss of them.
     """
     import torch
 
     from launcher.config.batch import plan_batch
     from launcher.config.loading import load_recipe
     from launcher.engine.schedule import learning_rate
-    from launcher.feed import open_data, step_batches
+    from launcher.feed import open_data, step_batches, validation_batches
     from launcher.models.build import build_model
     from launcher.models.configuration import build_config
 
@@ -325,8 +345,8 @@ def plain_losses(recipe_path: str) -> list[float]:
     config = build_config(recipe.model, head, data.tokenizer, recipe.data.seq_len)
     apart = recipe.data.keeps_documents_apart
     model = build_model(config, recipe.model, head, seed=recipe.train.seed, documents_apart=apart)
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": recipe.optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
         betas=recipe.optim.betas,
@@ -334,7 +354,7 @@ def plain_losses(recipe_path: str) -> list[float]:
         fused=False,
         foreach=False,
     )
-    losses = []
+    losses, norms = [], []
     plan = plan_batch(recipe.batch.schedule, None, 1)
     for step, batch in enumerate(step_batches(data, plan, 0, 0, recipe.train.num_steps), start=1):
         whole = {name: np.concatenate([inputs[name] for inputs in batch.passes]) for name in batch.passes[0]}
@@ -351,10 +371,92 @@ def plain_losses(recipe_path: str) -> list[float]:
             group["lr"] = learning_rate(step, recipe.optim.lr, recipe.schedule, recipe.train.num_steps)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optim.grad_clip)
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.optim.grad_clip)))
         optimizer.step()
         losses.append(loss.item())
-    return losses
+    model.eval()
+    sums = np.zeros(2)
+    for held_out in validation_batches(recipe, data, 1, 0) if head == "causal" else ():
+        inputs = {name: torch.from_numpy(array) for name, array in held_out.inputs.items()}
+        labels = inputs.pop("labels").flatten()
+        with torch.no_grad():
+            scores = model(**inputs).logits.flatten(0, 1)
+        sums += (torch.nn.functional.cross_entropy(scores, labels, reduction="sum").item(), int((labels >= 0).sum()))
+    return {
+        "losses": losses,
+        "norms": norms,
+        "weights": {name: values.detach().numpy().copy() for name, values in model.state_dict().items()},
+        "validation": sums[0] / max(sums[1], 1),
+    }
+
+
+def drawn_weights(recipe_path: str) -> dict[str, Any]:
+    """Parameter → its values before the first step, as numpy arrays."""
+    from launcher.config.loading import load_recipe
+    from launcher.feed import open_data
+    from launcher.models.build import build_model
+    from launcher.models.configuration import build_config
+
+    recipe = load_recipe(recipe_path).recipe
+    config = build_config(recipe.model, recipe.objective.head, open_data(recipe).tokenizer, recipe.data.seq_len)
+    model = build_model(config, recipe.model, recipe.objective.head, seed=recipe.train.seed)
+    return {name: parameter.detach().numpy().copy() for name, parameter in model.state_dict().items()}
+
+
+def optimizer_values(arguments: list[str]) -> dict[str, int]:
+    """How many values this rank's optimizer holds of each kind, and how many parameters there are and learn."""
+    from launcher.checkpoint.slices import _masters, prime_state
+
+    program = runpy.run_module("launcher.train", run_name="launcher_train")
+    _, _, engine = begin(program, arguments)
+    prime_state(engine)
+    masters = _masters(engine)
+    parameters = [(getattr(p, "ds_numel", p.numel()), p.requires_grad) for p in engine.module.parameters()]
+    state = engine.basic_optimizer.state
+    return {
+        "master": sum(master.numel() for master in masters),
+        "exp_avg": sum(state[master]["exp_avg"].numel() for master in masters),
+        "exp_avg_sq": sum(state[master]["exp_avg_sq"].numel() for master in masters),
+        "learning": sum(numel for numel, learns in parameters if learns),
+        "total": sum(numel for numel, _ in parameters),
+    }
+
+
+def building_memory(precision: str) -> dict[str, int]:
+    """Bytes this rank took at most while it built a model at stage 3, and what they are to be held against."""
+    import ctypes
+
+    from launcher.cluster import host_memory
+    from launcher.cluster.rank import find_place
+    from launcher.config.recipe import ModelConfig
+    from launcher.engine.process import join_ranks
+    from launcher.models.build import build_model
+    from launcher.models.configuration import build_config
+
+    # malloc keeps what was freed for later unless it is large: then nothing could be told from the process's memory.
+    ctypes.CDLL(None).mallopt(-3, 1 << 16)  # M_MMAP_THRESHOLD
+    place = find_place(os.environ)
+    join_ranks(place, 1)
+    batch = {"train_batch_size": 4, "train_micro_batch_size_per_gpu": 4 // place.world_size}
+    ds_config: dict[str, Any] = {**batch, "zero_optimization": {"stage": 3}}
+    if precision == "bf16":
+        ds_config["bf16"] = {"enabled": True}
+    for hidden_size, num_layers in ((64, 1), (512, 16)):  # a small one first: what is loaded and kept is not counted
+        shape = {"hidden_size": hidden_size, "num_hidden_layers": num_layers, "intermediate_size": 4 * hidden_size}
+        record = ModelConfig.model_validate({"family": "llama", "num_attention_heads": 8, **shape})
+        config = build_config(record, "causal", tokenizer_info(), 16)
+        host_memory.forget_peak()
+        before = host_memory.resident_bytes()
+        model = build_model(config, record, "causal", seed=1, ds_config=ds_config)
+    peak = host_memory.peak_resident_bytes() - before
+    layers = [[p for owner in (m, *m.children()) for p in owner.parameters(recurse=False)] for m in model.modules()]
+    weight_bytes = next(model.parameters()).ds_tensor.element_size()
+    return {
+        "peak": peak,
+        "partition": sum(p.ds_tensor.ds_numel for p in model.parameters()) * weight_bytes,
+        "whole": sum(p.ds_numel for p in model.parameters()) * weight_bytes,
+        "largest_layer": max(sum(p.ds_numel for p in layer) for layer in layers) * 4,
+    }
 
 
 def initial_weights(model: dict[str, Any], head: str, stage: int, precision: str) -> dict[str, str]:
