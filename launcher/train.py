@@ -160,6 +160,7 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], budget_s: float | None,
         if code != EXIT_DONE:
             watch.before_end(f"stopped after step {progress.step}")
             return code
+    watch.part()
     if place.rank == 0:
         mark_complete(recipe.run_folder, summarise(recipe, console))
     watch.before_end("done")

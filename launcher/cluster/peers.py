@@ -26,8 +26,8 @@ from launcher.cluster.processes import pid_space, started_at
 from launcher.errors import EXIT_REQUEUE, ClusterError
 
 BEAT_S = 2.0
-SILENCE_S = 60.0
-"""Longer than a machine swaps or a switch restarts, shorter than anybody waits: assumption."""
+SILENCE_S = 120.0
+"""Longer than a machine swaps, a switch restarts or one call of C keeps Python waiting: assumption."""
 MISSED_BEATS = 2.5
 CONNECT_S = 60.0
 

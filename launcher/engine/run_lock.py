@@ -29,6 +29,9 @@ WRITE_EVERY_S = 5.0
 WATCH_S = 15.0
 """Three times as long as a holder takes to write: one that is late once is not taken for dead. Assumption."""
 
+OWN_PAST_S = 300.0
+"""How long a job waits for what is left of its own life before: longer than ranks that are cut off live. Assumption."""
+
 
 class RunLock:
     """Holds a run's folder; a context manager. It makes the folder, and removes it again if nothing was put there.
@@ -58,6 +61,27 @@ class RunLock:
         }
 
     def __enter__(self) -> RunLock:
+        deadline = time.monotonic() + OWN_PAST_S
+        while True:
+            try:
+                self._take()
+                break
+            except RunInUseError:
+                # A requeued job may begin before the last ranks of its life before have ended on a node cut off.
+                holder = _read(self._folder / HOLDER)
+                own = holder is not None and holder["job"] != "" and holder["job"] == self._record["job"]
+                if not own or time.monotonic() > deadline:
+                    raise
+                time.sleep(WRITE_EVERY_S)
+        self._thread.start()
+        return self
+
+    def _take(self) -> None:
+        """Take both locks.
+
+        Raises:
+            RunInUseError: Another process holds one of them.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
         # Held by the kernel until this process ends, however it ends.
         self._descriptor = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -73,8 +97,6 @@ class RunLock:
         other = _read(self._folder / HOLDER)
         if other is not None and other["name"] != self._record["name"]:  # both found it free at the same moment
             self._refuse(other)
-        self._thread.start()
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.release()

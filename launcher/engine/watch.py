@@ -25,6 +25,8 @@ from launcher.engine.watchdog import Pulse, write_stacks
 from launcher.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
 
 LOOK_EVERY_S = 0.25
+SUSPENDED_S = 10.0
+"""Between two looks there is no such time unless the whole process stood still. Assumption."""
 LAST_WORDS_S = 3.0
 """Time for the other ranks to write their stacks, and for news of a death to come before its cause is guessed."""
 
@@ -92,6 +94,7 @@ class Watch:
 
     def part(self) -> None:
         """All ranks are done: whoever ends from here on is not lost, and nothing is late."""
+        self.pulse.rest()
         if self._peers is not None:
             self._peers.farewell()
 
@@ -117,8 +120,12 @@ class Watch:
             time.sleep(LAST_WORDS_S)
 
     def _run(self) -> None:
-        looked_at = 0.0
+        looked_at, turned_at = 0.0, time.monotonic()
         while not self._closed.is_set():
+            # Stopped and continued (a suspended job, a debugger), it finds hours gone: not by hanging.
+            if time.monotonic() - turned_at > SUSPENDED_S:
+                self.pulse.beat()
+            turned_at = time.monotonic()
             lost = self._peers.poll(LOOK_EVERY_S) if self._peers is not None else self._closed.wait(LOOK_EVERY_S)
             for number in self._signals.read():
                 self._take(number)

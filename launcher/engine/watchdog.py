@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import math
 import statistics
 import time
 from collections import deque
@@ -39,6 +40,10 @@ class Pulse:
     def begin(self, what: str) -> None:
         """Something else than a step begins, which may take its time (a save, a validation)."""
         self._at, self._limit_s, self._since = what, self._limits.slow_s, self._clock()
+
+    def rest(self) -> None:
+        """Nothing is late from here on: what is left to do may take any time."""
+        self._limit_s = math.inf
 
     def begin_step(self) -> None:
         """The next step begins."""

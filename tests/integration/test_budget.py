@@ -17,6 +17,7 @@ from launcher.engine.metrics import read_metrics
 from launcher.goodput import goodput
 
 
+@pytest.mark.slow  # it takes the time it is given
 def test_a_run_with_a_budget_ends_with_it_and_with_its_schedule(shards: Path, tmp_path: Path) -> None:
     changes = {"train__num_steps": 100000, "schedule__warmup_steps": 10, "schedule__final_share": 0.1}
     path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("clm", shards, tmp_path, **changes))

@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from forked_lives import ForkedLife
 
+from launcher.cli import main
 from launcher.drill.bench import Bench
 from launcher.drill.drills import DRILLS
 from launcher.drill.life import Life
 
-NEED_A_LAUNCHER = {"kill-launcher", "kill-node-launcher", "sigterm", "clock-jump"}
-IN_CI = {
-    "sigterm-rank": "zero2",
+ROOT = Path(__file__).resolve().parents[2]
+NEED_A_LAUNCHER = ("kill-launcher", "kill-node-launcher", "sigterm", "clock-jump")
+HELD = {  # with the ZeRO stage; what is alike but for the place of the damage is slow
     "sigusr1": "zero3",
     "stop-rank": "zero2",
-    "kill-in-save-writing": "zero2",
-    "kill-in-save-manifest": "zero2",
-    "kill-in-save-rename": "zero1",
+    "kill-in-save-rename": "zero2",
     "fill-disk": "zero2",
-    "truncate-checkpoint": "zero2",
-    "flip-checkpoint": "zero3",
-    "delete-checkpoint": "zero2",
-    "corrupt-shard": "zero2",
-    "nan": "zero3",
-    "slow-rank": "zero2",
+    "flip-checkpoint": "zero2",
+    "nan": "zero2",
     "two-jobs": "zero2",
+}
+HELD_IN_ALL = {
+    "sigterm-rank": "zero2",
+    "kill-in-save-writing": "zero2",
+    "kill-in-save-manifest": "zero1",
+    "truncate-checkpoint": "zero2",
+    "delete-checkpoint": "zero3",
+    "corrupt-shard": "zero2",
+    "slow-rank": "zero2",
 }
 
 
@@ -60,7 +67,11 @@ def skip_unless_possible(name: str) -> None:
         pytest.skip(lack)
 
 
-@pytest.mark.parametrize(("name", "config"), IN_CI.items(), ids=list(IN_CI))
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [*HELD.items(), *(pytest.param(*row, marks=pytest.mark.slow) for row in HELD_IN_ALL.items())],
+    ids=[*HELD, *HELD_IN_ALL],
+)
 def test_a_drill_holds(name: str, config: str, folder: Path) -> None:
     skip_unless_possible(name)
     assert hold(name, folder, config)
@@ -77,5 +88,23 @@ def test_a_rank_killed_at_random_moments_fifty_times_loses_nothing(config: str, 
         assert hold("kill-rank", folder, config, times=5, seed=seed)
 
 
-def test_every_drill_is_held_here_or_with_the_command() -> None:
-    assert set(DRILLS) == NEED_A_LAUNCHER | set(IN_CI) | {"kill-rank"}
+@pytest.mark.parametrize(
+    "name", ["kill-launcher", *(pytest.param(name, marks=pytest.mark.slow) for name in NEED_A_LAUNCHER[1:])]
+)
+def test_a_drill_holds_with_the_command_itself(name: str, folder: Path) -> None:
+    skip_unless_possible(name)
+    words = [sys.executable, "-m", "launcher.cli", "drill", name, "--json", "--out", str(folder / "command")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    outcome = json.loads(done.stdout)
+    assert (done.returncode, outcome["outcome"]) == (0, "holds"), outcome["told"]
+
+
+def test_every_drill_is_held() -> None:
+    assert set(DRILLS) == {*NEED_A_LAUNCHER, *HELD, *HELD_IN_ALL, "kill-rank"}
+
+
+def test_a_drill_that_there_is_not_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["drill", "kill-rnak"]) == 2
+    assert "did you mean 'kill-rank'?" in capsys.readouterr().err
+    assert main(["drill", "--list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(DRILLS)

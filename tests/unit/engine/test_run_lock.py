@@ -83,6 +83,26 @@ def test_a_holder_on_another_machine_that_writes_no_more_is_dead(
         pass
 
 
+def test_a_requeued_job_waits_for_what_is_left_of_its_own_life_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = left_behind(tmp_path)
+    (tmp_path / HOLDER).write_text(elsewhere(record))
+    beats = iter(range(2, 1000))
+    lives_until = 40
+
+    def go_on(_: float) -> None:
+        beat = next(beats)
+        if beat < lives_until:
+            (tmp_path / HOLDER).write_text(elsewhere(record, beat=beat))
+        elif beat == lives_until:
+            (tmp_path / HOLDER).unlink()
+
+    monkeypatch.setattr(run_lock.time, "sleep", go_on)
+    with RunLock(tmp_path, {"SLURM_JOB_ID": "17"}):  # the same job's
+        assert next(beats) > lives_until
+
+
 def test_of_two_that_find_it_free_at_once_the_last_on_record_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,6 +74,14 @@ def test_a_long_validation_is_alive_as_long_as_its_batches_come() -> None:
     assert "with a validation" in pulse.overdue()
 
 
+def test_after_the_end_of_training_nothing_is_late() -> None:
+    clock = Clock()
+    pulse = Pulse(LIMITS, clock)
+    pulse.rest()
+    clock.now += 1e6
+    assert pulse.overdue() == ""
+
+
 def test_the_stacks_of_all_threads_are_written(tmp_path: Path) -> None:
     waiting = threading.Event()
     thread = threading.Thread(target=waits_for_ever, args=(waiting,))
