@@ -27,8 +27,9 @@ class Goodput:
     elapsed_s: float
     """Of all starts, from the first line of python to the last."""
     spent_s: dict[str, float]
-    """`steps` (that count), `redone` (steps taken again, because what they had done was lost), `data_wait`,
-    `evaluation`, `checkpoint`, `rewind`, `start`, and `other`."""
+    """`steps` (that count), `redone` (steps that were taken again, because what they had done was lost), `lost` (what
+    else a start that failed spent: the time of a hang), `data_wait`, `evaluation`, `checkpoint`, `rewind`, `start`, and
+    `other`."""
     goodput: float
     """Share of `steps` in `elapsed_s`."""
     num_steps: int
@@ -58,9 +59,11 @@ def goodput(run: Path) -> Goodput:
     redone_s, num_redone = _redone(lives)
     taken = sum(life.num_steps for life in lives)
     elapsed = sum(life.elapsed_s for life in lives)
+    failed = [life for life in lives if has_failed(life)]
+    ended = [life for life in lives if not has_failed(life)]
     spent["steps"] -= redone_s
-    spent |= {"redone": redone_s, "other": max(elapsed - sum(spent.values()) - redone_s, 0.0)}
-    failures, saves = sum(has_failed(life) for life in lives), sum(life.num_checkpoints for life in lives)
+    spent |= {"redone": redone_s, "lost": _rest(failed), "other": _rest(ended)}
+    failures, saves = len(failed), sum(life.num_checkpoints for life in lives)
     step_s = (spent["steps"] + redone_s + spent["data_wait"]) / taken if taken else None
     checkpoint_s = spent["checkpoint"] / saves if saves else None
     between_failures = elapsed / failures if failures else None
@@ -97,6 +100,11 @@ def best_interval(checkpoint_s: float, between_failures_s: float) -> float:
         return between_failures_s
     share = checkpoint_s / (2 * between_failures_s)
     return math.sqrt(2 * checkpoint_s * between_failures_s) * (1 + math.sqrt(share) / 3 + share / 9) - checkpoint_s
+
+
+def _rest(lives: Sequence[Life]) -> float:
+    """Seconds that went into nothing that has a name."""
+    return sum(max(life.elapsed_s - sum(life.spent_s.values()), 0.0) for life in lives)
 
 
 def _redone(lives: Sequence[Life]) -> tuple[float, int]:
