@@ -86,7 +86,7 @@ def _lose_number(wanted: dict[str, Any]) -> None:
         def losses(engine: Any, *arguments: Any) -> Any:
             nonlocal calls
             sums = sound(engine, *arguments)
-            if engine.training:
+            if engine.module.training:
                 calls += 1
                 if step <= calls < step + int(wanted.get("times", 1)):
                     return sums * math.nan
