@@ -110,14 +110,15 @@ def stop_rank(bench: Bench) -> str:
     return "found, stacks written, the stopped process ended with the rest; same losses"
 
 
-def _killed_in_save(phase: str, rank: int) -> Callable[[Bench], str]:
+def _killed_in_save(phase: str, rank: int, save: int = 2) -> Callable[[Bench], str]:
     def run(bench: Bench) -> str:
-        life = bench.start(env=sabotage.order("save", phase=phase, save=2, rank=rank))
+        life = bench.start(env=sabotage.order("save", phase=phase, save=save, rank=rank))
         code = life.wait()
         wait_for_nobody(life, GONE_WITHIN_S)
         bench.expect(code != 0, "the rank was not killed")
         saved = bench.saved_step()
-        bench.expect(saved in (40, 80), f"the newest complete checkpoint is of step {saved}")
+        whole = (40 * (save - 1), 40 * save)
+        bench.expect(saved in whole, f"the newest complete checkpoint is of step {saved}")
         bench.finish()
         return f"step {saved} was there whole; same losses"
 
@@ -268,6 +269,9 @@ DRILLS: Mapping[str, Drill] = {
     "kill-in-save-writing": Drill("kill -9 of a rank as it writes its part", _killed_in_save("writing", 1)),
     "kill-in-save-manifest": Drill("kill -9 of rank 0 before the manifest", _killed_in_save("manifest", 0)),
     "kill-in-save-rename": Drill("kill -9 of rank 0 before a save gets its name", _killed_in_save("rename", 0)),
+    "kill-in-save-tidying": Drill(
+        "kill -9 of rank 0 as it deletes an older one", _killed_in_save("tidying", 0, save=4)
+    ),
     "fill-disk": Drill("a disk that is full", fill_disk, _needs_root),
     "truncate-checkpoint": Drill("the newest checkpoint cut short", _damaged_checkpoint(truncate)),
     "flip-checkpoint": Drill("a bit of the newest checkpoint flipped", _damaged_checkpoint(flip)),

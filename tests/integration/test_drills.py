@@ -32,6 +32,7 @@ HELD_IN_ALL = {
     "sigterm-rank": "zero2",
     "kill-in-save-writing": "zero2",
     "kill-in-save-manifest": "zero1",
+    "kill-in-save-tidying": "zero2",
     "truncate-checkpoint": "zero2",
     "delete-checkpoint": "zero3",
     "corrupt-shard": "zero2",
