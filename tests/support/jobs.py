@@ -260,6 +260,37 @@ def make_universal(source: str, out: str) -> None:
     ds_to_universal.main(ds_to_universal.parse_arguments())
 
 
+def held(arguments: list[str]) -> tuple[list[int], dict[str, int], dict[str, int]]:
+    """Train two steps: sizes of the parameters; bytes of the tensors before the second was taken, and after."""
+    from dataclasses import asdict
+
+    from launcher.cluster.signals import StopRequest
+    from launcher.engine.guards import Guard
+    from launcher.engine.held import held_bytes
+    from launcher.engine.records import Health
+    from launcher.engine.steps import train_steps
+    from launcher.feed import step_batches
+
+    program = runpy.run_module("launcher.train", run_name="launcher_train")
+    recipe, data, engine = begin(program, arguments)
+    plan = program["plan_batch"](
+        recipe.batch.schedule, recipe.batch.micro_batch, engine.world_size, recipe.model.sequence_parallel
+    )
+    amid, step = [], engine.step
+
+    def watched() -> None:
+        amid.append(asdict(held_bytes(engine)))
+        step()
+
+    engine.step = watched
+    batches = step_batches(data, plan, engine.global_rank, 0, 2)
+    with Guard(engine, recipe.guards, Health()) as guard:
+        for _ in train_steps(engine, batches, recipe, 1, guard, StopRequest()):
+            pass
+    sizes = [getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters()]
+    return sizes, amid[-1], asdict(held_bytes(engine))
+
+
 def begin(program: dict[str, Any], arguments: list[str]) -> tuple[Any, Any, Any]:
     """Recipe, data and engine, as `train` makes them."""
     from launcher.engine.process import join_ranks

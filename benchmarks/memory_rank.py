@@ -1,0 +1,192 @@
+"""What one rank of `benchmarks.memory` does: an engine as the launcher starts it, or the loop without DeepSpeed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from argparse import Namespace
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+from transformers import LlamaConfig
+
+from benchmarks.memory import SEED, SEQ_LEN, VOCABULARY
+from launcher.cluster import host_memory
+from launcher.cluster.rank import find_place
+from launcher.cluster.signals import StopRequest
+from launcher.config import deepspeed as ds
+from launcher.config.batch import plan_batch
+from launcher.config.loading import check_recipe
+from launcher.engine.guards import Guard
+from launcher.engine.held import held_bytes
+from launcher.engine.process import join_ranks
+from launcher.engine.records import Health, StepBatch
+from launcher.engine.start import start_engine
+from launcher.engine.steps import train_steps
+from launcher.models.build import build_model, count_parameters
+from launcher.plan.memory import REDUCE_BUCKET, state_bytes
+
+PERSISTENT = 100_000
+"""`stage3_param_persistence_threshold` where the configuration names none."""
+
+
+class BareLoop:
+    """DistributedDataParallel and torch's fused AdamW."""
+
+    def __init__(self, options: Namespace) -> None:
+        join(options)
+        precision = torch.bfloat16 if options.precision == "bf16" else torch.float32
+        model = build_model(model_config(options), recipe_of(options).model, "causal", seed=SEED).to(precision)
+        self.model = torch.nn.parallel.DistributedDataParallel(model)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=True)
+        self.inputs = {name: torch.from_numpy(array) for name, array in one_pass(options).items()}
+        self.told = {"num_parameters": count_parameters(model)}
+
+    def steps(self, number: int) -> float:
+        """Take some; seconds."""
+        started = time.perf_counter()
+        for _ in range(number):
+            logits = self.model(input_ids=self.inputs["input_ids"], use_cache=False).logits
+            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), self.inputs["labels"].flatten())
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        return time.perf_counter() - started
+
+    def memory(self) -> dict[str, int]:
+        """There is no formula to hold it against."""
+        return {}
+
+
+class Engine:
+    """A configuration's engine."""
+
+    def __init__(self, file: dict[str, Any], options: Namespace) -> None:
+        join(options)
+        self.before = host_memory.resident_bytes()
+        self.recipe, self.options = recipe_of(options), options
+        plan = plan_batch(options.micro_batch * options.ranks, options.micro_batch, options.ranks)
+        self.config = ds.resolve_ds_config(file, self.recipe, plan, options.precision)
+        stage = ds.zero_stage(file)
+        built: list[Any] = []
+
+        def build() -> None:
+            config = model_config(options)
+            built.append(build_model(config, self.recipe.model, "causal", seed=SEED, ds_config=self.config))
+
+        peak = peak_bytes(build) if stage == 3 else build()
+        (model,) = built
+        self.told: dict[str, int] = {"num_parameters": count_parameters(model)}
+        if peak is not None:
+            self.told |= {"build_peak": peak, **partition_and_layer(model)}
+        self.engine = start_engine(model, self.recipe.optim, self.config)
+        inputs = one_pass(options)
+        num_tokens = inputs["labels"].size
+        self.batch = StepBatch(passes=[inputs], num_targets=num_tokens, num_tokens=num_tokens, digest=0)
+
+    def steps(self, number: int) -> float:
+        """Take some; seconds."""
+        started = time.perf_counter()
+        with Guard(self.engine, self.recipe.guards, Health()) as guard:
+            for _ in train_steps(self.engine, [self.batch] * number, self.recipe, 1, guard, StopRequest()):
+                pass
+        return time.perf_counter() - started
+
+    def memory(self) -> dict[str, int]:
+        """What lies there before the optimizer steps, and between steps."""
+        held, step = [], self.engine.step
+        self.steps(1)  # what is made once is made now
+        host_memory.forget_peak()
+        self.engine.step = lambda: (held.append(held_bytes(self.engine)), step())
+        self.steps(1)
+        self.engine.step = step
+        between = held_bytes(self.engine)
+        return {
+            **dataclasses.asdict(held[0]),
+            "total": held[0].total,
+            "formula": self.formula(),
+            "optimizer_between": between.optimizer,
+            "rss_between": host_memory.resident_bytes() - self.before,
+            "rss_peak": host_memory.peak_resident_bytes() - self.before,
+        }
+
+    def formula(self) -> int:
+        """What the plan says; 0 where the optimizer lies elsewhere."""
+        zero = self.config["zero_optimization"]
+        if zero.get("offload_optimizer") or zero.get("offload_param"):
+            return 0
+        threshold = int(zero.get("stage3_param_persistence_threshold", PERSISTENT))
+        sizes = [getattr(p, "ds_numel", p.numel()) for p in self.engine.module.parameters()]
+        return state_bytes(
+            sum(sizes),
+            stage=zero["stage"],
+            world_size=self.options.ranks,
+            weight_bytes=2 if self.options.precision == "bf16" else 4,
+            persistent_parameters=sum(size for size in sizes if size < threshold),
+            reduce_bucket=int(zero.get("reduce_bucket_size", REDUCE_BUCKET)),
+        ).total
+
+
+def peak_bytes(act: Callable[[], None]) -> int:
+    """The most that tensors on the host took during a call, over what they took before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        act()
+    events = record.profiler.kineto_results.events()
+    changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()) if e.name() == "[memory]"]
+    return int(np.max(np.cumsum(changes)))
+
+
+def partition_and_layer(model: Any) -> dict[str, int]:
+    """Bytes of this rank's part of a partitioned model, and of the largest layer, whole and in fp32."""
+    partition = sum(p.ds_tensor.numel() * p.ds_tensor.element_size() for p in model.parameters())
+    layers = [
+        sum(p.ds_numel for owner in (module, *module.children()) for p in owner.parameters(recurse=False))
+        for module in model.modules()
+    ]
+    return {"partition": partition, "largest_layer": 4 * max(layers)}
+
+
+def join(options: Namespace) -> None:
+    """Join the others, with this rank's part of the cores."""
+    join_ranks(find_place(os.environ), max(len(os.sched_getaffinity(0)) // options.ranks, 1))
+
+
+def model_config(options: Namespace) -> LlamaConfig:
+    """A Llama."""
+    return LlamaConfig(
+        hidden_size=options.hidden,
+        num_hidden_layers=options.layers,
+        num_attention_heads=options.hidden // 64,
+        num_key_value_heads=options.hidden // 64,
+        intermediate_size=4 * options.hidden,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=SEQ_LEN,
+    )
+
+
+def recipe_of(options: Namespace) -> Any:
+    """What the engine needs of a run."""
+    return check_recipe(
+        {
+            "name": "memory",
+            "data": {"shards": ".", "seq_len": SEQ_LEN},
+            "objective": {"kind": "clm"},
+            "model": {"family": "llama", "chunked_loss": "off"},
+            "batch": {"global_batch": options.micro_batch * options.ranks},
+            "optim": {"lr": 1e-4},
+            "train": {"num_steps": 1_000_000, "precision": options.precision},
+        },
+        "benchmarks.memory",
+    )
+
+
+def one_pass(options: Namespace) -> dict[str, Any]:
+    """Tokens drawn at random."""
+    rng = np.random.default_rng(SEED)
+    shape = (options.micro_batch, SEQ_LEN)
+    return {name: rng.integers(0, VOCABULARY, shape, dtype=np.int64) for name in ("input_ids", "labels")}

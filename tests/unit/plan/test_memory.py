@@ -1,0 +1,29 @@
+"""Bytes of ZeRO's stages from numbers."""
+
+from __future__ import annotations
+
+import pytest
+
+from launcher.plan.memory import state_bytes
+
+
+@pytest.mark.parametrize(
+    ("stage", "weight_bytes", "bytes_per_parameter"),
+    [
+        (0, 4, 16.0),
+        (0, 2, 16.0),
+        (1, 4, 4 + 16 / 4),
+        (1, 2, 2 + 14 / 4),
+        (2, 2, 2 + 14 / 4),
+        (3, 4, 20 / 4),
+        (3, 2, 16 / 4),
+    ],
+)
+def test_a_stage_shares_what_it_says(stage: int, weight_bytes: int, bytes_per_parameter: float) -> None:
+    held = state_bytes(1_000_000, stage=stage, world_size=4, weight_bytes=weight_bytes, reduce_bucket=0)
+    assert held.total == bytes_per_parameter * 1_000_000
+
+
+def test_stage_3_keeps_small_parameters_whole_and_a_bucket() -> None:
+    held = state_bytes(1000, stage=3, world_size=10, weight_bytes=2, persistent_parameters=50, reduce_bucket=300)
+    assert (held.parameters, held.gradients, held.optimizer, held.buffers) == (300, 200, 1200, 600)
