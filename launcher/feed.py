@@ -16,7 +16,7 @@ from launcher.config.objectives import MaskedObjective
 from launcher.config.recipe import CorpusConfig, DataConfig, Recipe
 from launcher.engine.records import Arrays, EvalBatch, StepBatch
 from launcher.errors import ShardError, TokenizerError
-from launcher.objectives.base import IGNORE_INDEX, Objective
+from launcher.objectives.base import IGNORE_INDEX, Batch, Objective
 from launcher.objectives.build import Builder
 from launcher.objectives.mixed import PART_IDS
 from launcher.samples.bestfit import BestFit
@@ -40,6 +40,7 @@ VALIDATION_SEED = 0x76616C  # the same noise at every validation of every run, s
 PADDING_WORTH_TELLING = 0.01
 LOOKED_AT = 256
 """Samples among which the longest one is looked for (assumption: more change it little)."""
+POSITION_IDS = "position_ids"
 _NO_PAIRS = np.empty(0, dtype=np.int64)
 
 
@@ -131,6 +132,7 @@ def step_batches(
         last: Steps taken in the end.
         passed_over: Windows of the data that no step trains on.
     """
+    rank, part = divmod(rank, plan.ranks_per_sample)
     if first < last:
         data.train.advise(_positions(plan, rank, first, passed_over))
     for step in range(first, last):
@@ -141,7 +143,9 @@ def step_batches(
         num_targets = num_tokens = num_pairs = 0
         for positions in _positions(plan, rank, step, passed_over).reshape(plan.passes_at(step), -1):
             batch = data.objective.batch(data.train.fetch(positions))
-            digests.append(combine(digest(positions, batch)))
+            if part == 0:  # of each sample once
+                digests.append(combine(digest(positions, batch)))
+            batch = part_of(batch, part, plan.ranks_per_sample)
             num_targets += int(np.count_nonzero(batch["labels"] != IGNORE_INDEX))
             num_tokens += int(batch["attention_mask"].sum())
             num_pairs += int(np.count_nonzero(batch.get("pair_labels", _NO_PAIRS) != IGNORE_INDEX))
@@ -152,18 +156,20 @@ def step_batches(
         )
 
 
-def longest_step(data: Data, plan: BatchPlan, step: int) -> StepBatch:
+def longest_step(data: Data, plan: BatchPlan, step: int, rank: int) -> StepBatch:
     """Passes as those of a step, made of one sample again and again: the one of its first with most tokens.
 
     Args:
         data: Of the run.
         plan: How a step is cut.
         step: Steps already taken.
+        rank: This one.
     """
     first, size = plan.schedule.position_at(step), plan.schedule.global_batch_at(step)
     batch = data.objective.batch(data.train.fetch(np.arange(first, first + min(size, LOOKED_AT), dtype=np.int64)))
     is_target_BS, is_token_BS = batch["labels"] != IGNORE_INDEX, batch["attention_mask"] != 0
     row = int(np.argmax(is_target_BS.sum(axis=1) + is_token_BS.sum(axis=1)))
+    batch = part_of(batch, rank % plan.ranks_per_sample, plan.ranks_per_sample)
     inputs = {name: np.repeat(array[row : row + 1], plan.micro_batch, 0) for name, array in model_inputs(batch).items()}
     # Two passes show what accumulating takes; more take no more.
     passes: list[Arrays] = [inputs] * min(plan.passes_at(step), 2)
@@ -177,8 +183,11 @@ def longest_step(data: Data, plan: BatchPlan, step: int) -> StepBatch:
     )
 
 
-def validation_batches(recipe: Recipe, data: Data, world_size: int, rank: int) -> Iterator[EvalBatch]:
+def validation_batches(
+    recipe: Recipe, data: Data, world_size: int, rank: int, ranks_per_sample: int = 1
+) -> Iterator[EvalBatch]:
     """This rank's validation batches; as many on every rank, since a forward pass under ZeRO-3 is a collective."""
+    (rank, part), world_size = divmod(rank, ranks_per_sample), world_size // ranks_per_sample
     size = recipe.eval.micro_batch
     every = size * world_size
     special = data.tokenizer.special
@@ -193,6 +202,7 @@ def validation_batches(recipe: Recipe, data: Data, world_size: int, rank: int) -
             for name in ("labels", "pair_labels"):
                 if name in batch:
                     batch[name][wanted >= num_samples] = IGNORE_INDEX
+            batch = part_of(batch, part, ranks_per_sample)
             is_text = (batch["labels"] >= 0) & ~np.isin(batch["labels"], markers)
             yield EvalBatch(corpus=corpus, inputs=model_inputs(batch), num_text_targets=int(is_text.sum()))
 
@@ -211,9 +221,25 @@ def model_inputs(batch: Arrays) -> Arrays:
     """Leave out an attention mask that hides nothing, or what the documents' numbers tell: attention is faster without;
     and what no model takes.
     """
-    needless = "segment_ids" in batch or batch["attention_mask"].all()
+    needless = "segment_ids" in batch or POSITION_IDS in batch or batch["attention_mask"].all()
     without = {PART_IDS, "attention_mask"} if needless else {PART_IDS}
     return {name: array for name, array in batch.items() if name not in without}
+
+
+def part_of(batch: Batch, part: int, of: int) -> Batch:
+    """What one of several ranks computes of each sequence; it keeps no mask of attention (`models.sequence_parallel`).
+
+    Args:
+        batch: The objective's arrays, [B, S] or [B].
+        part: Which of the parts.
+        of: How many there are.
+    """
+    if of == 1:
+        return batch
+    length = batch["input_ids"].shape[1] // of
+    places = np.arange(part * length, (part + 1) * length, dtype=np.int64)
+    cut = {name: array[:, places] if array.ndim > 1 else array for name, array in batch.items()}
+    return cut | {POSITION_IDS: np.broadcast_to(places, cut["input_ids"].shape).copy()}
 
 
 def wasted(data: Data) -> list[str]:

@@ -106,7 +106,7 @@ def describe_job(options: argparse.Namespace, loaded: LoadedRecipe, env: dict[st
     recipe = loaded.recipe
     world_size = request.nodes * asked if options.via == "slurm" and asked else sum(host.slots for host in hosts)
     if options.via != "slurm" or asked:
-        plan_batch(recipe.batch.schedule, recipe.batch.micro_batch, world_size)
+        plan_batch(recipe.batch.schedule, recipe.batch.micro_batch, world_size, recipe.model.sequence_parallel)
     variables = forwarded(env, options.env)
     added = frozenset(name for name, value in variables.items() if env.get(name) != value)
     return Job(

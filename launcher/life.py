@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
         words = parse(options.words)
         recipe = load_recipe(words.recipe, words.overrides).recipe
         load_ds_config(words.ds_config)
-        plan_batch(recipe.batch.schedule, recipe.batch.micro_batch, options.ranks)
+        plan_batch(recipe.batch.schedule, recipe.batch.micro_batch, options.ranks, recipe.model.sequence_parallel)
         steps = complete_steps(recipe.run_folder / "checkpoints")
         print(free_port(options.job), steps[-1] if steps else 0)
     except LauncherError as error:

@@ -206,7 +206,8 @@ def validate(run: Run, metrics: Log) -> None:
     if not run.data.validation:
         return
     run.watch.pulse.begin("a validation")
-    batches = validation_batches(run.recipe, run.data, run.engine.world_size, run.engine.global_rank)
+    world_size, rank, parts = run.engine.world_size, run.engine.global_rank, run.plan.ranks_per_sample
+    batches = validation_batches(run.recipe, run.data, world_size, rank, parts)
     watched = run.watch.pulse.during(batches)
     with run.ledger.during("evaluation"):
         result = evaluate(run.engine, watched, bytes_per_token(run.data), run.watch.stop)

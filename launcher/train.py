@@ -123,7 +123,7 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], budget_s: float | None,
         The exit code: 0, or what the run was asked to stop with.
     """
     recipe, console = loaded.recipe, Console(quiet=place.rank != 0, file=cast(TextIO, SteadyStream(sys.stdout)))
-    plan = plan_batch(recipe.batch.schedule, recipe.batch.micro_batch, place.world_size)
+    plan = plan_batch(recipe.batch.schedule, recipe.batch.micro_batch, place.world_size, recipe.model.sequence_parallel)
     for line in doubts(recipe, ds_file):
         console.print(f"note: {line}", highlight=False, soft_wrap=True)
     complete = is_complete(recipe, budget_s)
@@ -266,6 +266,7 @@ def build(recipe: Recipe, config: Any, plan: BatchPlan, ds_config: dict[str, Any
         recipe.model,
         recipe.objective.head,
         seed=recipe.train.seed,
+        seq_len=recipe.data.seq_len,
         documents_apart=recipe.data.keeps_documents_apart,
         micro_batch_tokens=int(micro_batch * recipe.data.seq_len * recipe.objective.predicted_share),
         ds_config=ds_config,
@@ -309,7 +310,7 @@ def settle_micro_batch(
     last_step = recipe.train.num_steps - 1  # of the largest batch: more passes, of the same size
 
     def step_of(micro_batch: int) -> StepBatch:
-        return longest_step(data, plan.with_micro_batch(micro_batch), last_step)
+        return longest_step(data, plan.with_micro_batch(micro_batch), last_step, place.rank)
 
     kept = before.get("micro_batch")
     with rehearsal(engine):

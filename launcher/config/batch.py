@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
-from launcher.errors import BatchShapeError
+from launcher.errors import BatchShapeError, RecipeError
 
 NEAREST = 4
 """Numbers of ranks that an error names on either side of the one that does not divide."""
@@ -73,7 +73,9 @@ class BatchPlan:
     micro_batch: int
     """Samples of one pass on one rank."""
     world_size: int
-    """Data-parallel ranks."""
+    """Data-parallel ranks, or groups of ranks that compute each sample together."""
+    ranks_per_sample: int = 1
+    """Ranks of such a group; they stand side by side."""
 
     @property
     def global_batch(self) -> int:
@@ -100,7 +102,10 @@ class BatchPlan:
 
 
 def plan_batch(
-    global_batch: int | BatchSchedule, micro_batch: int | Literal["auto"] | None, world_size: int
+    global_batch: int | BatchSchedule,
+    micro_batch: int | Literal["auto"] | None,
+    world_size: int,
+    ranks_per_sample: int = 1,
 ) -> BatchPlan:
     """Solve the number of accumulation passes from the world size; the global batch never changes.
 
@@ -109,18 +114,33 @@ def plan_batch(
         micro_batch: Samples of one pass on one rank; None takes a rank's whole share in one pass (of a warm-up, the
             most that divides the share of every step); `auto` is one until it has been measured what fits.
         world_size: Number of ranks.
+        ranks_per_sample: Ranks that compute each sample together.
 
     Raises:
         BatchShapeError: A batch does not divide; the fix names the nearest ones that do, and the nearest numbers of
             ranks that can keep this one.
+        RecipeError: The ranks cannot be cut into such groups.
     """
+    if world_size % ranks_per_sample:
+        fitting = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
+        raise RecipeError(
+            f"a world size of {world_size} cannot be cut into groups of {ranks_per_sample} ranks",
+            "model.sequence_parallel",
+            f"use one of: {fitting}",
+        )
+    world_size //= ranks_per_sample
     schedule = BatchSchedule.constant(global_batch) if isinstance(global_batch, int) else global_batch
     given = micro_batch if isinstance(micro_batch, int) else None
     for stage in schedule.stages:
         where = "batch.global_batch" if stage is schedule.stages[-1] else "batch.warmup"
-        _check_divides(stage.global_batch, given, world_size, where, world_sizes(schedule, given))
+        _check_divides(stage.global_batch, given, world_size, where, world_sizes(schedule, given), ranks_per_sample)
     micro = micro_batch if micro_batch is not None else _common_share(schedule, world_size)
-    return BatchPlan(schedule=schedule, micro_batch=1 if micro == "auto" else micro, world_size=world_size)
+    return BatchPlan(
+        schedule=schedule,
+        micro_batch=1 if micro == "auto" else micro,
+        world_size=world_size,
+        ranks_per_sample=ranks_per_sample,
+    )
 
 
 def _common_share(schedule: BatchSchedule, world_size: int) -> int:
@@ -128,7 +148,9 @@ def _common_share(schedule: BatchSchedule, world_size: int) -> int:
     return math.gcd(*(stage.global_batch // world_size for stage in schedule.stages))
 
 
-def _check_divides(global_batch: int, micro_batch: int | None, world_size: int, where: str, ranks: list[int]) -> None:
+def _check_divides(
+    global_batch: int, micro_batch: int | None, world_size: int, where: str, sizes: list[int], ranks_per_sample: int
+) -> None:
     """Raises BatchShapeError; see `plan_batch`."""
     micro = micro_batch or 1
     cut = micro * world_size
@@ -142,9 +164,9 @@ def _check_divides(global_batch: int, micro_batch: int | None, world_size: int, 
     fixes = [f"use {' or '.join(choices)}"]
     if micro_batch and micro_batch > 1:
         fixes.append("or another batch.micro_batch")
-    near = [n for n in ranks if n < world_size][-NEAREST:] + [n for n in ranks if n > world_size][:NEAREST]
+    near = [n for n in sizes if n < world_size][-NEAREST:] + [n for n in sizes if n > world_size][:NEAREST]
     if near:
-        fixes.append(f"or a number of ranks that keeps this one: {', '.join(map(str, near))}")
+        fixes.append(f"or a number of ranks that keeps this one: {', '.join(str(n * ranks_per_sample) for n in near)}")
     raise BatchShapeError(f"{global_batch} samples per step cannot be cut into {cut_by}", where, ", ".join(fixes))
 
 

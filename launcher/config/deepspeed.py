@@ -94,6 +94,7 @@ def resolve_ds_config(file: dict[str, Any], recipe: Recipe, batch: BatchPlan, pr
         **batch_keys(batch),
         "gradient_clipping": recipe.optim.grad_clip,
         **_PRECISIONS[precision],
+        **({"sequence_parallel_size": batch.ranks_per_sample} if batch.ranks_per_sample > 1 else {}),
         **_expert_parallel(recipe.model.expert_parallel, batch.world_size, zero_stage(file)),
     }
     for key, field in RECIPE_KEYS.items():

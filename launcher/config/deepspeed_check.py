@@ -46,18 +46,18 @@ RECIPE_KEYS = {
     "scheduler": "schedule",
     "checkpoint": "checkpoint",
     "expert_parallel": "model.expert_parallel",
+    "sequence_parallel_size": "model.sequence_parallel",
 }
 """Keys whose value the recipe decides → the recipe's field that does."""
-_ONE_SAMPLE_A_RANK = "every rank here trains on samples of its own"
 _OWN_METRICS = "a run writes metrics.jsonl and tensorboard/ itself"
 _OWN_DATA = "the order of samples is the recipe's"
 NOT_HERE = {
-    "tensor_parallel": _ONE_SAMPLE_A_RANK,
-    "sequence_parallel_size": _ONE_SAMPLE_A_RANK,
-    "data_parallel_size": _ONE_SAMPLE_A_RANK,
-    "pipeline": _ONE_SAMPLE_A_RANK,
-    "use_data_before_expert_parallelism": _ONE_SAMPLE_A_RANK,
-    "seq_parallel_communication_data_type": _ONE_SAMPLE_A_RANK,
+    "tensor_parallel": "AutoTP's ranks hold columns of matrices, which no checkpoint here can name; ranks share long "
+    "sequences by model.sequence_parallel, experts by model.expert_parallel, and all weights by ZeRO stage 3",
+    "data_parallel_size": "it follows from the number of ranks and model.sequence_parallel",
+    "pipeline": "a transformers model is no list of stages",
+    "use_data_before_expert_parallelism": "groups of ranks stand side by side, so that they are on one node",
+    "seq_parallel_communication_data_type": "gradients of ranks that share sequences are added up in fp32",
     "tensorboard": _OWN_METRICS,
     "wandb": _OWN_METRICS,
     "csv_monitor": _OWN_METRICS,

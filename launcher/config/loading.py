@@ -26,6 +26,7 @@ FREE_TO_CHANGE = (
     "batch.micro_batch",
     "model.experts",
     "model.expert_parallel",
+    "model.sequence_parallel",
     "optim.host_adam",
     "eval.",
     "checkpoint.",

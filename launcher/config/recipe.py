@@ -163,6 +163,9 @@ class ModelConfig(Record):
     expert_parallel: PositiveInt = 1
     """Ranks that share the experts of a layer, each computing its part of them for all (DeepSpeed's AutoEP): at ZeRO
     stage 3, mixtral and qwen3_moe."""
+    sequence_parallel: PositiveInt = 1
+    """Ranks that compute every sequence together, a part each (DeepSpeed's Ulysses): for sequences whose activations do
+    not fit on one device. Decoders of llama, qwen3, mistral, olmo and gpt2; data.seq_len and the heads must divide."""
     router_aux_loss: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | None = None
     """Mixtures of experts: weight of the loss that spreads tokens over the experts (Fedus et al. 2021, equation 4, for
     every layer; their mean). Without it, the family's own, `router_aux_loss_coef` of its configuration."""
@@ -380,6 +383,37 @@ class Recipe(Record):
                     f"data.{field}",
                     f"delete it from the recipe ({only} is the default), or use objective.sentence_pairs=none",
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _sequences_can_be_shared(self) -> Recipe:
+        ranks = self.model.sequence_parallel
+        if ranks == 1:
+            return self
+        if self.data.seq_len % ranks:
+            below = self.data.seq_len // ranks * ranks
+            nearest = " or ".join(str(length) for length in (below, below + ranks) if length >= 8)
+            raise RecipeError(
+                f"sequences of {self.data.seq_len} tokens cannot be cut among {ranks} ranks",
+                "data.seq_len",
+                f"use {nearest}",
+            )
+        # Ulysses 0.19.8 drops masks: what is hidden by more than the order of the places would be seen.
+        for refused, what, where, fix in (
+            (self.objective.head != "causal", "ranks share the sequences of decoders only", "objective",
+             "use objective.kind=clm"),
+            (self.data.keeps_documents_apart, "shared sequences cannot keep documents apart", "data.documents",
+             "use data.documents=joined, or data.packing=pad"),
+            (any(corpus.exclude for corpus in self.data.corpora.values()), "shared sequences cannot hide documents",
+             "data.exclude", "leave it out, or prepare the shards without them"),
+            (self.model.attention not in ("sdpa", "flash_attention_2", "flash_attention_3"),
+             f"shared sequences cannot be computed by {self.model.attention}", "model.attention",
+             "use model.attention=sdpa"),
+            (self.model.expert_parallel > 1, "ranks share either experts or sequences", "model.expert_parallel",
+             "use model.expert_parallel=1"),
+        ):  # fmt: skip
+            if refused:
+                raise RecipeError(what, where, f"{fix}; or model.sequence_parallel=1")
         return self
 
     @property

@@ -112,7 +112,7 @@ def _batch(recipe: Recipe, world: World | None) -> Iterator[Finding]:
         yield Finding(name="batch", state="note", found=found, fix="--ranks N [--nodes N], or --hostfile FILE")
         return
     try:
-        plan = plan_batch(recipe.batch.schedule, recipe.batch.micro_batch, world.ranks)
+        plan = plan_batch(recipe.batch.schedule, recipe.batch.micro_batch, world.ranks, recipe.model.sequence_parallel)
     except LauncherError as error:
         yield from_error("batch", error)
         return
@@ -144,7 +144,9 @@ def _ds_config(job: Job, recipe: Recipe, world: World | None) -> tuple[dict[str,
     found = f"{path}: ZeRO stage {zero_stage(file)}"
     if world is not None:
         try:
-            plan = plan_batch(recipe.batch.schedule, recipe.batch.micro_batch, world.ranks)
+            plan = plan_batch(
+                recipe.batch.schedule, recipe.batch.micro_batch, world.ranks, recipe.model.sequence_parallel
+            )
         except LauncherError:
             return file, [Finding(name=name, state="ok", found=found), *doubts]  # told with the batch
         precision = "bf16_autocast" if recipe.train.precision == "auto" else recipe.train.precision

@@ -56,6 +56,7 @@ def train_steps(
     """
     world_size = torch.distributed.get_world_size()
     pace = Pace(engine, recipe.guards.pace_every_steps)
+    num_averaged = _num_averaged(engine, world_size)
     started = time.perf_counter()
     for step, batch in enumerate(batches, start=first_step):
         waited = time.perf_counter() - started
@@ -66,10 +67,10 @@ def train_steps(
         lr = learning_rate(length.position(step), recipe.optim.lr, recipe.schedule, recipe.train.num_steps)
         for group in engine.basic_optimizer.param_groups:
             group["lr"] = lr
-        # DeepSpeed divides by the passes and averages over the ranks; this undoes both, so that every predicted token
+        # DeepSpeed divides by the passes and averages over ranks; this undoes both, so that every predicted token
         # of the global batch weighs the same, however the batch is cut, and so does every pair of sentences.
-        scale = len(batch.passes) * world_size / max(num_targets, 1)
-        pair_scale = len(batch.passes) * world_size / max(num_pairs, 1)
+        scale = len(batch.passes) * num_averaged / max(num_targets, 1)
+        pair_scale = len(batch.passes) * num_averaged / max(num_pairs, 1)
         totals = np.zeros(6, dtype=np.float64)
         norm, scale_of_norm = None, 1.0
         for number, inputs in enumerate(batch.passes, start=1):
@@ -146,6 +147,13 @@ def _raise_if_asked(stop: StopRequest) -> None:
     code = int(gather(np.array([stop.code], dtype=np.int64)).max())
     if code:
         raise StopAsked(code)
+
+
+def _num_averaged(engine: Any, world_size: int) -> int:
+    """What DeepSpeed divides the sum of the ranks' gradients by."""
+    by_reduce_scatter = engine.zero_optimization_stage() == 3 and engine.optimizer.reduce_scatter
+    # 0.19.8 adds up what ranks that share a sequence have, but for this one way, in which it takes the mean of all.
+    return world_size if by_reduce_scatter else world_size // engine.sequence_parallel_size
 
 
 def _set_passes(engine: Any, num_passes: int) -> None:

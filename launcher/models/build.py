@@ -35,6 +35,7 @@ from launcher.models.local import LOCAL
 from launcher.models.moe import choose_experts, follow_autocast, gather_routed_blocks_whole
 from launcher.models.places import predict_only_places
 from launcher.models.routing import watch_routers
+from launcher.models.sequence_parallel import share_sequences
 
 ATTENTION_TROUBLE = re.compile(r"attention.implementation|attn_implementation|(flash|flex).?attention", re.IGNORECASE)
 AUTO_CLASSES: dict[Head, Any] = {
@@ -55,6 +56,7 @@ def build_model(
     head: Head,
     *,
     seed: int,
+    seq_len: int = 0,
     documents_apart: bool = False,
     micro_batch_tokens: int = 0,
     ds_config: dict[str, Any] | None = None,
@@ -67,6 +69,7 @@ def build_model(
         model: The recipe's model section: attention, activation checkpointing, folder to continue from.
         head: What the objective needs the model to do.
         seed: Decides the initial weights, which are the same for any ZeRO stage and number of ranks.
+        seq_len: Tokens of a sequence; where ranks share it, of the whole.
         documents_apart: Whether the model takes the numbers of documents, and keeps them from each other.
         micro_batch_tokens: Tokens that are predicted at once; decides whether their scores are worth avoiding.
         ds_config: The resolved DeepSpeed configuration; at stage 3 the model is partitioned as it is built, so that no
@@ -130,6 +133,8 @@ def build_model(
     if _wants_chunks(built, model, micro_batch_tokens, fp16=bool((ds_config or {}).get("fp16", {}).get("enabled"))):
         compute_loss_in_output_layer(built)
     watch_routers(built, model)
+    if model.sequence_parallel > 1:
+        share_sequences(built, model, seq_len)
     built.train()
     return built
 

@@ -7,6 +7,7 @@ import hashlib
 import io
 import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,15 @@ def train_with_memory(arguments: list[str], available_bytes: int) -> tuple[int, 
 
 def train_on_part_of_a_gpu(arguments: list[str], share: float) -> int:
     """The training program beside another that holds the rest of the device."""
-    import torch
-
-    free, _ = torch.cuda.mem_get_info()
-    holder = torch.cuda.caching_allocator_alloc(int(free * (1 - share)))
-    try:
+    program = (
+        "import sys, torch; free, _ = torch.cuda.mem_get_info(); "
+        f"held = torch.empty(int(free * (1 - {share})), dtype=torch.uint8, device='cuda'); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
         return train(arguments)
-    finally:
-        torch.cuda.caching_allocator_delete(holder)
 
 
 def train_walled_in(arguments: list[str]) -> tuple[int, list[str]]:

@@ -312,3 +312,30 @@ def test_the_chunks_are_kept_beside_the_shards(sentences: dict[str, Path]) -> No
 def test_pairs_of_shards_without_sentences_are_refused(corpora: dict[str, Path]) -> None:
     with pytest.raises(ShardError, match="prepare them again with --sentences"):
         open_data(pairs_recipe("nsp", {"shards": str(corpora["law"])}))
+
+
+def test_ranks_that_share_a_sequence_have_its_parts(corpora: dict[str, Path]) -> None:
+    recipe = recipe_of("clm", {"shards": str(corpora["law"]), "packing": "bestfit"}, eval__max_samples=None)
+    data = open_data(recipe)
+    whole = [list(step_batches(data, plan_batch(GLOBAL_BATCH, 12, 2), rank, 0, 2)) for rank in range(2)]
+    parts = [list(step_batches(data, plan_batch(GLOBAL_BATCH, 12, 6, 3), rank, 0, 2)) for rank in range(6)]
+    for step, group in ((step, group) for step in range(2) for group in range(2)):
+        together, apart = whole[group][step], [parts[3 * group + part][step] for part in range(3)]
+        for number, inputs in enumerate(together.passes):
+            cut = [batch.passes[number] for batch in apart]
+            for name in ("input_ids", "labels"):
+                assert np.array_equal(np.concatenate([one[name] for one in cut], axis=1), inputs[name])
+            places = np.concatenate([one["position_ids"] for one in cut], axis=1)
+            assert (places == np.arange(recipe.data.seq_len)).all()
+            assert not any("attention_mask" in one for one in cut)
+        for field in ("num_targets", "num_tokens", "digest"):  # of each sample and token once
+            assert sum(getattr(batch, field) for batch in apart) == getattr(together, field)
+    one, of_three = (
+        sum(
+            int(np.count_nonzero(batch.inputs["labels"] != IGNORE_INDEX))
+            for rank in range(2 * parts)
+            for batch in validation_batches(recipe, data, 2 * parts, rank, parts)
+        )
+        for parts in (1, 3)
+    )
+    assert one == of_three > 0

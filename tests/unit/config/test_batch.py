@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from launcher.config.batch import BatchSchedule, BatchStage, plan_batch
 from launcher.config.recipe import BatchConfig
-from launcher.errors import BatchShapeError
+from launcher.errors import BatchShapeError, RecipeError
 
 
 @given(st.integers(1, 64), st.integers(1, 64), st.integers(1, 64))
@@ -133,3 +133,10 @@ def test_a_micro_batch_yet_to_be_measured_is_one_of_those_that_divide() -> None:
     assert plan.with_micro_batch(6).grad_accum_steps == 4
     with pytest.raises(BatchShapeError, match="use 48 or 51"):
         plan_batch(50, "auto", 3)
+
+
+def test_groups_of_ranks_that_compute_a_sample_together_are_one_rank_to_the_batch() -> None:
+    plan = plan_batch(16, 4, 8, 4)
+    assert (plan.world_size, plan.ranks_per_sample, plan.grad_accum_steps) == (2, 4, 2)
+    with pytest.raises(RecipeError, match=r"a world size of 6 cannot be cut into groups of 4 ranks[\s\S]*1, 2, 3, 6"):
+        plan_batch(16, 4, 6, 4)

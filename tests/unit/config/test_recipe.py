@@ -264,3 +264,23 @@ def test_a_warm_up_may_not_be_changed_by_a_run_that_goes_on() -> None:
     words = ["batch.warmup=[{step: 0, global_batch: 4}, {step: 9, global_batch: 16}]", "batch.micro_batch=auto"]
     before, after = (load_recipe("law-bert-zh", ["batch.global_batch=16", *more]).recipe for more in ([], words))
     assert [line.partition(":")[0] for line in differences(before, after)] == ["batch.warmup"]
+
+
+DECODER = ["objective.kind=clm", "model.family=llama", "model.sequence_parallel=4"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["objective.kind=mlm"], "decoders only"),
+        (["data.seq_len=126"], "use 124 or 128"),
+        (["data.documents=apart"], "use data.documents=joined, or data.packing=pad; or model.sequence_parallel=1"),
+        (["data.exclude=takedown.txt"], "cannot hide documents"),
+        (["model.attention=eager"], "use model.attention=sdpa"),
+        (["model.expert_parallel=2"], "either experts or sequences"),
+    ],
+)
+def test_sequences_that_cannot_be_shared_are_refused(words: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        load_recipe("law-gpt-zh", [*DECODER, *words])
+    assert load_recipe("law-gpt-zh", DECODER).recipe.model.sequence_parallel == 4
