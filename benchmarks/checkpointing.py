@@ -184,6 +184,7 @@ def begin(options: argparse.Namespace) -> tuple[Any, Iterator[Any]]:
     from launcher.cluster.signals import StopRequest
     from launcher.config.loading import check_recipe
     from launcher.engine.guards import Guard
+    from launcher.engine.length import FixedLength
     from launcher.engine.process import join_ranks
     from launcher.engine.records import Health, StepBatch
     from launcher.engine.start import start_engine
@@ -225,7 +226,9 @@ def begin(options: argparse.Namespace) -> tuple[Any, Iterator[Any]]:
     passes = [{"input_ids": tokens, "labels": tokens.copy()}]
     batch = StepBatch(passes=passes, num_targets=options.tokens, num_tokens=options.tokens, digest=0)
     guard = Guard(engine, recipe.guards, Health()).__enter__()
-    return engine, train_steps(engine, repeat(batch), recipe, 1, guard, StopRequest())
+    return engine, train_steps(
+        engine, repeat(batch), recipe, 1, FixedLength(recipe.train.num_steps), guard, StopRequest()
+    )
 
 
 def step_timer(steps: Iterator[Any]) -> Callable[[], float]:

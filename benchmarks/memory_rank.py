@@ -23,6 +23,7 @@ from launcher.config.batch import plan_batch
 from launcher.config.loading import check_recipe
 from launcher.engine.guards import Guard
 from launcher.engine.held import held_bytes
+from launcher.engine.length import FixedLength
 from launcher.engine.process import join_ranks
 from launcher.engine.records import Health, StepBatch
 from launcher.engine.start import start_engine
@@ -93,7 +94,9 @@ class Engine:
         """Take some; seconds."""
         started = time.perf_counter()
         with Guard(self.engine, self.recipe.guards, Health()) as guard:
-            for _ in train_steps(self.engine, [self.batch] * number, self.recipe, 1, guard, StopRequest()):
+            length = FixedLength(self.recipe.train.num_steps)
+            batches = [self.batch] * number
+            for _ in train_steps(self.engine, batches, self.recipe, 1, length, guard, StopRequest()):
                 pass
         return time.perf_counter() - started
 

@@ -235,6 +235,7 @@ def train_and_save_as_deepspeed(arguments: list[str], save_after: int, folder: s
     """Train, and let DeepSpeed itself save after a step; the loss of every step."""
     from launcher.cluster.signals import StopRequest
     from launcher.engine.guards import Guard
+    from launcher.engine.length import FixedLength
     from launcher.engine.records import Health
     from launcher.engine.steps import train_steps
     from launcher.feed import step_batches
@@ -245,7 +246,9 @@ def train_and_save_as_deepspeed(arguments: list[str], save_after: int, folder: s
     batches = step_batches(data, plan, engine.global_rank, 0, recipe.train.num_steps)
     losses = []
     with Guard(engine, recipe.guards, Health()) as guard:
-        for result in train_steps(engine, batches, recipe, 1, guard, StopRequest()):
+        for result in train_steps(
+            engine, batches, recipe, 1, FixedLength(recipe.train.num_steps), guard, StopRequest()
+        ):
             losses.append(result.loss)
             if result.step == save_after:
                 engine.save_checkpoint(folder)
@@ -269,6 +272,7 @@ def held(arguments: list[str]) -> tuple[list[int], dict[str, int], dict[str, int
     from launcher.cluster.signals import StopRequest
     from launcher.engine.guards import Guard
     from launcher.engine.held import held_bytes
+    from launcher.engine.length import FixedLength
     from launcher.engine.records import Health
     from launcher.engine.steps import train_steps
     from launcher.feed import step_batches
@@ -287,7 +291,7 @@ def held(arguments: list[str]) -> tuple[list[int], dict[str, int], dict[str, int
     engine.step = watched
     batches = step_batches(data, plan, engine.global_rank, 0, 2)
     with Guard(engine, recipe.guards, Health()) as guard:
-        for _ in train_steps(engine, batches, recipe, 1, guard, StopRequest()):
+        for _ in train_steps(engine, batches, recipe, 1, FixedLength(recipe.train.num_steps), guard, StopRequest()):
             pass
     sizes = [getattr(p, "ds_numel", p.numel()) for p in engine.module.parameters()]
     return sizes, amid[-1], asdict(held_bytes(engine))
