@@ -79,7 +79,8 @@ class Report:
         end = {EXIT_DONE: "all are fit", EXIT_USER: "something is to be mended"}.get(
             self.exit_code, f"leave out {', '.join(self.excluded) or 'nobody yet'}"
         )
-        told = f"{len(self.slots)} hosts, {self.num_ranks} ranks, {len(self.rounds)} rounds in {units.duration(taken)}"
+        sizes = (things(len(self.slots), "host"), things(self.num_ranks, "rank"), things(len(self.rounds), "round"))
+        told = f"{', '.join(sizes)} in {units.duration(taken)}"
         return [*lines, f"check: {told}: {end}"]
 
     def as_json(self) -> str:
@@ -94,6 +95,11 @@ class Report:
             },
             ensure_ascii=False,
         )
+
+
+def things(number: int, name: str) -> str:
+    """`1 host`, `2 hosts`."""
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
 
 
 def write_lists(report: Report, exclude: Path | None, hostfile: Path | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from launcher import units
 from launcher.doctor.machine import LEAST_SHM_BYTES
+from launcher.probe.report import things
 from launcher.probe.session import Host, Session, spans_of
 from launcher.probe.wire import Message
 
@@ -50,7 +51,7 @@ def call_the_roll(session: Session) -> None:
     if missing:
         _tell_missing(session, missing)
     else:
-        report.add("ranks", "ok", f"{terms.world_size} on {len(session.hosts)} hosts")
+        report.add("ranks", "ok", f"{terms.world_size} on {things(len(session.hosts), 'host')}")
 
 
 def stranger(hello: Message, world_size: int) -> str:
