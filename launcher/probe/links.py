@@ -94,7 +94,8 @@ def _tell(session: Session, links: Links, what: str, games: Tournament) -> None:
     names = [host.name for host in links.hosts]
     for name in (names[number] for number in verdict.hosts if names[number] not in gone):
         own = [speed for pair, speed in games.best.items() if names.index(name) in pair]
-        told = f"{name}: {_speed(max(own))} at best with {things(len(own), 'other host')}; {_speed(verdict.reference)} elsewhere"
+        met = things(len(own), "other host")
+        told = f"{name}: {_speed(max(own))} at best with {met}; {_speed(verdict.reference)} elsewhere"
         session.leave_out(name, what, told, "see its cable, port and interface (ethtool, ibstat), and what uses them")
     for pair in verdict.links:
         one, other = (names[number] for number in pair)
@@ -108,7 +109,8 @@ def _tell(session: Session, links: Links, what: str, games: Tournament) -> None:
             told = f"{told}; {_speed(verdict.reference)} elsewhere, with both of them"
             session.leave_out(other, what, told, "see what lies between the two; leaving one of them out is enough")
     if not verdict.hosts and not verdict.links:
-        told = f"{_speed(min(games.best.values()))} to {_speed(max(games.best.values()))}, {things(len(games.best), 'pair')}"
+        span = f"{_speed(min(games.best.values()))} to {_speed(max(games.best.values()))}"
+        told = f"{span}, {things(len(games.best), 'pair')}"
         if what == TCP and links.round_trips_s:
             trips = sorted(1e3 * trip for trip in links.round_trips_s)
             told += f", TCP, round trips {trips[0]:.2g} to {trips[-1]:.2g} ms"

@@ -28,7 +28,8 @@ def states(report: Report) -> dict[str, set[str]]:
     return found
 
 
-def test_sixty_four_good_hosts_are_all_fit() -> None:
+def test_sixty_four_good_hosts_are_all_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "STREAM_S", 0.5)  # 64 threads share a core or two: what one waits for evens out
     report = check(64, Faults())
     assert {finding.state for finding in report.findings} == {"ok"}, report.lines()
     assert report.exit_code == 0
@@ -36,7 +37,8 @@ def test_sixty_four_good_hosts_are_all_fit() -> None:
     assert report.lines()[-1].startswith("check: 64 hosts, 64 ranks, ")
 
 
-def test_among_sixty_four_every_kind_of_fault_is_named_at_once() -> None:
+def test_among_sixty_four_every_kind_of_fault_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "STREAM_S", 0.5)
     link = first_rounds(60)[2][11]  # of the sixty that are left for the pairs, numbered anew
     left = [number for number in range(64) if number not in (20, 30, 40, 50)]
     one, other = left[link[0]], left[link[1]]
@@ -48,12 +50,13 @@ def test_among_sixty_four_every_kind_of_fault_is_named_at_once() -> None:
         slow_pair={frozenset((one, other)): simulated_hosts.GOOD / 10},
         flops={50: 4e11},
     )
-    report = check(64, faults, round_s=4.0, roll_call_s=3.0)
-    assert set(report.excluded) == {name(number) for number in (30, 20, 40, 5, 50, other)}, report.lines()
+    report = check(64, faults, round_s=4.0, roll_call_s=6.0)
+    expected = {name(number) for number in (30, 20, 40, 5, 50, other)}
+    assert set(report.excluded) == expected, "\n".join(report.lines())
     assert report.exit_code == 75
     assert len(report.rounds) <= most_rounds(64)
     told = "\n".join(report.lines())
-    assert f"{name(30)}: no word of rank 30 in 3 s" in told
+    assert f"{name(30)}: no word of rank 30 in 6 s" in told
     assert f"{name(20)}: rank 20: no answer in 8 s (compute)" in told
     assert f"{name(40)}: rank 40: its process ended, or its connection was cut" in told
     assert f"{name(50)} rank 50: 0.4 TFLOP/s, 40% of the others'" in told
