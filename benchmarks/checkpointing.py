@@ -31,7 +31,6 @@ QUIET_STEPS = 2
 SHAPE = {
     "family": "gpt2",
     "hidden_size": 768,
-    "num_hidden_layers": 8,
     "num_attention_heads": 12,
     "max_position_embeddings": 128,
     "config": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
@@ -82,6 +81,9 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2, help="processes (default %(default)s)")
     parser.add_argument("--stage", type=int, default=2, help="of ZeRO (default %(default)s)")
     parser.add_argument("--tokens", type=int, default=128, help="of a step on one rank (default %(default)s)")
+    parser.add_argument(
+        "--layers", type=int, default=8, help="of the model: 0.1 GB of state each, beside 0.5 (%(default)s)"
+    )
     parser.add_argument("--folder", type=Path, help="on the disk to measure (default: a temporary one here)")
     options = parser.parse_args()
     if "RANK" in os.environ:
@@ -197,7 +199,7 @@ def begin(options: argparse.Namespace) -> tuple[Any, Iterator[Any]]:
             "name": "checkpointing",
             "data": {"shards": "none", "seq_len": options.tokens},
             "objective": {"kind": "clm"},
-            "model": SHAPE,
+            "model": {**SHAPE, "num_hidden_layers": options.layers},
             "batch": {"global_batch": options.ranks},
             "optim": {"lr": 1e-4},
             "train": {"num_steps": 10_000, "precision": "fp32"},
@@ -206,7 +208,7 @@ def begin(options: argparse.Namespace) -> tuple[Any, Iterator[Any]]:
     )
     config = GPT2Config(
         n_embd=SHAPE["hidden_size"],
-        n_layer=SHAPE["num_hidden_layers"],
+        n_layer=options.layers,
         n_head=SHAPE["num_attention_heads"],
         n_positions=options.tokens,
         vocab_size=VOCAB_SIZE,

@@ -9,6 +9,7 @@ import os
 import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,21 @@ def live_logits(arguments: list[str]) -> Any:
 
 def step_losses(arguments: list[str]) -> list[float]:
     """Train and keep nothing: the loss of every step."""
+    return [result.loss for _, result in _steps(arguments)]
+
+
+def train_and_save_as_deepspeed(arguments: list[str], save_after: int, folder: str) -> list[float]:
+    """Train, and let DeepSpeed itself save after a step; the loss of every step."""
+    losses = []
+    for engine, result in _steps(arguments):
+        losses.append(result.loss)
+        if result.step == save_after:
+            engine.save_checkpoint(folder)
+    return losses
+
+
+def _steps(arguments: list[str]) -> Iterator[tuple[Any, Any]]:
+    """The engine, and what came of each step."""
     from launcher.cluster.signals import StopRequest
     from launcher.engine.guards import Guard
     from launcher.engine.length import FixedLength
@@ -228,31 +244,8 @@ def step_losses(arguments: list[str]) -> list[float]:
     batches = step_batches(data, plan, engine.global_rank, 0, recipe.train.num_steps)
     length = FixedLength(recipe.train.num_steps)
     with Guard(engine, recipe.guards, Health()) as guard:
-        return [result.loss for result in train_steps(engine, batches, recipe, 1, length, guard, StopRequest())]
-
-
-def train_and_save_as_deepspeed(arguments: list[str], save_after: int, folder: str) -> list[float]:
-    """Train, and let DeepSpeed itself save after a step; the loss of every step."""
-    from launcher.cluster.signals import StopRequest
-    from launcher.engine.guards import Guard
-    from launcher.engine.length import FixedLength
-    from launcher.engine.records import Health
-    from launcher.engine.steps import train_steps
-    from launcher.feed import step_batches
-
-    program = runpy.run_module("launcher.train", run_name="launcher_train")
-    recipe, data, engine = begin(program, arguments)
-    plan = program["plan_batch"](recipe.batch.schedule, recipe.batch.micro_batch, engine.world_size)
-    batches = step_batches(data, plan, engine.global_rank, 0, recipe.train.num_steps)
-    losses = []
-    with Guard(engine, recipe.guards, Health()) as guard:
-        for result in train_steps(
-            engine, batches, recipe, 1, FixedLength(recipe.train.num_steps), guard, StopRequest()
-        ):
-            losses.append(result.loss)
-            if result.step == save_after:
-                engine.save_checkpoint(folder)
-    return losses
+        for result in train_steps(engine, batches, recipe, 1, length, guard, StopRequest()):
+            yield engine, result
 
 
 def make_universal(source: str, out: str) -> None:
