@@ -2,8 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
+import pytest
 from hypothesis import settings
 
 # A deadline is a timed assertion: on a busy machine it fails for no fault of the code.
 settings.register_profile("undisturbed", deadline=None)
 settings.load_profile("undisturbed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Only `-m gpu` sees GPUs. The others are the same on every machine, and two ranks cannot share a machine's one."""
+    if config.option.markexpr != "gpu":
+        os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}

@@ -24,6 +24,7 @@ from transformers.integrations.deepspeed import HfDeepSpeedConfig, prevent_arang
 from launcher.config.objectives import Head
 from launcher.config.recipe import ModelConfig
 from launcher.errors import ModelError
+from launcher.models.attention import check_attention
 from launcher.models.chunked_loss import compute_loss_in_output_layer, worth_chunking
 from launcher.models.configuration import num_new_tokens
 from launcher.models.documents import keep_documents_apart
@@ -107,6 +108,7 @@ def build_model(
         )
     freeze(built, model)
     enabled = {key for key in ("bf16", "fp16", "torch_autocast") if (ds_config or {}).get(key, {}).get("enabled")}
+    check_attention(built, half=bool(enabled))
     if model.expert_parallel > 1:
         prepare_expert_parallel(built, model)
     else:

@@ -19,9 +19,10 @@ from launcher.errors import MissingDependencyError, ModelError
 from launcher.models.routing import routed_blocks, weights_in
 
 MEGABLOCKS_INSTALL = (
-    "on a machine with CUDA and its compiler: "
+    "on a machine with CUDA and its compiler: make megablocks, or with CUDA 12 "
     "pip install --no-deps --no-build-isolation megablocks==0.10.0 grouped_gemm==0.3.0 stanford-stk==0.7.1"
 )
+"""Its pins exclude torch from 2.7.1 on, hence `--no-deps`; CUDA 13 takes no `debug_synchronous`, hence the Makefile."""
 
 
 MEGABLOCKS_MLP = ("w1", "v1", "w2")

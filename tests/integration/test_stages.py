@@ -109,17 +109,5 @@ def test_bf16_stays_close_to_fp32(precision: str, stage: int, ranks: int, shards
     recipe = tiny.write_recipe(tmp_path / "r.yaml", tree)
     run_ranks(jobs.train, 1, ["--ds_config", "zero0", "--recipe", str(recipe)])
     pairs = list(zip(losses_of(tmp_path / "tiny"), losses_of(tmp_path / "full"), strict=True))
-    # bf16 has eight bits: 0.4 % of a loss of 5; measured 0.01.
-    assert max(abs(a - b) for a, b in pairs) < 0.03
-
-
-@pytest.mark.gpu
-def test_fp16_scales_its_loss_on_a_gpu(shards: Path, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    if not torch.cuda.is_available():
-        pytest.skip("fp16 needs CUDA: DeepSpeed refuses it on a CPU")
-    tree = tiny.recipe_tree("clm", shards, tmp_path, train__precision="fp16")
-    recipe = tiny.write_recipe(tmp_path / "r.yaml", tree)
-    assert run_ranks(jobs.train, 1, ["--ds_config", "zero2", "--recipe", str(recipe)]) == [0]
-    losses = losses_of(tmp_path / "tiny")
-    assert losses[0] - losses[-1] > 0.2
+    # Measured 0.001. Adam's bias correction off by one step is 0.025.
+    assert max(abs(a - b) for a, b in pairs) < 0.005

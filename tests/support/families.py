@@ -32,3 +32,8 @@ FAMILIES: list[tuple[Head, str, dict[str, Any]]] = [
 """What the model must do, `model_type`, and the fields of its configuration that `NUMBERS` does not name."""
 ONLY_EAGER = ("deberta", "deberta-v2")
 """Families without sdpa."""
+NO_FLEX = (*ONLY_EAGER, "gpt2", "olmoe", "t5", "mt5")
+"""Families without flex attention, or with one that is wrong (T5's reads its position bias beyond its end)."""
+NO_DROPOUT = {"attention_probs_dropout_prob": 0.0}
+"""For families whose attention would drop weights, which flex attention cannot."""
+BERT_LIKE = ("bert", "roberta", "albert", "electra")

@@ -345,13 +345,18 @@ def exported_logits(folder: str, head: str, inputs: dict[str, Any]) -> Any:
         return model(**{name: torch.from_numpy(array) for name, array in inputs.items()}).logits.numpy().copy()
 
 
-def plain_losses(recipe_path: str) -> list[float]:
+def plain_and_engine_losses(plain_recipe: str, arguments: list[str]) -> tuple[list[float], list[float]]:
+    """The losses of `plain_losses` on a GPU, and of `step_losses`, which may be another recipe's."""
+    return plain_losses(plain_recipe, "cuda"), step_losses(arguments)
+
+
+def plain_losses(recipe_path: str, device: str = "cpu") -> list[float]:
     """The losses of `plain_run`."""
-    losses: list[float] = plain_run(recipe_path)["losses"]
+    losses: list[float] = plain_run(recipe_path, device)["losses"]
     return losses
 
 
-def plain_run(recipe_path: str) -> dict[str, Any]:
+def plain_run(recipe_path: str, device: str = "cpu") -> dict[str, Any]:
     """The same run without DeepSpeed: one process, dense logits, mean loss, torch's plain AdamW.
 
     With sentence pairs the loss is that of the model's own class, of tokens and pairs together.
@@ -374,7 +379,7 @@ def plain_run(recipe_path: str) -> dict[str, Any]:
     head = recipe.objective.head
     config = build_config(recipe.model, head, data.tokenizer, recipe.data.seq_len)
     apart = recipe.data.keeps_documents_apart
-    model = build_model(config, recipe.model, head, seed=recipe.train.seed, documents_apart=apart)
+    model = build_model(config, recipe.model, head, seed=recipe.train.seed, documents_apart=apart, device=device)
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim > 1]
     vectors = [p for p in model.parameters() if p.requires_grad and p.ndim <= 1]
     optimizer = torch.optim.AdamW(
@@ -388,7 +393,7 @@ def plain_run(recipe_path: str) -> dict[str, Any]:
     plan = plan_batch(recipe.batch.schedule, None, 1)
     for step, batch in enumerate(step_batches(data, plan, 0, 0, recipe.train.num_steps), start=1):
         whole = {name: np.concatenate([inputs[name] for inputs in batch.passes]) for name in batch.passes[0]}
-        inputs = {name: torch.from_numpy(array) for name, array in whole.items()}
+        inputs = {name: torch.from_numpy(array).to(device) for name, array in whole.items()}
         labels = inputs.pop("labels")
         if "pair_labels" in inputs:
             name = {"next_sentence": "next_sentence_label", "sentence_order": "sentence_order_label"}[head]

@@ -96,12 +96,15 @@ def megablocks_against_transformers(model: dict[str, Any]) -> dict[str, float]:
         "logits": float((other_logits - logits).abs().max()),
         "gradients": max(float((other_grads[name] - grads[name]).abs().max()) / scale[name] for name in grads),
         **_megablocks_own_layer(built.model.layers[0].mlp),
-        **{f"bf16 {name}": value for name, value in block_differences_in_bf16(built, "cpu").items()},
+        **{
+            f"bf16 {name}": value
+            for name, value in block_differences(built, "cpu", torch.bfloat16, "megablocks").items()
+        },
     }
 
 
 def megablocks_on_a_gpu(model: dict[str, Any]) -> dict[str, float]:
-    """Largest differences in bf16 between a block whose experts MegaBlocks' kernels compute and transformers' own."""
+    """Differences in bf16 between a block whose experts MegaBlocks' kernels compute and transformers' own."""
     from launcher.config.recipe import ModelConfig
     from launcher.models.moe import choose_experts
 
@@ -109,21 +112,21 @@ def megablocks_on_a_gpu(model: dict[str, Any]) -> dict[str, float]:
     set_apart(built)
     record = ModelConfig.model_validate({**model, "experts": "megablocks"})
     choose_experts(built, record, device="cuda", half=True, weight_bytes=2)
-    return block_differences_in_bf16(built, "cuda")
+    return block_differences(built, "cuda", torch.bfloat16, "megablocks")
 
 
-def block_differences_in_bf16(model: Any, device: str) -> dict[str, float]:
-    """Output and gradients of a block, eager and by MegaBlocks, relative to the largest of their tensor.
+def block_differences(model: Any, device: str, dtype: torch.dtype, way: str) -> dict[str, float]:
+    """Output and gradients of a block, eager and another way, relative to the largest of their tensor.
 
     Of one block, and not of a model: rounded otherwise, a token of a later layer may go to another expert.
     """
-    block = model.to(device).bfloat16().model.layers[0].mlp
+    block = model.to(device, dtype).model.layers[0].mlp
     hidden_BSH = torch.randn(2, 16, model.config.hidden_size, generator=torch.Generator().manual_seed(1))
     found = []
-    for way in ("eager", "megablocks"):
-        model.set_experts_implementation(way)
+    for computed in ("eager", way):
+        model.set_experts_implementation(computed)
         block.zero_grad()
-        inputs_BSH = hidden_BSH.to(device, torch.bfloat16).requires_grad_()
+        inputs_BSH = hidden_BSH.to(device, dtype).requires_grad_()
         output_BSH = block(inputs_BSH)
         output_BSH.float().square().sum().backward()
         grads = {name: parameter.grad.clone() for name, parameter in block.named_parameters()}

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,9 @@ PRELOAD = [
 ]
 TIMEOUT_S = 300
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(PRELOAD)
+_forked = multiprocessing.get_context("forkserver")
+_forked.set_forkserver_preload(PRELOAD)
+_fresh = multiprocessing.get_context("spawn")  # what a parent has seen of CUDA is of no use to its forks
 
 
 class RankFailedError(AssertionError):
@@ -61,7 +63,15 @@ def run_ranks(job: Callable[..., Any], world_size: int, *arguments: Any) -> list
         world_size: Number of ranks.
         arguments: Given to every rank.
     """
-    ranks = _start(job, world_size, arguments)
+    return _outcome(_start(_forked, job, world_size, arguments))
+
+
+def run_on_gpus(job: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
+    """The same on GPUs, one for each rank, in processes that import everything themselves."""
+    return _outcome(_start(_fresh, job, world_size, arguments))
+
+
+def _outcome(ranks: list[tuple[BaseProcess, Connection]]) -> list[Any]:
     results = [_result(reader) for _, reader in ranks]
     for process, _ in ranks:
         process.join(10)
@@ -75,7 +85,7 @@ def run_ranks(job: Callable[..., Any], world_size: int, *arguments: Any) -> list
 
 def kill_ranks_when(reached: Callable[[], bool], job: Callable[..., Any], world_size: int, *arguments: Any) -> None:
     """Start ranks and kill all of them (SIGKILL) as soon as `reached`; they may be done by then."""
-    ranks = _start(job, world_size, arguments)
+    ranks = _start(_forked, job, world_size, arguments)
     deadline = time.monotonic() + TIMEOUT_S
     while not reached() and any(process.is_alive() for process, _ in ranks):
         if time.monotonic() > deadline:
@@ -103,7 +113,9 @@ class Life:
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("out-*.txt"):
             old.unlink()
-        self.ranks = [process for process, _ in _start(_as_program, world_size, (program, arguments, str(folder)))]
+        self.ranks = [
+            process for process, _ in _start(_forked, _as_program, world_size, (program, arguments, str(folder)))
+        ]
 
     def signal(self, rank: int, number: int) -> None:
         """Send a signal to one rank."""
@@ -157,7 +169,9 @@ def _as_program(program: Callable[..., int], arguments: Any, folder: str) -> Non
     os._exit(code)
 
 
-def _start(job: Callable[..., Any], world_size: int, arguments: Any) -> list[tuple[BaseProcess, Connection]]:
+def _start(
+    context: BaseContext, job: Callable[..., Any], world_size: int, arguments: Any
+) -> list[tuple[BaseProcess, Connection]]:
     shared = {
         "WORLD_SIZE": str(world_size),
         "LOCAL_WORLD_SIZE": str(world_size),
@@ -166,9 +180,9 @@ def _start(job: Callable[..., Any], world_size: int, arguments: Any) -> list[tup
     }
     ranks = []
     for rank in range(world_size):
-        reader, writer = _context.Pipe(duplex=False)
+        reader, writer = context.Pipe(duplex=False)
         variables = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        process = _context.Process(target=_run, args=(writer, job, arguments, variables, str(Path.cwd())))
+        process = context.Process(target=_run, args=(writer, job, arguments, variables, str(Path.cwd())))
         process.start()
         writer.close()
         ranks.append((process, reader))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import jobs
 import pytest
 import torch
-from families import FAMILIES, NUMBERS, ONLY_EAGER
+from families import BERT_LIKE, FAMILIES, NO_DROPOUT, NO_FLEX, NUMBERS, ONLY_EAGER
 
 from launcher.config.objectives import Head
 from launcher.config.recipe import ModelConfig
-from launcher.engine.loss import IGNORE_INDEX
 from launcher.errors import ModelError
 from launcher.models.build import build_model
 from launcher.models.configuration import build_config
@@ -22,6 +22,8 @@ LENGTHS = ((7, 1, 5, 3), (9, 7), (4, 4, 4))  # the rows of 16 places, padding be
 
 
 def build(head: Head, family: str, config: dict[str, Any], attention: str) -> Any:
+    if attention == "flex_attention" and family in BERT_LIKE:
+        config = {**config, **NO_DROPOUT}
     record = ModelConfig.model_validate({"family": family, "attention": attention, **NUMBERS, "config": config})
     made = build_config(record, head, jobs.tokenizer_info(), 16)
     model = build_model(made, record, head, seed=3).eval()
@@ -38,13 +40,20 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
     return ids_BS, segments_BS
 
 
+@pytest.fixture(autouse=True)
+def _nothing_is_compiled() -> Iterator[None]:
+    """Flex attention is compiled, for half a minute a shape; as plain PyTorch it computes the same."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 @pytest.mark.parametrize(
     ("head", "family", "config", "attention"),
     [
         pytest.param(head, family, config, attention, id=f"{family}-{attention}")
         for head, family, config in FAMILIES
-        for attention in ("sdpa", "eager")
-        if attention == "eager" or family not in ONLY_EAGER
+        for attention, without in (("sdpa", ONLY_EAGER), ("eager", ()), ("flex_attention", NO_FLEX))
+        if family not in without
     ],
 )
 def test_a_row_of_documents_is_its_documents_one_by_one(
@@ -112,20 +121,3 @@ def test_families_that_mix_places_in_other_ways_are_refused(
     made = build_config(record, head, jobs.tokenizer_info(), 16)
     with pytest.raises(ModelError, match=message):
         keep_documents_apart(build_model(made, record, head, seed=3))
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("family", ["llama", "modernbert", "qwen3"])
-def test_flash_attention_keeps_documents_apart(family: str) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
-    pytest.importorskip("flash_attn", reason="needs flash-attn")
-    head, _, config = next(entry for entry in FAMILIES if entry[1] == family)
-    ids_BS, segments_BS = (tensor.cuda() for tensor in rows())
-    sdpa = build(head, family, config, "sdpa").cuda().bfloat16()
-    flash = build(head, family, config, "flash_attention_2").cuda().bfloat16()
-    with torch.no_grad():
-        expected = sdpa(input_ids=ids_BS, segment_ids=segments_BS).logits
-        real_BS = segments_BS != IGNORE_INDEX
-        got = flash(input_ids=ids_BS, segment_ids=segments_BS).logits
-    torch.testing.assert_close(got[real_BS], expected[real_BS], rtol=2e-2, atol=2e-2)
