@@ -101,7 +101,7 @@ def _shards(recipe: Recipe) -> Iterator[tuple[str, str]]:
         digest = xxhash.xxh3_128()
         for file in (MANIFEST, CHECKSUMS):
             digest.update((corpus.shards / file).read_bytes())
-        yield f"shards {name}", digest.hexdigest()[:16]
+        yield "shards" if len(recipe.data.corpora) == 1 else f"shards {name}", digest.hexdigest()[:16]
 
 
 def _told(error: LauncherError) -> list[str]:

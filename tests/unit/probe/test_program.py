@@ -73,7 +73,7 @@ def test_the_facts_of_a_host_follow_its_recipe_shards_and_files(recipe: Path) ->
     question = Question(recipe=str(recipe), overrides=[], ds_config="zero2")
     told = collect(question)
     assert told["errors"] == []
-    assert set(told["same"]) == {"code", "python", "versions", "driver", "recipe", "ds_config", "shards shards"}
+    assert set(told["same"]) == {"code", "python", "versions", "driver", "recipe", "ds_config", "shards"}
     assert 0 < told["room"]["needed_bytes"] < told["room"]["disk_bytes"]
     assert collect(question)["same"] == told["same"]
     other = collect(Question(recipe=str(recipe), overrides=["train.seed=7"], ds_config="zero3"))["same"]
