@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from launcher.checkpoint import folder as layout
@@ -56,11 +55,12 @@ class _Job:
     step: int
     texts: dict[str, str]
     """Files of rank 0 by name."""
+    world_size: int
     started: float
 
 
 class Saver:
-    """Writes checkpoints while training waits; a context manager.
+    """Writes checkpoints while training waits.
 
     Args:
         engine: DeepSpeed engine; every rank makes its saver at the same moment.
@@ -76,15 +76,6 @@ class Saver:
         self._part: Part | None = None
         self._outcomes: list[SaveOutcome] = []
         self._failed: SaveError | None = None
-
-    def __enter__(self) -> Saver:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.wait()
 
     def save(self, state: Mapping[str, Any], texts: Mapping[str, str]) -> None:
         """Write a checkpoint; every rank calls it at the same step.
@@ -133,7 +124,12 @@ class Saver:
             "world_size": self._ranks.world_size,
         }
         text = json.dumps({**of_engine, **state}, indent=1)  # now: the run's own lists go on growing
-        return _Job(step=int(state["step"]), texts={**texts, "state.json": text}, started=time.perf_counter())
+        return _Job(
+            step=int(state["step"]),
+            texts={**texts, "state.json": text},
+            world_size=self._ranks.world_size,
+            started=time.perf_counter(),
+        )
 
     def _current_part(self) -> Part:
         if self._part is None:
@@ -224,7 +220,8 @@ def _complete(folder: Path, job: _Job) -> None:
     saving, final = layout.saving_path(folder, job.step), layout.checkpoint_path(folder, job.step)
     for name, text in job.texts.items():
         layout.write_durably(saving / name, text)
-    ranks = sorted(saving.glob("rank-*.json"))
+    # By name: on a network file system a listing may not have yet what another host has just made.
+    ranks = [saving / f"rank-{rank:05d}.json" for rank in range(job.world_size)]
     written = [json.loads(path.read_text(encoding="utf-8"))["file"] for path in ranks]
     small = [layout.describe_file(saving / name) for name in job.texts]
     small += [layout.describe_file(path) for path in ranks]

@@ -34,7 +34,7 @@ def save_step_3(folder: Path) -> None:
     file = layout.describe_file(saving / "rank-00000.safetensors")
     (saving / "rank-00000.json").write_text(json.dumps({"format_version": 1, "slices": [], "file": file}))
     state = json.dumps({"format_version": 1, "step": 3, "evaluations": []})
-    save._complete(folder, save._Job(step=3, texts={"state.json": state}, started=0.0))
+    save._complete(folder, save._Job(step=3, texts={"state.json": state}, world_size=1, started=0.0))
     layout.write_latest(folder, 3)
     retention.prune(folder, CheckpointConfig(keep_last=2))
 
