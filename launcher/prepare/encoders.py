@@ -8,11 +8,13 @@ Shapes: N tokens, D texts, Q sentences.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +31,11 @@ REFERENCE = "tokenizers"
 OWN = "cached-wordpiece"
 """The one that needs no installing: `launcher.prepare.wordpiece`."""
 _PARALLELISM = "TOKENIZERS_PARALLELISM"
+
+
+MAX_GROWTH = 512 << 20
+"""By which a process may grow before its faster program begins anew, which takes 0.3 s (assumption: what a core of a
+cluster's node has to spare, and large against the words of a language)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +66,10 @@ class Encoded:
     """Tokens of each sentence, of all texts end to end."""
 
 
+Encode = Callable[[list[str]], Encoded]
+"""A faster program's call."""
+
+
 class Encoder(Protocol):
     """Gives ids to texts."""
 
@@ -81,7 +92,7 @@ def build_encoder(options: EncodeOptions, tokenizer_json: str) -> Encoder:
     reference = ReferenceEncoder(tokenizer_json)
     if options.encoder == REFERENCE:
         return reference
-    return FastEncoder(FAST[options.encoder].load(tokenizer_json), reference)
+    return FastEncoder(partial(FAST[options.encoder].load, tokenizer_json), reference)
 
 
 def candidates(tokenizer_json: str) -> list[str]:
@@ -114,16 +125,27 @@ class ReferenceEncoder:
 class FastEncoder:
     """A faster program; where it breaks down on a text, the reference takes the text.
 
+    Some remember what they have seen without end (measured: gigatoken 0.10 takes 10 MB for each MB of words that never
+    come back), so it is made anew when the process has grown by `MAX_GROWTH`.
+
     Args:
-        encode: Its call.
+        load: Makes its call.
         reference: What it was held against.
     """
 
-    def __init__(self, encode: Callable[[list[str]], Encoded], reference: ReferenceEncoder) -> None:
-        self._encode, self._reference = encode, reference
+    def __init__(self, load: Callable[[], Encode], reference: ReferenceEncoder) -> None:
+        self._load, self._reference = load, reference
+        self._begin()
+
+    def _begin(self) -> None:
+        self._encode = self._load()
+        self._begun_bytes = resident_bytes()
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """See `Encoder.encode`."""
+        if resident_bytes() - self._begun_bytes > MAX_GROWTH:
+            del self._encode  # before there is another
+            self._begin()
         try:
             return self._encode(list(texts))
         except (KeyboardInterrupt, SystemExit, MemoryError):
@@ -160,6 +182,15 @@ class FeatureEncoder:
             sentences_D = np.array([len(each) for each in lengths], dtype=np.int32)
             lengths_Q = np.concatenate([np.empty(0, dtype=np.int32), *lengths])
         return Encoded(flat.ids_N, flat.lengths_D, continues_N, sentences_D, lengths_Q)
+
+
+def resident_bytes() -> int:
+    """Memory of this process; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * mmap.PAGESIZE
 
 
 @contextmanager
@@ -209,7 +240,7 @@ def _is(*models: str) -> Callable[[str], bool]:
     return takes
 
 
-def _load_cached_wordpiece(tokenizer_json: str) -> Callable[[list[str]], Encoded]:
+def _load_cached_wordpiece(tokenizer_json: str) -> Encode:
     cached = CachedWordPiece(plain_tokenizer(tokenizer_json))
 
     def encode(texts: list[str]) -> Encoded:
@@ -218,7 +249,7 @@ def _load_cached_wordpiece(tokenizer_json: str) -> Callable[[list[str]], Encoded
     return encode
 
 
-def _load_gigatoken(tokenizer_json: str) -> Callable[[list[str]], Encoded]:
+def _load_gigatoken(tokenizer_json: str) -> Encode:
     import gigatoken
 
     backend: Any = gigatoken.Tokenizer.from_json(without_special(tokenizer_json))._backend
@@ -232,7 +263,7 @@ def _load_gigatoken(tokenizer_json: str) -> Callable[[list[str]], Encoded]:
     return encode
 
 
-def _load_fastokens(tokenizer_json: str) -> Callable[[list[str]], Encoded]:
+def _load_fastokens(tokenizer_json: str) -> Encode:
     from fastokens import _native
 
     backend: Any = _native.Tokenizer.from_json_str(without_special(tokenizer_json))
@@ -243,7 +274,7 @@ def _load_fastokens(tokenizer_json: str) -> Callable[[list[str]], Encoded]:
     return encode
 
 
-def _load_tokie(tokenizer_json: str) -> Callable[[list[str]], Encoded]:
+def _load_tokie(tokenizer_json: str) -> Encode:
     import tokie
 
     with tempfile.NamedTemporaryFile("w", suffix=".json", encoding="utf-8") as file:  # it reads files only
@@ -263,7 +294,7 @@ class _Fast:
 
     takes: Callable[[str], bool]
     """Whether it is for this tokenizer, given as JSON."""
-    load: Callable[[str], Callable[[list[str]], Encoded]]
+    load: Callable[[str], Encode]
     """Makes its call from a tokenizer's JSON."""
     unsound: str = ""
     """Why `auto` does not take it, whatever the gate says; it can be asked for by name, and passes the gate or not."""

@@ -96,9 +96,58 @@ def test_where_a_faster_encoder_breaks_down_the_reference_takes_the_text(
         taken.extend(batch)
         return reference.encode(batch)
 
-    fast = FastEncoder(encode, reference)
+    fast = FastEncoder(lambda: encode, reference)
     assert encoded(fast, texts) == encoded(reference, texts)
     assert len(taken) == len(texts) - sum("条文7。" in text for text in texts)
+
+
+def test_an_encoder_begins_anew_when_the_process_has_grown(
+    monkeypatch: pytest.MonkeyPatch, tokenizers_json: dict[str, str], texts: list[str]
+) -> None:
+    reference = ReferenceEncoder(tokenizers_json["bpe"])
+    begun: list[int] = []
+    grown = iter([0, 50, 100, 101, 60, 60, 160, 161, 161])  # at its beginnings, and before each batch
+    monkeypatch.setattr(encoders, "resident_bytes", lambda: next(grown))
+    monkeypatch.setattr(encoders, "MAX_GROWTH", 100)
+
+    def load() -> encoders.Encode:
+        begun.append(len(begun))
+        return reference.encode
+
+    fast = FastEncoder(load, reference)
+    expected = encoded(reference, texts[:3])
+    counts = []
+    for _ in range(6):
+        assert encoded(fast, texts[:3]) == expected
+        counts.append(len(begun))
+    assert counts == [1, 1, 2, 2, 2, 3]
+
+
+NEVER_TWICE = """
+import random, resource, sys
+from launcher.prepare import encoders
+from launcher.prepare.encoders import EncodeOptions, build_encoder
+name, path, megabytes, encoders.MAX_GROWTH = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]) << 20
+encoder, rng = build_encoder(EncodeOptions(encoder=name), open(path).read()), random.Random(1)
+letters = str.maketrans("0123456789", "ghijklmnop")
+for _ in range(4 * megabytes):  # a quarter of one at a time
+    words = [("%x" % rng.getrandbits(32)).translate(letters) for _ in range(28_000)]
+    encoder.encode([" ".join(words[start : start + 500]) for start in range(0, len(words), 500)])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+
+
+def test_memory_does_not_grow_with_words_that_never_come_back(tokenizers_json: dict[str, str], tmp_path: Path) -> None:
+    if "gigatoken" not in candidates(tokenizers_json["bpe"]):
+        pytest.skip("gigatoken is not installed")
+    file = tmp_path / "tokenizer.json"
+    file.write_text(tokenizers_json["bpe"], encoding="utf-8")
+
+    def peak(megabytes: int, growth: int) -> int:
+        words = [sys.executable, "-c", NEVER_TWICE, "gigatoken", str(file), str(megabytes), str(growth)]
+        return int(subprocess.run(words, capture_output=True, text=True, check=True, timeout=120).stdout)
+
+    assert peak(12, 24) - peak(4, 24) < 30  # MB; without the bound 60 (measured)
 
 
 class Wrong:
