@@ -19,6 +19,7 @@ from launcher.errors import ShardError, TokenizerError
 from launcher.objectives.base import IGNORE_INDEX, Batch, Objective
 from launcher.objectives.build import Builder
 from launcher.objectives.mixed import PART_IDS
+from launcher.samples.ahead import ahead
 from launcher.samples.bestfit import BestFit
 from launcher.samples.chunks import load_or_make_plan as load_or_make_chunks
 from launcher.samples.digest import combine, digest
@@ -124,6 +125,8 @@ def step_batches(
 ) -> Iterator[StepBatch]:
     """This rank's part of each step from `first` (steps already taken) to `last`: a pure function of the step.
 
+    A thread makes the next one while the one before is trained on.
+
     Args:
         data: Opened shards.
         plan: How a batch is cut into passes.
@@ -132,6 +135,13 @@ def step_batches(
         last: Steps taken in the end.
         passed_over: Windows of the data that no step trains on.
     """
+    return ahead(made_batches(data, plan, rank, first, last, passed_over))
+
+
+def made_batches(
+    data: Data, plan: BatchPlan, rank: int, first: int, last: int, passed_over: Sequence[Window] = ()
+) -> Iterator[StepBatch]:
+    """What `step_batches` gives, each made when it is asked for."""
     rank, part = divmod(rank, plan.ranks_per_sample)
     if first < last:
         data.train.advise(_positions(plan, rank, first, passed_over))
