@@ -95,6 +95,13 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--vocab-size", type=_positive, required=True, metavar="N", help="ids, special tokens included"
     )
+    command.add_argument(
+        "--sample-megabytes",
+        type=_positive,
+        default=100,
+        metavar="N",
+        help="text to train on, from all over a larger corpus (%(default)s)",
+    )
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
 
     command = add("prepare", prepare, "turn text into shards (*.bin, *.idx, manifest)")
@@ -287,19 +294,23 @@ def tokenizer(options: argparse.Namespace) -> None:
     from launcher.prepare.quality import unknown_characters, warn_unknown
     from launcher.prepare.readers import ReadOptions
     from launcher.prepare.split import is_held_out
-    from launcher.prepare.texts import read_texts
+    from launcher.prepare.texts import sample_texts
     from launcher.prepare.tokenizer import measure_tokenizer
     from launcher.prepare.tokenizer_training import train_tokenizer
 
     read = ReadOptions(text_field=options.text_field, txt=options.txt)
 
     def texts(held_out: bool) -> Iterator[str]:
-        return (text for text in read_texts(options.corpus, read) if is_held_out(text) == held_out)
+        sample = sample_texts(options.corpus, options.sample_megabytes * 10**6, read)
+        return (text for text in sample if is_held_out(text) == held_out)
 
     handle = train_tokenizer(texts(held_out=False), options.kind, options.vocab_size, options.out)
     report = measure_tokenizer(handle, texts(held_out=True))
     print(f"{options.out}: {handle.info.vocab_size} tokens")
-    print(f"on held-out text: {report.tokens_per_byte:.3f} tokens a byte, {report.unknown_share:.2%} unknown")
+    if report.tokens_per_byte:
+        print(f"on held-out text: {report.tokens_per_byte:.3f} tokens a byte, {report.unknown_share:.2%} unknown")
+    else:
+        print("of so few texts none is held out to measure it on")
     lost = unknown_characters(handle, texts(held_out=True)) if report.unknown_share else []
     warning = warn_unknown(handle, report.unknown_share, lost)
     if warning:

@@ -22,6 +22,7 @@ from launcher.config.objectives import (
     SpanObjective,
     UL2Objective,
 )
+from launcher.errors import UsageError
 from launcher.feed import Data, open_data
 from launcher.objectives.base import IGNORE_INDEX
 from launcher.objectives.mixed import PART_IDS
@@ -48,11 +49,15 @@ def show(
 
     Raises:
         ShardError: The folder is damaged.
+        UsageError: No document has the first number.
         ObjectiveError: The tokenizer cannot serve the recipe's objective.
     """
     manifest = read_manifest(folder)
     tokenizer = open_tokenizer(folder / "tokenizer" / "tokenizer.json")
     opened = Split(folder, split, manifest)
+    if num_documents and first >= opened.num_documents:
+        fix = f"begin below {opened.num_documents}, or show samples alone: --documents 0"
+        raise UsageError(f"{split} has {opened.num_documents} documents, none from {first} on", "--from", fix)
     numbers = range(first, min(first + num_documents, opened.num_documents))
     documents = [_document(opened, number, tokenizer) for number in numbers]
     samples: list[dict[str, Any]] = []

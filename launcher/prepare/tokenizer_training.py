@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE, Unigram, WordPiece
 
-from launcher.errors import LauncherError, TokenizerError
+from launcher.errors import CorpusError, LauncherError, TokenizerError
 from launcher.prepare.encoders import one_thread
 from launcher.prepare.tokenizer import (
     FILL_IN,
@@ -47,6 +47,7 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int, out: Path)
         out: Folder to write; it appears under its name when it is complete.
 
     Raises:
+        CorpusError: There is no text.
         TokenizerError: The kind is unknown, `out` has no name of its own or holds something other than a tokenizer, or
             the vocabulary has no room for words.
     """
@@ -63,7 +64,7 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int, out: Path)
         )
     # Rust threads merge counts in any order, and ties in the counts then fall either way.
     with one_thread():
-        tokenizer = TRAINERS[kind](texts, vocab_size)
+        tokenizer = TRAINERS[kind](_some(texts), vocab_size)
     handle = describe_tokenizer(tokenizer, out.resolve().name)
     out.parent.mkdir(parents=True, exist_ok=True)
     saving = out.with_name(f".{out.name}.saving")
@@ -72,6 +73,15 @@ def train_tokenizer(texts: Iterable[str], kind: str, vocab_size: int, out: Path)
     shutil.rmtree(out, ignore_errors=True)
     os.replace(saving, out)
     return handle
+
+
+def _some(texts: Iterable[str]) -> Iterator[str]:
+    """The texts; raises CorpusError behind the last where none was."""
+    text = None
+    for text in texts:
+        yield text
+    if text is None:
+        raise CorpusError("there is no text to train on", "corpus", "check the files and the text field")
 
 
 def _wordpiece(texts: Iterable[str], vocab_size: int) -> Tokenizer:

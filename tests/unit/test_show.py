@@ -12,7 +12,7 @@ from rich.text import Text
 from tokenizers import Tokenizer
 
 from launcher.config.loading import load_recipe
-from launcher.errors import TokenizerError
+from launcher.errors import TokenizerError, UsageError
 from launcher.feed import open_data
 from launcher.prepare.tokenizer import load_tokenizer
 from launcher.show import COLOURED, _samples, show
@@ -82,3 +82,12 @@ def test_a_tokenizer_that_is_gone_or_damaged_is_told(folder: Path, tmp_path: Pat
         damage(shards / "tokenizer" / "tokenizer.json")
         with pytest.raises(TokenizerError, match=r"the tokenizer cannot be read[\s\S]*tokenizer\.json[\s\S]*restore"):
             show(shards, "train", 0, 1, 0, None, as_json=True)
+
+
+def test_a_document_that_is_not_there_is_told_and_a_position_beyond_an_epoch_is_shown(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError, match=r"train has 1\d\d documents, none from 100000 on[\s\S]*--documents 0"):
+        show(folder / "shards", "train", 100_000, 1, 1, None, as_json=False)
+    show(folder / "shards", "train", 100_000, 0, 1, None, as_json=False)
+    assert capsys.readouterr().out.startswith("sample at position 100000")

@@ -10,7 +10,7 @@ import pytest
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 
-from launcher.errors import TokenizerError
+from launcher.errors import CorpusError, TokenizerError
 from launcher.prepare.tokenizer import describe_tokenizer, load_tokenizer, measure_tokenizer, save_tokenizer
 from launcher.prepare.tokenizer_training import train_tokenizer
 
@@ -198,3 +198,10 @@ def test_a_tokenizer_that_cannot_end_a_document_is_refused(tmp_path: Path) -> No
 def test_a_tokenizer_that_cannot_be_trained_is_refused(tmp_path: Path, kind: str, size: int, message: str) -> None:
     with pytest.raises(TokenizerError, match=message):
         train_tokenizer(["法律"], kind, size, tmp_path / "t")
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "unigram"])
+def test_no_text_makes_no_tokenizer(tmp_path: Path, kind: str) -> None:
+    with pytest.raises(CorpusError, match=r"no text to train on[\s\S]*check the files"):
+        train_tokenizer([], kind, 1000, tmp_path / "made")
+    assert not any(tmp_path.iterdir())
