@@ -77,7 +77,8 @@ def find_predicate(name: str) -> Predicate:
         raise UsageError(told, "--keep", "run from the folder it lies in, or install it") from None
     predicate = getattr(module, function, None)
     if not callable(predicate):
-        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        own = {key: value for key, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+        known = [key for key, value in own.items() if callable(value) and not key.startswith("_")]
         raise UsageError(f"{module_name} has no function {function!r}", "--keep", did_you_mean(function, known))
     return predicate  # type: ignore[no-any-return]
 
