@@ -51,9 +51,9 @@ class Run:
 
 def run_steps(run: Run) -> int:
     """Train to the last step, or to the end of the step in which a stop is asked for; returns the code to end with."""
-    run.ledger.begin_steps(run.progress.step)
     guards, health = run.recipe.guards, run.progress.health
     with open_metrics(run) as metrics, run.watch.steps(), Guard(run.engine, guards, health) as guard:
+        run.ledger.begin_steps(run.progress.step)
         try:
             while not _take_steps(run, metrics, guard):
                 run.watch.pulse.begin("going back")

@@ -12,6 +12,7 @@ from typing import Any
 from launcher.drill.life import DrillError, Life, Starter, wait_for_nobody, wait_until
 from launcher.drill.material import make_shards, recipe_tree, write_recipe
 from launcher.engine.completion import completed_step
+from launcher.engine.ledger import read_ledger
 from launcher.engine.metrics import read_metrics
 from launcher.engine.run_lock import HOLDER
 from launcher.errors import EXIT_DONE
@@ -42,6 +43,7 @@ class Bench:
         self.folder.mkdir(parents=True)
         self._shards = make_shards(folder / "data")
         self._runs = self.folder / "runs"
+        self._num_lives = 0
 
     @property
     def run_folder(self) -> Path:
@@ -59,6 +61,7 @@ class Bench:
 
     def start(self, env: Mapping[str, str] | None = None, name: str = "first", **guards: Any) -> Life:
         """Start the run, or start it again."""
+        self._num_lives = len(read_ledger(self.run_folder))
         return self._begin(self._name, self._shards, self._runs, self.folder / name, env or {}, guards)
 
     def finish(self) -> Life:
@@ -71,8 +74,14 @@ class Bench:
         return life
 
     def come_to(self, step: int, life: Life) -> None:
-        """Wait until the run has taken a step."""
-        wait_until(lambda: self.last_step() >= step, life, f"step {step}")
+        """Wait until this start of the run has come to a step."""
+
+        def is_there() -> bool:
+            # What an earlier start left in the log is removed before this one tells that it takes steps.
+            lives = read_ledger(self.run_folder)
+            return len(lives) > self._num_lives and lives[-1].first_step >= 0 and self.last_step() >= step
+
+        wait_until(is_there, life, f"step {step}")
 
     def come_to_ranks(self, life: Life) -> None:
         """Wait until all ranks run; what they are at then is anybody's guess."""

@@ -40,7 +40,7 @@ def kill_rank(bench: Bench) -> str:
         if rng.random() < 0.2:
             bench.come_to_ranks(life)
         else:
-            bench.come_to(min(bench.saved_step() + rng.randrange(1, 160), 195), life)
+            bench.come_to(min(bench.saved_step() + rng.randrange(1, 120), 190), life)
         send(life.rank(rng.randrange(bench.num_ranks)), signal.SIGKILL)
         life.wait()
         wait_for_nobody(life, GONE_WITHIN_S)
