@@ -222,6 +222,8 @@ def jump_clock(bench: Bench) -> str:
     for step, offset in ((40, "+1d"), (80, "-1d")):
         bench.come_to(step, life)
         file.write_text(offset)
+    faked = b"LD_PRELOAD=" in Path(f"/proc/{life.rank(1)}/environ").read_bytes()
+    bench.expect(faked, "the rank does not run under libfaketime")
     code = life.wait()
     wait_for_nobody(life, GONE_WITHIN_S)
     bench.expect(code == 0, f"it ended with {code}")
