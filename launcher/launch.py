@@ -17,7 +17,7 @@ from pathlib import Path
 
 from launcher.cluster.environment import described, forwarded
 from launcher.cluster.hostfile import Host, read_hostfile
-from launcher.cluster.hosts import accelerators_here, check_names, check_reach, is_free
+from launcher.cluster.hosts import accelerators_here, check_names, check_reach, free_port
 from launcher.cluster.job import Job, SlurmRequest, first_hosts
 from launcher.cluster.rank import FIRST_PORT, NUM_PORTS
 from launcher.cluster.render import RENDERERS, Start, shown
@@ -154,9 +154,8 @@ def _hosts(options: argparse.Namespace) -> tuple[Host, ...]:
 
 def _port(name: str, is_here: bool) -> int:
     """A port that follows from the run's name, so that two runs on one host rarely want the same; a free one here."""
-    first = zlib.crc32(name.encode()) % NUM_PORTS
-    candidates = [FIRST_PORT + (first + number) % NUM_PORTS for number in range(100)]
-    return next((port for port in candidates if is_free(port)), candidates[0]) if is_here else candidates[0]
+    first = FIRST_PORT + zlib.crc32(name.encode()) % NUM_PORTS
+    return free_port(first) if is_here else first
 
 
 def _check_program(name: str) -> None:

@@ -8,21 +8,17 @@ before N ranks are started.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 
 from launcher.checkpoint.folder import complete_steps
-from launcher.cluster.hosts import is_free
+from launcher.cluster.hosts import free_port
 from launcher.cluster.rank import FIRST_PORT, NUM_PORTS
 from launcher.config.batch import plan_batch
 from launcher.config.command_line import parse
 from launcher.config.deepspeed import load_ds_config
 from launcher.config.loading import load_recipe
-from launcher.errors import EXIT_DONE, ClusterError, LauncherError
-
-TRIES = 200
-"""Ports looked at, from that of the job on."""
+from launcher.errors import EXIT_DONE, LauncherError
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -38,26 +34,11 @@ def main(arguments: Sequence[str]) -> int:
         load_ds_config(words.ds_config)
         plan_batch(recipe.batch.schedule, recipe.batch.micro_batch, options.ranks, recipe.model.sequence_parallel)
         steps = complete_steps(recipe.run_folder / "checkpoints")
-        print(free_port(options.job), steps[-1] if steps else 0)
+        print(free_port(FIRST_PORT + options.job % NUM_PORTS), steps[-1] if steps else 0)
     except LauncherError as error:
         print(error, file=sys.stderr)
         return error.exit_code
     return EXIT_DONE
-
-
-def free_port(job: int) -> int:
-    """A port that follows from the job's number and is free on this machine.
-
-    Raises:
-        ClusterError: None is.
-    """
-    for number in range(TRIES):
-        port = FIRST_PORT + (job + number) % NUM_PORTS
-        if is_free(port):
-            return port
-    raise ClusterError(
-        f"{TRIES} ports from {FIRST_PORT + job % NUM_PORTS} on are taken", os.uname().nodename, "set MASTER_PORT"
-    )
 
 
 if __name__ == "__main__":

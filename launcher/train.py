@@ -28,6 +28,7 @@ from typing import Any, TextIO, cast
 from rich.console import Console
 
 from launcher.cluster.environment import stay_inside
+from launcher.cluster.hostfile import refuse_ignored_hostfile
 from launcher.cluster.rank import Place, find_place, threads_per_rank, with_master
 from launcher.cluster.signals import StopSignals
 from launcher.config import deepspeed as ds
@@ -76,6 +77,7 @@ def main(arguments: Sequence[str]) -> int:
         try:
             place = find_place(os.environ)
             rank = place.rank
+            refuse_ignored_hostfile()
             options = parse(arguments)
             loaded = load_recipe(options.recipe, options.overrides)
             ds_file = ds.load_ds_config(options.ds_config)

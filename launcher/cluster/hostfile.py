@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launcher.cluster.processes import parent_of, words_of
 from launcher.errors import ClusterError
+
+RUNNERS = ("/deepspeed", "deepspeed.launcher.runner", "/deepspeed/launcher/runner.py")
+RUNNER_WITHIN = 3
+"""Processes above a rank in which DeepSpeed's runner is looked for: node launcher, runner, and a shell between."""
 
 _LINE = re.compile(r"^(\S+)\s+slots=(\S+)$")
 
@@ -48,3 +55,35 @@ def read_hostfile(path: Path) -> list[Host]:
     if not hosts:
         raise ClusterError("the hostfile names no host", str(path), "write: HOST slots=N")
     return hosts
+
+
+def refuse_ignored_hostfile() -> None:
+    """Refuse to train where DeepSpeed's runner was given a hostfile that is not there.
+
+    It warns, trains on this machine alone, and passes nothing of it on; its command line is what it was told.
+
+    Raises:
+        ClusterError: The hostfile is missing, or wrong.
+    """
+    pid = os.getppid()
+    for _ in range(RUNNER_WITHIN):
+        name = given_hostfile(words_of(pid))
+        if name is not None:
+            read_hostfile(Path(f"/proc/{pid}/cwd").resolve() / name)
+            return
+        pid = parent_of(pid)
+
+
+def given_hostfile(words: Sequence[str]) -> str | None:
+    """What a command line of DeepSpeed's runner names as its hostfile; None where it is none or names none."""
+    runner = next((at for at, word in enumerate(words[:4]) if word.endswith(RUNNERS)), None)
+    if runner is None:
+        return None
+    for word, following in zip(words[runner + 1 :], [*words[runner + 2 :], ""], strict=True):
+        if word.endswith(".py"):  # the user's program: what follows is its own
+            return None
+        if word in ("-H", "--hostfile"):
+            return following
+        if word.startswith("--hostfile="):
+            return word.partition("=")[2]
+    return None

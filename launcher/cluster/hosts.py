@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from launcher.cluster.hostfile import Host
+from launcher.cluster.rank import FIRST_PORT, NUM_PORTS
 from launcher.errors import ClusterError
 
 REACH_TIMEOUT_S = 20
 PARALLEL = 32
+TRIES = 200
+"""Ports looked at."""
 COUNT_ACCELERATORS = "command -v nvidia-smi >/dev/null && nvidia-smi -L 2>/dev/null | grep -c ^GPU; true"
 """Prints a number where NVIDIA's tool is there, else nothing: then how many there are is not known."""
 
@@ -20,13 +23,14 @@ Ask = Callable[[str], subprocess.CompletedProcess[str]]
 
 
 def address_of(host: str) -> str:
-    """The first address a name resolves to.
+    """The first address a name resolves to, IPv4 where it has one.
 
     Raises:
         ClusterError: It resolves to none.
     """
     try:
-        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        return str(min(found, key=lambda entry: entry[0] != socket.AF_INET)[4][0])
     except (OSError, UnicodeError):
         raise ClusterError(
             f"the name {host} resolves to no address here",
@@ -116,3 +120,16 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def free_port(first: int = FIRST_PORT) -> int:
+    """The first free port of this machine, from `first` on.
+
+    Raises:
+        ClusterError: None of many is.
+    """
+    for number in range(TRIES):
+        port = FIRST_PORT + (first - FIRST_PORT + number) % NUM_PORTS
+        if is_free(port):
+            return port
+    raise ClusterError(f"{TRIES} ports from {first} on are taken", socket.gethostname(), "set MASTER_PORT")

@@ -239,6 +239,13 @@ def _from_slurm(env: Mapping[str, str]) -> Place:
     missing = [name for name in needed if not env.get(name)]
     if missing:
         raise ClusterError(f"this is a Slurm step without {', '.join(missing)}", "environment", "start it with srun")
+    if "SLURM_PTY_PORT" in env and env["SLURM_STEP_NUM_TASKS"] != "1":
+        raise ClusterError(
+            f"this is one interactive shell of an srun --pty with {env['SLURM_STEP_NUM_TASKS']} tasks: the others, "
+            "which this rank would wait for, run nothing",
+            "SLURM_PTY_PORT",
+            "start the ranks with srun inside of salloc, or take a shell with srun --ntasks=1 --pty",
+        )
     hosts = expand_nodelist(env["SLURM_STEP_NODELIST"])
     tasks = tasks_per_node(env["SLURM_STEP_TASKS_PER_NODE"])
     node, world_size = _number(env, "SLURM_NODEID"), _number(env, "SLURM_STEP_NUM_TASKS")

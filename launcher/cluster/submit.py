@@ -22,6 +22,7 @@ REFUSALS = (
     ("requested node configuration", "no node has so many GPUs, cores or so much memory", "sinfo -o '%P %N %c %m %G'"),
     ("node count specification invalid", "there are not so many nodes", "--nodes N; sinfo -s tells how many there are"),
     ("more processors requested", "a node has fewer cores than ranks are asked for", "--slots N, or more --nodes"),
+    ("invalid --time specification", "this is no time limit", "--time 4:00:00"),
     ("invalid time limit", "this is no time limit", "--time 4:00:00"),
     ("requested time limit", "the time limit is longer than the partition's", "--time LIMIT; sinfo -o '%P %l'"),
     ("unable to contact slurm controller", "Slurm's controller does not answer", "try again, or ask its operators"),

@@ -15,8 +15,11 @@ import torch
 import torch.distributed
 from deepspeed.accelerator import get_accelerator
 from numpy.typing import NDArray
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from launcher.cluster.rank import Place, export
+from launcher.cluster.rendezvous import prepare
+from launcher.errors import ClusterError
 
 RENDEZVOUS_TIMEOUT = timedelta(minutes=30)
 
@@ -31,7 +34,12 @@ def join_ranks(place: Place, num_threads: int) -> torch.device:
 
     Returns:
         The device of this rank.
+
+    Raises:
+        ClusterError: The first host cannot be reached, its port is taken, or the ranks were started as if they were
+            not of one run.
     """
+    prepare(place, os.environ)
     export(place, os.environ)
     torch.set_num_threads(num_threads)
     _skip_shared_memory_op()
@@ -40,13 +48,45 @@ def join_ranks(place: Place, num_threads: int) -> torch.device:
         # Where each task sees its own devices only (srun --gpus-per-task=1), the local rank counts others as well.
         os.environ["LOCAL_RANK"] = str(place.local_rank % accelerator.device_count())
         accelerator.set_device(int(os.environ["LOCAL_RANK"]))
+    store = _agree(place)
     deepspeed.init_distributed(
         dist_backend=accelerator.communication_backend_name(),
         auto_mpi_discovery=False,
         verbose=False,
         timeout=RENDEZVOUS_TIMEOUT,
     )
+    del store  # torch's own has taken over the server
     return torch.device(accelerator.current_device_name())
+
+
+def _agree(place: Place) -> Any:
+    """Make sure that the ranks that come to one port are those of one run: otherwise they would wait for each other.
+
+    Returns:
+        The store they met in; torch's own, at the same port, shares its server.
+
+    Raises:
+        ClusterError: They were told different world sizes, or two of them the same rank.
+    """
+    if place.world_size == 1 or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":  # torchrun agrees by itself
+        return None
+    store = TCPStore(
+        place.master_addr,
+        place.master_port,
+        is_master=place.rank == 0,
+        timeout=RENDEZVOUS_TIMEOUT,
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+    own = str(place.world_size)
+    first = store.compare_set("launcher/world_size", "", own).decode()
+    where = f"rank {place.rank} on {socket.gethostname()}"
+    fix = "start all ranks by one command, with the same hosts and slots everywhere; end what an earlier launch left"
+    if first != own:
+        raise ClusterError(f"this rank was told of {own} ranks, and another of {first}", where, fix)
+    if store.add(f"launcher/rank/{place.rank}", 1) > 1:
+        raise ClusterError(f"two processes were started as rank {place.rank}", where, fix)
+    return store
 
 
 def leave_ranks(say_farewell: Callable[[], None]) -> None:

@@ -186,6 +186,25 @@ def load_cpu_adam(folder: str) -> list[str]:
     return told
 
 
+def meet(variables: dict[int, dict[str, str]], patience_s: float) -> str:
+    """Join the other ranks with some of the variables changed, by rank; returns what came of it."""
+    from datetime import timedelta
+
+    from launcher.cluster.rank import find_place
+    from launcher.engine import process
+    from launcher.errors import ClusterError
+
+    process.RENDEZVOUS_TIMEOUT = timedelta(seconds=patience_s)
+    os.environ.update(variables.get(int(os.environ["RANK"]), {}))
+    try:
+        process.join_ranks(find_place(os.environ), 1)
+    except ClusterError as error:
+        return str(error)
+    except Exception as error:
+        return f"waited: {type(error).__name__}"
+    return "met"
+
+
 def live_logits(arguments: list[str]) -> Any:
     """Train, then ask the engine's own model, before it is saved or exported; returns (inputs, logits)."""
     import torch

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from launcher.cli import main
 from launcher.cluster.allocation import allocated_hosts
-from launcher.cluster.hostfile import Host, read_hostfile
+from launcher.cluster.hostfile import Host, given_hostfile, read_hostfile
 from launcher.cluster.hosts import check_names, check_reach, is_free
 from launcher.cluster.slurm import expand_nodelist, tasks_per_node
 from launcher.errors import ClusterError
@@ -111,6 +113,50 @@ def test_shipped_hostfiles_are_read_the_same_by_deepspeed() -> None:
 def test_a_missing_hostfile_is_an_error_here(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="the hostfile cannot be read"):
         read_hostfile(tmp_path / "none")
+
+
+RUNNER = ["python", "/venv/bin/deepspeed"]
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [
+        ([*RUNNER, "--hostfile", "h", "launcher/train.py"], "h"),
+        ([*RUNNER, "-H", "h", "launcher/train.py"], "h"),
+        ([*RUNNER, "--num_gpus", "2", "--hostfile=a/h", "launcher/train.py"], "a/h"),
+        (["python", "-m", "deepspeed.launcher.runner", "--hostfile", "h", "x.py"], "h"),
+        ([*RUNNER, "--num_gpus", "2", "launcher/train.py"], None),
+        ([*RUNNER, "launcher/train.py", "--hostfile", "h"], None),
+        (["bash", "-c", "deepspeed --hostfile h launcher/train.py"], None),
+        ([], None),
+    ],
+)
+def test_a_runners_hostfile_is_read_from_its_command_line(words: list[str], given: str | None) -> None:
+    assert given_hostfile(words) == given
+
+
+# A runner in name, a node launcher below it, and a rank below that.
+TRAIN = "import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-c', sys.argv[1]]))"
+RANK = """
+import sys
+from launcher.cluster.hostfile import refuse_ignored_hostfile
+from launcher.errors import ClusterError
+try:
+    refuse_ignored_hostfile()
+except ClusterError as error:
+    sys.exit(f"refused: {error}")
+"""
+
+
+@pytest.mark.parametrize(("name", "refused"), [("none", True), ("hosts", False)])
+def test_a_rank_refuses_a_hostfile_that_its_runner_did_not_find(name: str, refused: bool, tmp_path: Path) -> None:
+    (tmp_path / "hosts").write_text("localhost slots=2\n")
+    runner = tmp_path / "deepspeed"
+    runner.write_text(f"import subprocess, sys; subprocess.call([sys.executable, '-c', {TRAIN!r}, {RANK!r}])")
+    words = [sys.executable, str(runner), "--hostfile", name, "launcher/train.py"]
+    env = {**os.environ, "PYTHONPATH": str(HOSTFILES.parent)}
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=True)
+    assert ("refused: ClusterError: the hostfile cannot be read" in done.stderr) == refused, done.stderr
 
 
 @pytest.mark.parametrize(
