@@ -162,14 +162,34 @@ check() {
     [ ! -s "$unfit" ] || IFS=, read -ra bad <"$unfit"
 }
 
-# What the first node says before and after a life: a free port and the newest checkpoint. It also checks the recipe.
-ask() {
-    srun --export=ALL --overlap --nodes=1 --ntasks=1 --nodelist="${chosen[0]}" --quiet "${container[@]}" \
-        "${wrap[@]}" python -m launcher.life --job "$job" --ranks "$ranks" -- "$@"
+# What a node says before and after a life: a free port and the newest checkpoint. It also checks the recipe.
+ask() { # NODE WORDS OF launcher/train.py…
+    local node=$1
+    shift
+    timeout --kill-after=5 $((PROBE_S + 60)) srun --export=ALL --overlap --nodes=1 --ntasks=1 --nodelist="$node" --quiet \
+        "${container[@]}" "${wrap[@]}" python -m launcher.life --job "$job" --ranks "$ranks" -- "$@"
 }
 
-# Lives in a row, up to the last, that left no new checkpoint.
-fruitless() { awk -F'\t' '{n = ($4 > $3) ? 0 : n + 1} END {print n + 0}' "$lives"; }
+is_running() {
+    local state
+    state=$(scontrol show job "$job" | sed -n 's/.*JobState=\([A-Z]*\).*/\1/p')
+    [ "$state" = RUNNING ] || say "the job is ${state:-not there} already"
+    [ "$state" = RUNNING ]
+}
+
+# Write down a life that did not come to its end; gives the run up where too many in a row left no new checkpoint, and sets
+# delay to the wait before the next.
+record() { # CODE BEFORE AFTER NODE…
+    local vain
+    printf '%s\t%s\t%s\t%s\t%s\n' "$(date -Is)" "$1" "$2" "$3" "${*:4}" >>"$lives"
+    vain=$(awk -F'\t' '{n = ($4 > $3) ? 0 : n + 1} END {print n + 0}' "$lives")
+    if [ "$vain" -gt "$RESTARTS" ]; then
+        say "given up: $vain lives in a row left no checkpoint after step $3; all of them: $lives" >&2
+        exit 75
+    fi
+    delay=0
+    [ "$vain" -lt 2 ] || delay=$((BACKOFF_S << (vain - 2) > 600 ? 600 : BACKOFF_S << (vain - 2)))
+}
 
 # The partition's other nodes must be enough, or the job would wait for ever.
 can_do_without() { # NODE…
@@ -179,13 +199,9 @@ can_do_without() { # NODE…
 }
 
 requeue() { # SECONDS NODE…: end this life; the next begins after so many seconds, without these nodes
-    local delay=$1 state excluded
+    local delay=$1 excluded
     shift
-    state=$(scontrol show job "$job" | sed -n 's/.*JobState=\([A-Z]*\).*/\1/p')
-    if [ "$state" != RUNNING ]; then
-        say "the job is ${state:-not there} already: not requeued"
-        exit 75
-    fi
+    is_running || exit 75
     excluded=$(scontrol show job "$job" | sed -n 's/.*ExcNodeList=\([^ ]*\).*/\1/p')
     # Slurm ends this script's whole process group as soon as the job is requeued; the rest must be said first.
     trap '' TERM USR1
@@ -207,7 +223,7 @@ go_on_without() { # NODE…
     local left=() node
     for node in "${nodes[@]}"; do [[ " $* " == *" $node "* ]] || left+=("$node"); done
     [ ${#left[@]} -ge "$wanted" ] || return 1
-    [[ " $* " == *" $(hostname) "* ]] && return 1 # this script runs there
+    [[ " $* " == *" $SLURMD_NODENAME "* ]] && return 1 # this script runs there
     if [ $# -gt 0 ]; then
         (cd "$PRETRAIN_LOGS" && scontrol update JobId="$job" NodeList="$(joined "${left[@]}")" >/dev/null &&
             rm -f "slurm_job_${job}_resize".*) || return 1
@@ -272,13 +288,16 @@ bad=()
 while :; do
     if [ ${#bad[@]} -gt 0 ]; then
         say "at fault: ${bad[*]}"
-        go_on_without "${bad[@]}" || requeue 0 "${bad[@]}"
+        if ! go_on_without "${bad[@]}"; then
+            record 75 0 0 "${bad[@]}"
+            requeue "$delay" "${bad[@]}"
+        fi
     fi
     chosen=("${nodes[@]:0:$wanted}")
     bad=()
     [ -z "$stopping" ] || requeue 0
 
-    told=$(ask "$@")
+    told=$(ask "${chosen[0]}" "$@")
     code=$?
     [ "$code" -ne 2 ] || exit 2 # it has said what is wrong
     read -r port before <<<"$told"
@@ -314,16 +333,11 @@ while :; do
     # Above 128: ended by a signal (memory, a bus error), which is nobody's mistake in the recipe.
     [ "$code" -eq 75 ] || [ "$code" -gt 128 ] || exit "$code"
 
+    is_running || exit 75 # cancelled, or requeued by somebody else
     [ -n "$stopping" ] || mapfile -t bad < <(at_fault "${nodes[@]}")
-    after=$(ask "$@" 2>/dev/null) || after=$before
-    printf '%s\t%s\t%s\t%s\t%s\n' "$(date -Is)" "$code" "$before" "${after##* }" "${bad[*]-}" >>"$lives"
-    vain=$(fruitless)
-    if [ "$vain" -gt "$RESTARTS" ]; then
-        say "given up: $vain lives in a row left no checkpoint after step $before; all of them: $lives" >&2
-        exit 75
-    fi
-    delay=0
-    [ "$vain" -lt 2 ] || delay=$((BACKOFF_S << (vain - 2) > 600 ? 600 : BACKOFF_S << (vain - 2)))
+    for node in "${nodes[@]}"; do [[ " ${bad[*]-} " == *" $node "* ]] || break; done # one that lives
+    after=$(ask "$node" "$@" 2>/dev/null) || after=$before
+    record "$code" "$before" "${after##* }" "${bad[@]}"
     if [ -z "$stopping" ] && [ "$spares" -gt 0 ]; then
         [ "$delay" -eq 0 ] || sleep "$delay"
         again=(--overlap) # what a dead node has not given back must not stand in the way
