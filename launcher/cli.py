@@ -21,6 +21,7 @@ from launcher.cluster.environment import stay_inside
 from launcher.config import deepspeed_command
 from launcher.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, LauncherError, RequeueError, ShardError
 from launcher.probe import options as options_of_check
+from launcher.scale import options as options_of_scale
 
 if TYPE_CHECKING:
     from launcher import ask
@@ -190,6 +191,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add("launch", launch.run, "start a run through DeepSpeed, Slurm, MPI, torchrun or ssh, or print how")
     launch.add_options(command, _positive)
+
+    command = add("scale", scale, "run a recipe on growing numbers of ranks or nodes, and tell how it scales")
+    options_of_scale.add_options(command, _positive)
 
     command = add("hostfile", hostfile_command.run, "check a hostfile, or write one from the allocation this is in")
     hostfile_command.add_options(command, _positive)
@@ -444,6 +448,13 @@ def check(options: argparse.Namespace) -> int:
     from launcher.probe import program
 
     program.leave(program.run(options))
+
+
+def scale(options: argparse.Namespace) -> int:
+    """`pretrain scale`."""
+    from launcher.scale.program import run
+
+    return run(options)
 
 
 def export(options: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@
     │   ├── FruitlessError          a run that was started again and again and took no step
     │   ├── RunInUseError           a run's folder that another job is at work in
     │   ├── ClusterError            hosts, ranks and rendezvous
+    │   ├── ScaleError              a scaling test whose runs make no table
     │   └── MissingDependencyError  a package or a compiler that the run needs
     └── RequeueError            75  stopped; the same command again goes on (EX_TEMPFAIL)
 
@@ -133,6 +134,10 @@ class RunInUseError(UserError):
 
 class ClusterError(UserError):
     """Hosts, ranks or a rendezvous that cannot be worked out."""
+
+
+class ScaleError(UserError):
+    """A scaling test whose runs make no table."""
 
 
 class MissingDependencyError(UserError):

@@ -12,6 +12,7 @@ from launcher.checkpoint.state import run_state
 from launcher.config.batch import BatchPlan
 from launcher.config.loading import resolved_yaml
 from launcher.config.recipe import Recipe
+from launcher.engine.collectives import CollectiveTimes
 from launcher.engine.guards import Guard
 from launcher.engine.ledger import Ledger
 from launcher.engine.length import Length
@@ -99,6 +100,8 @@ def _take_steps(run: Run, metrics: Log, guard: Guard) -> bool:
         is_due(progress.step, recipe.eval.every_steps, length.last) and progress.evaluated_step < progress.step
     ):
         validate(run, metrics)
+    times = CollectiveTimes(recipe.train.num_steps - recipe.train.time_collectives + 1, recipe.train.num_steps)
+    times.before_step(progress.step + 1)
     pulse.begin_step()
     for result in train_steps(run.engine, batches, recipe, progress.step + 1, length, guard, run.watch.stop):
         pulse.end_step(result.step_s)
@@ -106,6 +109,7 @@ def _take_steps(run: Run, metrics: Log, guard: Guard) -> bool:
         run.ledger.step(result.step, result.step_s, result.data_wait_s)
         progress.step = result.step
         progress.tokens += result.step_tokens
+        _time_collectives(times, result, metrics)
         if length.took(result.step, result.step_s):
             _tell_length(run, metrics)
         if result.own_s is not None:
@@ -129,6 +133,13 @@ def _take_steps(run: Run, metrics: Log, guard: Guard) -> bool:
         pulse.begin_step()
     pulse.begin("the end")
     return True
+
+
+def _time_collectives(times: CollectiveTimes, result: StepResult, metrics: Log) -> None:
+    measured = times.after_step(result.step, result.step_s)
+    if measured is not None:
+        metrics.event("collectives", step=result.step, **measured)
+    times.before_step(result.step + 1)
 
 
 def _tell_length(run: Run, metrics: Log) -> None:

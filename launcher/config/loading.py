@@ -23,6 +23,7 @@ DEFAULT_RECIPE = "law-bert-zh"
 # Fields a resumed run may change: they decide how long, how often and in how many pieces, not what is learnt when.
 FREE_TO_CHANGE = (
     "train.num_steps",
+    "train.time_collectives",
     "batch.micro_batch",
     "model.experts",
     "model.expert_parallel",

@@ -297,6 +297,9 @@ class TrainConfig(Record):
     """Weight of the squared log partition function beside the loss: keeps scores from drifting (PaLM's is 1e-4)."""
     seed: int = 0
     """Decides initial weights, order, noise and dropout."""
+    time_collectives: Annotated[int, Field(ge=0)] = 0
+    """The last so many steps wait for each of DeepSpeed's collectives and time it; `metrics.jsonl` then has a line of
+    what every rank waited (`pretrain scale` asks for it)."""
 
 
 class EvalConfig(Record):

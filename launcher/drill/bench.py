@@ -13,7 +13,7 @@ from launcher.drill.life import DrillError, Life, Starter, wait_for_nobody, wait
 from launcher.drill.material import make_shards, recipe_tree, write_recipe
 from launcher.engine.completion import completed_step
 from launcher.engine.ledger import read_ledger
-from launcher.engine.metrics import read_metrics
+from launcher.engine.records import read_metrics
 from launcher.engine.run_lock import HOLDER
 from launcher.errors import EXIT_DONE
 

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from launcher.engine.records import EvalResult, Score, StepResult
+from launcher.engine.records import EvalResult, Score, StepResult, read_metrics
 from launcher.engine.steady import SteadyFile
 from launcher.units import count
 
@@ -240,17 +240,6 @@ def _written(score: Score) -> dict[str, Any]:
     """A score's fields; those of pairs where there are pairs."""
     fields = asdict(score)
     return {name: value for name, value in fields.items() if value is not None or not name.startswith("pair_")}
-
-
-def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line torn by a crash is left out."""
-    lines = []
-    for text in file.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
 
 
 def _keep_before(file: Path, first_step: int, passed_over: Sequence[Sequence[int]]) -> None:

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from slurm_cluster import ROOT, Cluster
 
-from launcher.engine.metrics import read_metrics
+from launcher.engine.records import read_metrics
 
 pytestmark = pytest.mark.cluster
 SCRIPT = ROOT / "slurm" / "pretrain.sh"

@@ -12,7 +12,7 @@ import tiny
 from ranks import Life, run_ranks
 from safetensors.numpy import load_file
 
-from launcher.engine.metrics import read_metrics
+from launcher.engine.records import read_metrics
 from launcher.samples.passed_over import Kept
 from launcher.tracing import trace_digest, trace_step
 

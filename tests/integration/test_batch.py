@@ -13,7 +13,7 @@ from ranks import run_ranks
 
 from launcher import tracing
 from launcher.checkpoint.folder import read_json
-from launcher.engine.metrics import read_metrics
+from launcher.engine.records import read_metrics
 
 WARMUP = [{"step": 0, "global_batch": 4}, {"step": 2, "global_batch": 8}, {"samples": 30, "global_batch": 12}]
 POSITIONS = [4, 8, 16, 24, 32, 44, 56]

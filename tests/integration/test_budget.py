@@ -13,7 +13,7 @@ from ranks import Life
 
 from launcher.engine.completion import completed_step
 from launcher.engine.length import read_fits
-from launcher.engine.metrics import read_metrics
+from launcher.engine.records import read_metrics
 from launcher.goodput import goodput
 
 

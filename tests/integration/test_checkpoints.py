@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from launcher.checkpoint import folder as layout
 from launcher.checkpoint.folder import complete_steps
-from launcher.engine.metrics import read_metrics
+from launcher.engine.records import read_metrics
 
 
 def words(shards: Path, runs: Path, stage: int = 1, /, **changes: Any) -> list[str]:

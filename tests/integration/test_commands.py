@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from launcher.engine.metrics import read_metrics
+from launcher.engine.records import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent

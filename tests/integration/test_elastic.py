@@ -9,7 +9,7 @@ import pytest
 import tiny
 from ranks import run_ranks
 
-from launcher.engine.metrics import read_metrics
+from launcher.engine.records import read_metrics
 
 Leg = tuple[str, int, int]
 """`--ds_config`, number of ranks, last step."""

@@ -14,7 +14,7 @@ import tiny
 from ranks import run_ranks
 
 from launcher import cli
-from launcher.engine.metrics import read_metrics
+from launcher.engine.records import read_metrics
 from launcher.errors import ModelError
 
 

@@ -16,7 +16,7 @@ from ranks import run_ranks
 
 from launcher import cli
 from launcher.checkpoint.deepspeed_files import DeepSpeedCheckpoint
-from launcher.engine.metrics import read_metrics
+from launcher.engine.records import read_metrics
 from launcher.errors import CheckpointError
 
 

@@ -14,7 +14,7 @@ from ranks import run_ranks
 
 from launcher import tracing
 from launcher.cli import main
-from launcher.engine.metrics import read_metrics
+from launcher.engine.records import read_metrics
 from launcher.errors import ShardError, TokenizerError, UsageError
 
 

@@ -10,7 +10,7 @@ import pytest
 import tiny
 from ranks import run_ranks
 
-from launcher.engine.metrics import read_metrics
+from launcher.engine.records import read_metrics
 from launcher.shards.manifest import read_manifest
 
 # What its model can do as one of the tiny models, its section of the recipe, ZeRO stage and ranks.

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from ranks import Life, kill_ranks_when, run_ranks
 
-from launcher.engine.metrics import read_metrics
+from launcher.engine.records import read_metrics
 
 HIDDEN = 192
 """Wide enough for groups of more than 1 MiB on each of two ranks: smaller ones stay in memory."""

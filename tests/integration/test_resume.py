@@ -12,7 +12,7 @@ from ranks import kill_ranks_when, run_ranks
 
 from launcher.checkpoint.folder import complete_steps
 from launcher.config import places
-from launcher.engine.metrics import read_metrics
+from launcher.engine.records import read_metrics
 
 DROPOUT = {"resid_pdrop": 0.1, "embd_pdrop": 0.1, "attn_pdrop": 0.1}
 CHANGES = {"train__num_steps": 9, "checkpoint__every_steps": 3, "eval__every_steps": 2, "model__config": DROPOUT}

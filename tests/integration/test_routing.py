@@ -11,7 +11,7 @@ import pytest
 import tiny
 from ranks import run_ranks
 
-from launcher.engine.metrics import read_metrics
+from launcher.engine.records import read_metrics
 
 NUMBERS = {
     "hidden_size": 32,

@@ -13,7 +13,7 @@ import tiny
 from ranks import kill_ranks_when, run_ranks
 
 from launcher import cli
-from launcher.engine.metrics import read_metrics
+from launcher.engine.records import read_metrics
 from launcher.objectives.base import IGNORE_INDEX
 
 KINDS = ("nsp", "sop")

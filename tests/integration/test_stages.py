@@ -13,7 +13,7 @@ import pytest
 import tiny
 from ranks import run_ranks
 
-from launcher.engine.metrics import read_metrics
+from launcher.engine.records import read_metrics
 
 RECORD = Path(__file__).parents[1] / "golden" / "stages.json"
 TABLE = list(product(("mlm", "clm", "span"), range(4), (1, 2)))

@@ -13,7 +13,7 @@ from ranks import Life
 
 from launcher.checkpoint.folder import complete_steps
 from launcher.engine.completion import completed_step
-from launcher.engine.metrics import read_metrics
+from launcher.engine.records import read_metrics
 
 
 def words_of(name: str, shards: Path, folder: Path, **changes: object) -> list[str]:

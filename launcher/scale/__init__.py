@@ -1,0 +1,1 @@
+"""Scaling tests: one recipe on growing numbers of ranks or nodes."""

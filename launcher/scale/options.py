@@ -1,0 +1,26 @@
+"""The words of `pretrain scale`, apart from the program so that the command line starts at once."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+LEAST_STEPS = 20
+"""Fewer say little of the spread."""
+
+
+def add_options(command: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
+    """The options of the command; `positive` reads a number of 1 or more."""
+    command.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. model.num_hidden_layers=4")
+    command.add_argument("--sizes", required=True, metavar="N,N,…", help="ranks here; in a job of Slurm, nodes")
+    kind = command.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--strong", action="store_true", help="the batch is the recipe's at every size")
+    kind.add_argument(
+        "--weak", action="store_true", help="the batch is the recipe's at the smallest, and grows with it"
+    )
+    command.add_argument("--ds_config", default="zero3.json", metavar="FILE", help="DeepSpeed JSON (%(default)s)")
+    command.add_argument("--steps", type=positive, default=LEAST_STEPS, metavar="N", help="timed, a size (%(default)s)")
+    command.add_argument("--warm-up", type=positive, default=5, metavar="N", help="steps not timed (%(default)s)")
+    command.add_argument("--out", type=Path, metavar="DIR", help="for table and picture (default: scaling/RECIPE)")
