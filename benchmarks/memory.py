@@ -63,9 +63,11 @@ class Memory:
     @property
     def line(self) -> str:
         """For people."""
-        beside = f" (formula {self.formula_mib:.0f}, {self.total_mib / self.formula_mib - 1:+.1%})"
+        beside = ""
+        if self.formula_mib:
+            beside = f" (formula {self.formula_mib:.0f}, {self.total_mib / self.formula_mib - 1:+.1%})"
         return (
-            f"{self.name}: tensors {self.total_mib:.0f} MiB{beside if self.formula_mib else ''}: parameters"
+            f"{self.name}: tensors {self.total_mib:.0f} MiB{beside}: parameters"
             f" {self.parameters_mib:.0f}, gradients {self.gradients_mib:.0f}, optimizer {self.optimizer_mib:.0f}"
             f" ({self.optimizer_between_mib:.0f} between steps), buffers {self.buffers_mib:.0f};"
             f" RSS {self.rss_between_mib:.0f}, peak inside a step {self.rss_peak_mib:.0f}"
@@ -117,7 +119,7 @@ def main() -> None:
     made.add_argument("--precision", default="fp32", help="fp32, bf16 or bf16_autocast (default fp32)")
     made.add_argument("--ranks", type=int, default=2, help="real ones, on this machine (default 2)")
     made.add_argument("--micro-batch", type=int, default=4, help=f"sequences of {SEQ_LEN} a rank and step (default 4)")
-    made.add_argument("--steps", type=int, default=2, help="steps of a round (default 2)")
+    made.add_argument("--steps", type=int, default=2, help="steps of a round (default 2); --rounds 0 times none")
     made.add_argument("--without-defaults", action="store_true", help="leave out DeepSpeed's own bucket sizes")
     options = made.parse_args()
     groups = [Ranks(name, file, options) for name, file in configurations(options)]
@@ -166,8 +168,8 @@ def stepped(groups: list[Ranks], options: Namespace) -> list[Steps]:
             if number:  # the first round warms up
                 times[group.name].append(max(took) / options.steps)
     others = [name for name in (DDP, "stage 0") if name in times]
-    results = []
-    for name, own in times.items():
+    results: list[Steps] = []
+    for name, own in times.items() if options.rounds else ():
         pairs = {other: zip(own, times[other], strict=True) for other in others if other != name}
         usual = name.removesuffix(", DeepSpeed's buckets")
         if usual != name:
@@ -241,6 +243,7 @@ def serve(pipe: Connection, env: dict[str, str], file: dict[str, Any] | None, op
     while True:
         what, argument = pipe.recv()
         if what == "end":
+            rank.end()
             os._exit(0)  # gloo's threads must not keep the process
         pipe.send(rank.steps(argument) if what == "steps" else rank.memory())
 

@@ -28,6 +28,7 @@ from launcher.engine.process import join_ranks
 from launcher.engine.records import Health, StepBatch
 from launcher.engine.start import start_engine
 from launcher.engine.steps import train_steps
+from launcher.engine.swap_files import clear_swap_files, prepare_swap_files
 from launcher.models.build import build_model, count_parameters
 from launcher.plan.memory import REDUCE_BUCKET, state_bytes
 
@@ -59,6 +60,9 @@ class BareLoop:
             self.optimizer.zero_grad()
         return time.perf_counter() - started
 
+    def end(self) -> None:
+        """There is nothing to leave."""
+
     def memory(self) -> dict[str, int]:
         """There is no formula to hold it against."""
         return {}
@@ -73,6 +77,7 @@ class Engine:
         self.recipe, self.options = recipe_of(options), options
         plan = plan_batch(options.micro_batch * options.ranks, options.micro_batch, options.ranks)
         self.config = ds.resolve_ds_config(file, self.recipe, plan, options.precision)
+        prepare_swap_files(self.config, find_place(os.environ))
         stage = ds.zero_stage(file)
         built: list[Any] = []
 
@@ -99,6 +104,10 @@ class Engine:
             for _ in train_steps(self.engine, batches, self.recipe, 1, length, guard, StopRequest()):
                 pass
         return time.perf_counter() - started
+
+    def end(self) -> None:
+        """Leave nothing on a drive."""
+        clear_swap_files(self.config, find_place(os.environ))
 
     def memory(self) -> dict[str, int]:
         """What lies there before the optimizer steps, and between steps."""
