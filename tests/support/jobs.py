@@ -431,7 +431,7 @@ def plain_run(recipe_path: str, device: str = "cpu") -> dict[str, Any]:
     model.eval()
     sums = np.zeros(2)
     for held_out in validation_batches(recipe, data, 1, 0) if head == "causal" else ():
-        inputs = {name: torch.from_numpy(array) for name, array in held_out.inputs.items()}
+        inputs = {name: torch.from_numpy(array).to(device) for name, array in held_out.inputs.items()}
         labels = inputs.pop("labels").flatten()
         with torch.no_grad():
             scores = model(**inputs).logits.flatten(0, 1)
@@ -439,7 +439,7 @@ def plain_run(recipe_path: str, device: str = "cpu") -> dict[str, Any]:
     return {
         "losses": losses,
         "norms": norms,
-        "weights": {name: values.detach().numpy().copy() for name, values in model.state_dict().items()},
+        "weights": {name: values.detach().cpu().numpy().copy() for name, values in model.state_dict().items()},
         "validation": sums[0] / max(sums[1], 1),
     }
 
