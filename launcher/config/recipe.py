@@ -214,6 +214,13 @@ class BatchConfig(Record):
     def _as_tuple(cls, value: object) -> object:
         return tuple(value) if isinstance(value, list) else value
 
+    @field_validator("micro_batch", mode="before")
+    @classmethod
+    def _is_a_number_or_auto(cls, value: object) -> object:
+        if value is None or value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+            return value
+        raise ValueError("a number of sequences from 1 on, or auto")
+
     @model_validator(mode="after")
     def _grows_to_the_global_batch(self) -> BatchConfig:
         if not self.warmup:

@@ -284,3 +284,9 @@ def test_sequences_that_cannot_be_shared_are_refused(words: list[str], message: 
     with pytest.raises(RecipeError, match=message):
         load_recipe("law-gpt-zh", [*DECODER, *words])
     assert load_recipe("law-gpt-zh", DECODER).recipe.model.sequence_parallel == 4
+
+
+@pytest.mark.parametrize("value", ["auot", "0", "-2", "1.5", "true"])
+def test_a_micro_batch_that_is_neither_a_number_nor_auto_is_refused(value: str) -> None:
+    with pytest.raises(RecipeError, match=r"batch\.micro_batch: value error, a number of sequences from 1 on, or auto"):
+        load_recipe("law-bert-zh", [f"batch.micro_batch={value}"])
