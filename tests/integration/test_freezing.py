@@ -34,7 +34,7 @@ def exported(run: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("stage", "ranks", "precision"),
     [
-        (0, 1, "fp32"),
+        pytest.param(0, 1, "fp32", marks=pytest.mark.slow),
         (2, 2, "fp32"),
         (3, 2, "fp32"),
         pytest.param(0, 2, "bf16", marks=pytest.mark.slow),

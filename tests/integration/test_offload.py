@@ -96,6 +96,7 @@ def test_a_run_killed_on_nvme_goes_on_bit_for_bit_over_the_files_it_left(shards:
     assert list((tmp_path / "nvme").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cpu_adam", "async_io")
 def test_a_checkpoint_moves_between_nvme_and_memory(shards: Path, tmp_path: Path) -> None:
     nvme = str(on_nvme(tmp_path))
