@@ -34,7 +34,9 @@ OWN_PAST_S = 300.0
 
 
 class RunLock:
-    """Holds a run's folder; a context manager. It makes the folder, and removes it again if nothing was put there.
+    """Holds a run's folder; a context manager.
+
+    It makes the folder and those above it, and removes what it made again if nothing was put there.
 
     Args:
         folder: Of the run.
@@ -47,6 +49,7 @@ class RunLock:
     def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
         self._folder = folder
         self._descriptor = -1
+        self._made: list[Path] = []
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._write_on, name="lock", daemon=True)
         self._beat = 0
@@ -82,6 +85,7 @@ class RunLock:
         Raises:
             RunInUseError: Another process holds one of them.
         """
+        self._made = self._made or [path for path in (self._folder, *self._folder.parents) if not path.exists()]
         self._folder.mkdir(parents=True, exist_ok=True)
         # Held by the kernel until this process ends, however it ends.
         self._descriptor = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -112,7 +116,8 @@ class RunLock:
             (self._folder / HOLDER).unlink()
             if {path.name for path in self._folder.iterdir()} == {LOCK}:
                 (self._folder / LOCK).unlink()
-                self._folder.rmdir()
+                for folder in self._made:
+                    folder.rmdir()
         os.close(self._descriptor)
         self._descriptor = -1
 

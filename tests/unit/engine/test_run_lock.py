@@ -114,9 +114,13 @@ def test_of_two_that_find_it_free_at_once_the_last_on_record_stays(
 
 
 def test_a_run_that_put_nothing_into_its_folder_leaves_none(tmp_path: Path) -> None:
+    with RunLock(tmp_path / "runs" / "run", {}):
+        pass
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "run").mkdir()
     with RunLock(tmp_path / "run", {}):
         pass
-    assert not (tmp_path / "run").exists()
+    assert (tmp_path / "run").exists()  # it was there before
     with RunLock(tmp_path / "run", {}):
         (tmp_path / "run" / "something").touch()
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"something", ".lock"}
