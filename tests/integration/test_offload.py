@@ -70,7 +70,9 @@ def test_a_run_on_nvme_goes_on_as_one_that_was_not_interrupted(
     }
     losses = {name: losses_of(run) for name, run in runs.items()}
     assert len(losses["whole"]) == 6
-    assert difference(losses["whole"], losses["resumed"]) < 1e-5
+    # DeepSpeed's CPU Adam keeps a running product of beta^t, which a resumed run has to the last digits only; bf16 then
+    # rounds to other sides now and then (measured: 1.7e-4 with autocast).
+    assert difference(losses["whole"], losses["resumed"]) < (1e-5 if precision == "fp32" else 1e-3)
     assert difference(losses["whole"], losses["memory"]) < (1e-5 if precision == "fp32" else 0.03)
     assert list((tmp_path / "nvme").iterdir()) == [], "what was swapped is cleared when the run is done"
 
