@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import pytest
 from hypothesis import settings
@@ -13,6 +14,9 @@ settings.load_profile("undisturbed")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Only `-m gpu` sees GPUs. The others are the same on every machine, and two ranks cannot share a machine's one."""
+    """Only `-m gpu` sees GPUs: the others are the same on every machine, and two ranks cannot share a machine's one."""
     if config.option.markexpr != "gpu":
         os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    # A shell starts what it puts in the background with SIGINT ignored, and so would everything started here.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
