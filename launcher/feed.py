@@ -18,7 +18,7 @@ from launcher.engine.records import Arrays, EvalBatch, StepBatch
 from launcher.errors import ShardError, TokenizerError
 from launcher.objectives.base import IGNORE_INDEX, Batch, Objective
 from launcher.objectives.build import Builder
-from launcher.objectives.mixed import PART_IDS
+from launcher.objectives.mixed import PART_IDS, ObjectiveMixture
 from launcher.samples.ahead import ahead
 from launcher.samples.bestfit import BestFit
 from launcher.samples.chunks import load_or_make_plan as load_or_make_chunks
@@ -196,7 +196,10 @@ def longest_step(data: Data, plan: BatchPlan, step: int, rank: int) -> StepBatch
 def validation_batches(
     recipe: Recipe, data: Data, world_size: int, rank: int, ranks_per_sample: int = 1
 ) -> Iterator[EvalBatch]:
-    """This rank's validation batches; as many on every rank, since a forward pass under ZeRO-3 is a collective."""
+    """This rank's validation batches; as many on every rank, since a forward pass under ZeRO-3 is a collective.
+
+    Each is of one corpus, and of a mixture of objectives made by one part, so that both can be measured by themselves.
+    """
     (rank, part), world_size = divmod(rank, ranks_per_sample), world_size // ranks_per_sample
     size = recipe.eval.micro_batch
     every = size * world_size
@@ -204,17 +207,32 @@ def validation_batches(
     markers = np.array([token_id for token_id in special.all_ids if token_id != special.unk], dtype=np.int64)
     for corpus, loader in enumerate(data.validation):
         num_samples = min(loader.num_samples, recipe.eval.max_samples or loader.num_samples)
-        for first in range(0, num_samples, every):
-            wanted = first + rank * size + np.arange(size, dtype=np.int64)
-            loader.advise(np.minimum(wanted + every if first else np.append(wanted, wanted + every), num_samples - 1))
-            batch = data.fixed_objective.batch(loader.fetch(np.minimum(wanted, num_samples - 1)))
-            # Rows that only fill the last round count for nothing.
-            for name in ("labels", "pair_labels"):
-                if name in batch:
-                    batch[name][wanted >= num_samples] = IGNORE_INDEX
-            batch = part_of(batch, part, ranks_per_sample)
-            is_text = (batch["labels"] >= 0) & ~np.isin(batch["labels"], markers)
-            yield EvalBatch(corpus=corpus, inputs=model_inputs(batch), num_text_targets=int(is_text.sum()))
+        for made_by, positions in _by_part(data.fixed_objective, num_samples):
+            last = len(positions) - 1
+            for first in range(0, len(positions), every):
+                wanted = first + rank * size + np.arange(size, dtype=np.int64)
+                ahead_of = wanted + every if first else np.append(wanted, wanted + every)
+                loader.advise(positions[np.minimum(ahead_of, last)])
+                batch = data.fixed_objective.batch(loader.fetch(positions[np.minimum(wanted, last)]))
+                # Rows that only fill the last round count for nothing.
+                for name in ("labels", "pair_labels"):
+                    if name in batch:
+                        batch[name][wanted > last] = IGNORE_INDEX
+                batch = part_of(batch, part, ranks_per_sample)
+                is_text = (batch["labels"] >= 0) & ~np.isin(batch["labels"], markers)
+                num_text = int(is_text.sum())
+                yield EvalBatch(corpus=corpus, part=made_by, inputs=model_inputs(batch), num_text_targets=num_text)
+
+
+def _by_part(objective: Objective, num_samples: int) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """The parts of a mixture and the positions of their samples; all of them for an objective that is none."""
+    positions = np.arange(num_samples, dtype=np.int64)
+    if not isinstance(objective, ObjectiveMixture):
+        yield 0, positions
+        return
+    parts = objective.parts_at(positions)
+    for part in range(len(objective.parts)):
+        yield part, positions[parts == part]
 
 
 def bytes_per_token(data: Data) -> dict[str, float | None]:

@@ -11,6 +11,7 @@ from launcher.checkpoint.save import Saver
 from launcher.checkpoint.state import run_state
 from launcher.config.batch import BatchPlan
 from launcher.config.loading import resolved_yaml
+from launcher.config.objectives import part_names
 from launcher.config.recipe import Recipe
 from launcher.engine.collectives import CollectiveTimes
 from launcher.engine.guards import Guard
@@ -217,11 +218,12 @@ def validate(run: Run, metrics: Log) -> None:
     if not run.data.validation:
         return
     run.watch.pulse.begin("a validation")
-    world_size, rank, parts = run.engine.world_size, run.engine.global_rank, run.plan.ranks_per_sample
-    batches = validation_batches(run.recipe, run.data, world_size, rank, parts)
+    world_size, rank, sharing = run.engine.world_size, run.engine.global_rank, run.plan.ranks_per_sample
+    batches = validation_batches(run.recipe, run.data, world_size, rank, sharing)
+    parts = part_names(run.recipe.objective)
     watched = run.watch.pulse.during(batches)
     with run.ledger.during("evaluation"):
-        result = evaluate(run.engine, watched, bytes_per_token(run.data), run.watch.stop)
+        result = evaluate(run.engine, watched, bytes_per_token(run.data), parts, run.watch.stop)
     score = {name: value for name, value in asdict(result.whole).items() if value is not None}
     progress.evaluations.append({"step": progress.step, **score})
     metrics.evaluation(progress.step, result)

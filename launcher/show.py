@@ -21,6 +21,7 @@ from launcher.config.objectives import (
     PrefixObjective,
     SpanObjective,
     UL2Objective,
+    in_words,
 )
 from launcher.errors import UsageError
 from launcher.feed import Data, open_data
@@ -124,7 +125,7 @@ def _samples(
                 **pairs,
                 "position": position,
                 "documents": list(dict.fromkeys(f"{origin.source}:{origin.number}" for origin in origins)),
-                "objective": _in_words(made_by),
+                "objective": in_words(made_by),
                 "head": objective.head,
                 "begins_with_mode": _has_mode(objective, made_by),
                 "input_ids": inputs.tolist(),
@@ -140,12 +141,6 @@ def _samples(
 def _has_mode(objective: ObjectiveConfig, made_by: ObjectiveConfig | PartConfig) -> bool:
     given = not isinstance(objective, MixedObjective | UL2Objective) or objective.mode_tokens != "none"
     return given and isinstance(made_by, SpanObjective | PrefixObjective) and made_by.mode is not None
-
-
-def _in_words(objective: ObjectiveConfig | PartConfig) -> str:
-    """An objective's kind and what is not as it is by default."""
-    fields = objective.model_dump(mode="json", exclude_defaults=True, exclude={"kind", "weight"})
-    return ", ".join([objective.kind, *(f"{name} {value}" for name, value in fields.items())])
 
 
 def _coloured_masks(sample: dict[str, Any], tokenizer: Tokenizer, special: SpecialTokens) -> Text:

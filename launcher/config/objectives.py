@@ -215,3 +215,17 @@ ObjectiveConfig = Annotated[
     MaskedObjective | CausalObjective | SpanObjective | PrefixObjective | MixedObjective | UL2Objective,
     Field(discriminator="kind"),
 ]
+
+
+def in_words(config: ObjectiveConfig | PartConfig) -> str:
+    """An objective's kind and what is not as it is by default."""
+    fields = config.model_dump(mode="json", exclude_defaults=True, exclude={"kind", "weight"})
+    return ", ".join([config.kind, *(f"{name} {value}" for name, value in fields.items())])
+
+
+def part_names(config: ObjectiveConfig) -> tuple[str, ...]:
+    """Of each part of a mixture what it is called where it is measured; parts that differ in weight alone share a name.
+
+    Empty where the objective is no mixture.
+    """
+    return tuple(in_words(part) for part in config.parts) if isinstance(config, MixedObjective | UL2Objective) else ()

@@ -177,12 +177,14 @@ class Metrics:
 
     def evaluation(self, step: int, result: EvalResult) -> None:
         """Write one validation."""
-        several = len(result.corpora) > 1
-        corpora = {name: _written(score) for name, score in result.corpora.items()}
-        self.event("evaluation", step=step, **_written(result.whole), **({"corpora": corpora} if several else {}))
+        corpora = result.corpora if len(result.corpora) > 1 else {}
+        several = {"corpora": corpora, "parts": result.parts}
+        fields = {kind: {name: _written(score) for name, score in scores.items()} for kind, scores in several.items()}
+        self.event("evaluation", step=step, **_written(result.whole), **{k: v for k, v in fields.items() if v})
         named = {
             "validation": result.whole,
-            **({f"validation-{n}": s for n, s in result.corpora.items()} if several else {}),
+            **{f"validation-{name}": score for name, score in corpora.items()},
+            **{f"validation-of-{name}": score for name, score in result.parts.items()},
         }
         for name, score in named.items():
             self._plot(f"{name}/loss", score.loss, step)
@@ -192,7 +194,7 @@ class Metrics:
             if score.pair_loss is not None and score.pair_accuracy is not None:
                 self._plot(f"{name}/pair_loss", score.pair_loss, step)
                 self._plot(f"{name}/pair_accuracy", score.pair_accuracy, step)
-        told = "; ".join(f"{n} {s.loss:.4f}" for n, s in result.corpora.items()) if several else ""
+        told = "; ".join(f"{name} {score.loss:.4f}" for name, score in corpora.items())
         self._console.print(
             f"step {step}: validation loss {result.whole.loss:.4f}, accuracy {result.whole.accuracy:.1%}"
             + (f", {result.whole.bits_per_byte:.3f} bits a byte" if result.whole.bits_per_byte is not None else "")
@@ -200,6 +202,9 @@ class Metrics:
             + (f" ({told})" if told else ""),
             highlight=False,
         )
+        for name, score in result.parts.items():
+            told = f"loss {score.loss:.4f}, accuracy {score.accuracy:.1%}, {count(score.num_targets)} tokens"
+            self._console.print(f"  {name}: {told}", highlight=False)
 
     def event(self, kind: str, **fields: Any) -> None:
         """Write anything else that happened."""

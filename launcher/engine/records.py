@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,8 @@ class EvalBatch:
 
     corpus: int
     """Which corpus it is of, by number."""
+    part: int = 0
+    """Which part of a mixture of objectives made all of it, by number; 0 where the objective is no mixture."""
     inputs: Arrays
     """Model inputs and `labels`, int64 [B, S]."""
     num_text_targets: int
@@ -110,37 +112,41 @@ class EvalResult:
     """Of all corpora, every predicted token alike."""
     corpora: dict[str, Score]
     """Of each, by name."""
+    parts: dict[str, Score]
+    """Of each part of a mixture of objectives, by name; none where the objective is no mixture."""
 
     @classmethod
     def of(
-        cls,
-        totals_C4: NDArray[np.float64],
-        bytes_per_token: Mapping[str, float | None],
-        pairs_C3: NDArray[np.float64] | None = None,
+        cls, totals_CP7: NDArray[np.float64], bytes_per_token: Mapping[str, float | None], parts: Sequence[str] = ()
     ) -> EvalResult:
         """Scores from sums.
 
         Args:
-            totals_C4: Of each corpus its summed loss, right answers, predicted tokens and those of them that stand for
-                text, float64 [C, 4].
+            totals_CP7: Of each corpus and each part of the objective the summed loss, right answers, predicted tokens,
+                those of them that stand for text; then of the pairs' labels summed loss, right answers and number;
+                float64 [C, P, 7].
             bytes_per_token: By corpus, of tokens that stand for text.
-            pairs_C3: The same of the pairs' labels, where there are any.
+            parts: Names of the parts, where the objective is a mixture; those of one name are told together, and of
+                one that no sample fell to nothing is told.
         """
-        pairs_C3 = np.zeros((len(totals_C4), 3)) if pairs_C3 is None else pairs_C3
-        sizes = np.array([size if size is not None else np.nan for size in bytes_per_token.values()])
-        sums_C4 = np.column_stack([totals_C4[:, :3], totals_C4[:, 3] * sizes])
+        sizes_C = np.array([size if size is not None else np.nan for size in bytes_per_token.values()])
+        sums_CP7 = totals_CP7.copy()
+        sums_CP7[:, :, 3] *= sizes_C[:, None]
+        is_named = {name: [part == name for part in parts] for name in parts}
         return cls(
-            whole=_score(sums_C4[sums_C4[:, 2] > 0].sum(axis=0), pairs_C3.sum(axis=0)),
-            corpora={
-                name: _score(total_4, pairs_3)
-                for name, total_4, pairs_3 in zip(bytes_per_token, sums_C4, pairs_C3, strict=True)
+            whole=_score(sums_CP7),
+            corpora={name: _score(sums_P7) for name, sums_P7 in zip(bytes_per_token, sums_CP7, strict=True)},
+            parts={
+                name: _score(sums_CP7[:, chosen]) for name, chosen in is_named.items() if totals_CP7[:, chosen, 2].any()
             },
         )
 
 
-def _score(total_4: NDArray[np.float64], pairs_3: NDArray[np.float64]) -> Score:
-    loss_sum, correct, targets, num_bytes = (float(number) for number in total_4)
-    pair_loss, right_pairs, pairs = (float(number) for number in pairs_3)
+def _score(sums: NDArray[np.float64]) -> Score:
+    """Of sums [..., 7] as above, with bytes in the place of tokens that stand for text."""
+    rows_N7 = sums.reshape(-1, 7)
+    loss_sum, correct, targets, num_bytes = rows_N7[rows_N7[:, 2] > 0, :4].sum(axis=0).tolist()
+    pair_loss, right_pairs, pairs = rows_N7[:, 4:].sum(axis=0).tolist()
     loss = loss_sum / max(targets, 1.0)
     return Score(
         loss=loss,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -110,7 +110,11 @@ def train_steps(
 
 
 def evaluate(
-    engine: Any, batches: Iterable[EvalBatch], bytes_per_token: Mapping[str, float | None], stop: StopRequest
+    engine: Any,
+    batches: Iterable[EvalBatch],
+    bytes_per_token: Mapping[str, float | None],
+    parts: Sequence[str],
+    stop: StopRequest,
 ) -> EvalResult:
     """Measure the model on this rank's validation batches; every rank must bring the same number of batches.
 
@@ -119,12 +123,14 @@ def evaluate(
         batches: Of every corpus.
         bytes_per_token: By corpus, in which the batches count them, of tokens that stand for text; None where only
             tokens are known.
+        parts: Names of the parts of a mixture of objectives, in the order in which the batches count them; none where
+            the objective is no mixture.
         stop: What this rank was asked to do.
 
     Raises:
         StopAsked: On every rank, as soon as any was asked.
     """
-    totals_C7 = np.zeros((len(bytes_per_token), 7), dtype=np.float64)
+    totals_CP7 = np.zeros((len(bytes_per_token), max(len(parts), 1), 7), dtype=np.float64)
     engine.eval()
     try:
         with torch.no_grad():
@@ -132,15 +138,16 @@ def evaluate(
                 tensors = _tensors(engine, batch.inputs)
                 num_targets = int((tensors["labels"] >= 0).sum())
                 _, loss, _, correct, *of_pairs = losses(engine, tensors).tolist()
-                totals_C7[batch.corpus, :4] += (loss, correct, num_targets, batch.num_text_targets)
+                totals_CP7[batch.corpus, batch.part, :4] += (loss, correct, num_targets, batch.num_text_targets)
                 if "pair_labels" in tensors:
-                    totals_C7[batch.corpus, 4:] += (*of_pairs, int((tensors["pair_labels"] >= 0).sum()))
+                    num_pairs = int((tensors["pair_labels"] >= 0).sum())
+                    totals_CP7[batch.corpus, batch.part, 4:] += (*of_pairs, num_pairs)
                 if number % BATCHES_BETWEEN_QUESTIONS == 0:
                     _raise_if_asked(stop)
     finally:
         engine.train()
-    everyone_C7 = gather(totals_C7.reshape(-1)).sum(axis=0).reshape(totals_C7.shape)
-    return EvalResult.of(everyone_C7[:, :4], bytes_per_token, everyone_C7[:, 4:])
+    everyone_CP7 = gather(totals_CP7.reshape(-1)).sum(axis=0).reshape(totals_CP7.shape)
+    return EvalResult.of(everyone_CP7, bytes_per_token, parts)
 
 
 def _raise_if_asked(stop: StopRequest) -> None:

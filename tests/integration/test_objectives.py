@@ -42,6 +42,13 @@ def test_it_trains_as_a_plain_pytorch_loop_does(name: str, shards: Path, tmp_pat
     assert max(abs(a - b) for a, b in zip(losses, expected, strict=True)) < 1e-5
     assert losses[0] - losses[-1] > 0.2
     assert (tmp_path / "tiny" / "export" / "model.safetensors").is_file()
+    validation = [line for line in lines if line.get("event") == "evaluation"][-1]
+    parts = validation.get("parts", {})
+    assert (len(parts) > 1) == (section["kind"] in ("ul2", "mixture"))
+    if parts:  # each of them alone, and together the whole
+        assert sum(part["num_targets"] for part in parts.values()) == validation["num_targets"]
+        summed = sum(part["num_targets"] * part["loss"] for part in parts.values())
+        assert summed / validation["num_targets"] == pytest.approx(validation["loss"])
 
 
 def test_a_tokenizer_without_modes_is_told_before_anything_is_built(shards: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from token_shards import END, random_documents, write_shards
 
 from launcher.config.batch import plan_batch
 from launcher.config.loading import check_recipe
+from launcher.config.objectives import part_names
 from launcher.config.recipe import BatchConfig, Recipe
 from launcher.errors import ShardError, TokenizerError
 from launcher.feed import Data, model_inputs, open_data, step_batches, validation_batches, wasted
@@ -210,6 +211,38 @@ def test_every_corpus_is_validated_on_its_own_documents(corpora: dict[str, Path]
     )
     held_out = [read_manifest(corpora[name]).splits["validation"].num_tokens for name in ("law", "wiki")]
     assert num_targets == sum(held_out) - 2  # all but the first token of each
+
+
+def test_every_part_of_a_mixture_of_objectives_is_validated_on_its_own_samples(corpora: dict[str, Path]) -> None:
+    model, section = OBJECTIVES["ul2"]
+    text = mixture(corpora, law=0.7, wiki=0.3)
+    recipe = recipe_of(model, text, objective=section, eval__max_samples=None, eval__micro_batch=2)
+    data = open_data(recipe)
+    together: list[tuple[int, int, bytes]] = []
+    for loader, corpus in zip(data.validation, range(2), strict=True):
+        whole = data.fixed_objective.batch(loader.fetch(np.arange(loader.num_samples, dtype=np.int64)))
+        made_by = whole["part_ids"].tolist()
+        together += [(corpus, made_by[row], whole["labels"][row].tobytes()) for row in range(len(made_by))]
+    seen: list[tuple[int, int, bytes]] = []
+    shapes = []
+    for rank in range(3):
+        batches = list(validation_batches(recipe, data, 3, rank))
+        shapes.append([(batch.corpus, batch.part, batch.inputs["labels"].shape) for batch in batches])
+        for batch in batches:
+            counted = [row for row in batch.inputs["labels"] if (row >= 0).any()]
+            seen += [(batch.corpus, batch.part, row.tobytes()) for row in counted]
+    assert sorted(seen) == sorted(together)
+    assert len({part for _, part, _ in seen}) > 3
+    assert shapes[0] == shapes[1] == shapes[2]  # a forward pass under ZeRO-3 is a collective
+
+
+def test_parts_are_called_by_what_tells_them_apart() -> None:
+    ul2 = part_names(recipe_of("span", {"shards": "unused"}, objective={"kind": "ul2"}).objective)
+    assert len(set(ul2)) == len(ul2) == 7
+    assert ul2[:3] == ("span, mode R", "span, mean_span 8.0, mode R", "prefix, mode S")
+    same = {"kind": "mixture", "parts": [{"kind": "clm", "weight": 0.5}, {"kind": "clm", "fim_share": 0.5}]}
+    assert part_names(recipe_of("clm", {"shards": "unused"}, objective=same).objective) == ("clm", "clm, fim_share 0.5")
+    assert part_names(recipe_of("clm", {"shards": "unused"}).objective) == ()
 
 
 @pytest.mark.parametrize("name", ["clm", "span", "mlm"])
