@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, MutableMapping
 
-from launcher.errors import UsageError
+from launcher.errors import MissingDependencyError, UsageError
 
 FORWARDED = frozenset(
     {
@@ -42,6 +43,25 @@ def stay_inside(env: MutableMapping[str, str]) -> None:
     """Tell the hub's client and others, before they are imported, to ask nobody outside and to report to nobody."""
     for name, value in NOT_OUTSIDE.items():
         env.setdefault(name, value)
+
+
+def refuse_unused_gpus(device: str, env: Mapping[str, str]) -> None:
+    """Refuse to train on a CPU where Slurm gave this step GPUs: the queue was waited for in vain.
+
+    Args:
+        device: Kind of device DeepSpeed found: `cuda`, `cpu`, …
+        env: The environment.
+
+    Raises:
+        MissingDependencyError: There are GPUs, and torch does not see them.
+    """
+    given = env.get("SLURM_STEP_GPUS") or env.get("SLURM_JOB_GPUS")
+    if device == "cpu" and given:
+        raise MissingDependencyError(
+            f"Slurm gave this rank GPUs ({given}), and torch sees none",
+            os.uname().nodename,
+            "install the build of torch for them, look at nvidia-smi there; or ask for no GPUs",
+        )
 
 
 def is_secret(name: str, value: str = "") -> bool:

@@ -17,6 +17,7 @@ from deepspeed.accelerator import get_accelerator
 from numpy.typing import NDArray
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
+from launcher.cluster.environment import refuse_unused_gpus
 from launcher.cluster.rank import Place, export
 from launcher.cluster.rendezvous import prepare
 from launcher.errors import ClusterError
@@ -38,12 +39,14 @@ def join_ranks(place: Place, num_threads: int) -> torch.device:
     Raises:
         ClusterError: The first host cannot be reached, its port is taken, or the ranks were started as if they were
             not of one run.
+        MissingDependencyError: Slurm gave GPUs that torch does not see.
     """
     prepare(place, os.environ)
     export(place, os.environ)
     torch.set_num_threads(num_threads)
     _skip_shared_memory_op()
     accelerator = get_accelerator()
+    refuse_unused_gpus(accelerator.device_name(), os.environ)
     if accelerator.device_name() != "cpu":
         # Where each task sees its own devices only (srun --gpus-per-task=1), the local rank counts others as well.
         os.environ["LOCAL_RANK"] = str(place.local_rank % accelerator.device_count())

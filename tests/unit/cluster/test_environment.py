@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.cluster.environment import NOT_OUTSIDE, described, forwarded, is_secret, stay_inside
-from launcher.errors import UsageError
+from launcher.cluster.environment import NOT_OUTSIDE, described, forwarded, is_secret, refuse_unused_gpus, stay_inside
+from launcher.errors import MissingDependencyError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -73,3 +73,22 @@ def test_nobody_outside_is_asked_unless_the_user_says_so() -> None:
     env = {"HF_HUB_OFFLINE": "0"}
     stay_inside(env)
     assert env == {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1", "DO_NOT_TRACK": "1"}
+
+
+@pytest.mark.parametrize(
+    ("device", "env", "refused", "reason"),
+    [
+        ("cpu", {"SLURM_STEP_GPUS": "0,1"}, True, "given, and not seen"),
+        ("cpu", {"SLURM_JOB_GPUS": "0"}, True, "likewise, by another name"),
+        ("cpu", {"CUDA_VISIBLE_DEVICES": "0"}, False, "anybody may have set it"),
+        ("cuda", {"SLURM_STEP_GPUS": "0,1"}, False, "used"),
+        ("cpu", {}, False, "none asked for"),
+    ],
+)
+def test_gpus_that_slurm_gave_are_used(device: str, env: dict[str, str], refused: bool, reason: str) -> None:
+    if not refused:
+        refuse_unused_gpus(device, env)
+        return
+    with pytest.raises(MissingDependencyError, match="and torch sees none") as caught:
+        refuse_unused_gpus(device, env)
+    assert "ask for no GPUs" in caught.value.fix, reason
