@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,9 @@ from launcher.checkpoints import command as checkpoints
 from launcher.cluster import hostfile_command
 from launcher.cluster.environment import stay_inside
 from launcher.config import deepspeed_command
-from launcher.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, LauncherError, RequeueError, ShardError
+from launcher.config.arguments import count, gigabytes, positive
+from launcher.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, LauncherError, RequeueError
+from launcher.prepare import commands as commands_of_prepare
 from launcher.probe import options as options_of_check
 from launcher.scale import options as options_of_scale
 
@@ -81,8 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(command=run)
         return command
 
-    command = add("quickstart", quickstart, "make the quick start's corpus, tokenizer and shards")
-    command.add_argument("--out", type=Path, metavar="DIR", help="where (default: data/law-zh)")
+    commands_of_prepare.add_commands(add)
 
     command = add("recipe", recipe, "print a resolved recipe with each field's origin")
     command.add_argument("recipe", metavar="NAME_OR_PATH", help="a YAML file, or the name of a shipped recipe")
@@ -90,70 +90,19 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--explain", action="store_true", help="say what each field means")
     command.add_argument("--json", action="store_true", help="print JSON")
 
-    command = add("tokenizer", tokenizer, "train a tokenizer, saved as a transformers folder")
-    _add_corpus(command)
-    command.add_argument("--kind", choices=("wordpiece", "bpe", "unigram"), required=True, help="algorithm")
-    command.add_argument(
-        "--vocab-size", type=_positive, required=True, metavar="N", help="ids, special tokens included"
-    )
-    command.add_argument(
-        "--sample-megabytes",
-        type=_positive,
-        default=100,
-        metavar="N",
-        help="text to train on, from all over a larger corpus (%(default)s)",
-    )
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-
-    command = add("prepare", prepare, "turn text into shards (*.bin, *.idx, manifest)")
-    _add_corpus(command)
-    command.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="tokenizer folder")
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    command.add_argument("--workers", type=_positive, metavar="N", help="processes (default: one a core)")
-    command.add_argument(
-        "--validation-share", type=_share, default=0.02, metavar="SHARE", help="held-out documents (%(default)s)"
-    )
-    command.add_argument("--min-chars", type=_positive, metavar="N", help="drop shorter texts")
-    command.add_argument("--max-chars", type=_positive, metavar="N", help="drop longer texts")
-    command.add_argument("--keep", metavar="MODULE:FUNCTION", help="drop records for which your function is false")
-    command.add_argument("--dedupe", action="store_true", help="drop texts that occurred before")
-    command.add_argument("--words", action="store_true", help="mark words (jieba's in Chinese) for whole-word masking")
-    command.add_argument("--sentences", action="store_true", help="one Megatron sequence a sentence")
-    command.add_argument(
-        "--encoder",
-        default="auto",
-        metavar="NAME",
-        help="auto, tokenizers, gigatoken, fastokens or tokie (%(default)s)",
-    )
-    command.add_argument("--task", type=_count, default=0, metavar="I", help="this machine, of --tasks, from 0")
-    command.add_argument("--tasks", type=_positive, default=1, metavar="N", help="machines that build together")
-    command.add_argument("--overwrite", action="store_true", help="replace shards made from something else")
-
-    command = add("adopt", adopt, "take token files of Megatron, datatrove, nanoGPT or OLMo as they are")
-    command.add_argument("files", nargs="+", type=Path, metavar="FILE", help=".bin with .idx, .ds, or flat tokens")
-    command.add_argument("--validation", nargs="+", type=Path, default=[], metavar="FILE", help="files held out")
-    command.add_argument("--tokenizer", type=Path, required=True, metavar="DIR", help="tokenizer they were made with")
-    command.add_argument("--dtype", choices=("uint16", "uint32", "int32"), help="of flat files")
-    command.add_argument("--document-end", type=_count, metavar="ID", help="id that ends a document of a flat file")
-    command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-
-    command = add("verify", verify, "check every byte of a folder of shards")
-    command.add_argument("folder", type=Path, metavar="DIR")
-    command.add_argument("--json", action="store_true", help="print JSON")
-
     command = add("show", show, "look at documents and samples of a folder of shards")
     command.add_argument("folder", type=Path, metavar="DIR")
     command.add_argument("--split", choices=("train", "validation"), default="train", help="which (%(default)s)")
-    command.add_argument("--documents", type=_count, default=2, metavar="N", help="documents to show (%(default)s)")
-    command.add_argument("--samples", type=_count, default=2, metavar="N", help="samples to show (%(default)s)")
-    command.add_argument("--from", type=_count, default=0, dest="first", metavar="N", help="the first of them (0)")
+    command.add_argument("--documents", type=count, default=2, metavar="N", help="documents to show (%(default)s)")
+    command.add_argument("--samples", type=count, default=2, metavar="N", help="samples to show (%(default)s)")
+    command.add_argument("--from", type=count, default=0, dest="first", metavar="N", help="the first of them (0)")
     command.add_argument("--recipe", default=None, metavar="NAME_OR_PATH", help="whose objective makes the samples")
     command.add_argument("--json", action="store_true", help="print JSON")
 
     command = add("trace", trace, "which text was in a step; which steps saw a text")
     command.add_argument("run", type=Path, metavar="RUN", help="a run's folder, e.g. runs/law-bert-zh")
     which = command.add_mutually_exclusive_group(required=True)
-    which.add_argument("--step", type=_positive, metavar="N", help="name corpus, file, line and text of its sequences")
+    which.add_argument("--step", type=positive, metavar="N", help="name corpus, file, line and text of its sequences")
     which.add_argument("--digest", metavar="HEX", help="the same of a batch_digest in metrics.jsonl")
     which.add_argument("--document", metavar="ID", help="FILE:LINE, or the xxh3-128 of the text")
     command.add_argument("--json", action="store_true", help="print JSON")
@@ -166,8 +115,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("names", nargs="*", metavar="NAME", help="a drill of --list, or all")
     command.add_argument("--list", action="store_true", help="name them")
     command.add_argument("--ds_config", default="zero2", metavar="NAME_OR_PATH", help="DeepSpeed JSON (%(default)s)")
-    command.add_argument("--ranks", type=_positive, default=2, metavar="N", help="ranks, on this machine (%(default)s)")
-    command.add_argument("--times", type=_positive, default=1, metavar="N", help="how often kill-rank kills (1)")
+    command.add_argument("--ranks", type=positive, default=2, metavar="N", help="ranks, on this machine (%(default)s)")
+    command.add_argument("--times", type=positive, default=1, metavar="N", help="how often kill-rank kills (1)")
     command.add_argument("--out", type=Path, metavar="DIR", help="where the runs are left (a temporary folder)")
     command.add_argument("--json", action="store_true", help="one JSON object a drill")
 
@@ -175,8 +124,8 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("recipe", nargs="?", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. batch.global_batch=512")
     command.add_argument("--ds_config", metavar="NAME_OR_PATH", help="DeepSpeed JSON of the run")
-    command.add_argument("--ranks", type=_positive, metavar="N", help="ranks of the run, on all nodes together")
-    command.add_argument("--nodes", type=_positive, metavar="N", help="nodes they are spread over (1)")
+    command.add_argument("--ranks", type=positive, metavar="N", help="ranks of the run, on all nodes together")
+    command.add_argument("--nodes", type=positive, metavar="N", help="nodes they are spread over (1)")
     command.add_argument("--hostfile", type=Path, metavar="FILE", help="tells ranks and nodes")
     command.add_argument("--json", action="store_true", help="one JSON object")
 
@@ -190,20 +139,20 @@ def build_parser() -> argparse.ArgumentParser:
     checkpoints.add_options(command)
 
     command = add("launch", launch.run, "start a run through DeepSpeed, Slurm, MPI, torchrun or ssh, or print how")
-    launch.add_options(command, _positive)
+    launch.add_options(command)
 
     command = add("scale", scale, "run a recipe on growing numbers of ranks or nodes, and tell how it scales")
-    options_of_scale.add_options(command, _positive)
+    options_of_scale.add_options(command)
 
     command = add("hostfile", hostfile_command.run, "check a hostfile, or write one from the allocation this is in")
-    hostfile_command.add_options(command, _positive)
+    hostfile_command.add_options(command)
 
     command = add("export", export, "write a run's checkpoint as a transformers folder")
     command.add_argument("run", type=Path, metavar="RUN", help="a run's folder, e.g. runs/law-bert-zh")
     command.add_argument("--step", type=int, metavar="N", help="checkpoint to take (default: the newest)")
     command.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     command.add_argument(
-        "--shard-gb", type=_gigabytes, default=5.0, metavar="GB", help="most of the weights in one file (%(default)s)"
+        "--shard-gb", type=gigabytes, default=5.0, metavar="GB", help="most of the weights in one file (%(default)s)"
     )
 
     for name, run, help_ in (
@@ -215,61 +164,6 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("prompts", nargs="+", metavar="TEXT")
         command.add_argument("--json", action="store_true", help="print JSON")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 1 or more")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of 0 or more")
-    return int(text)
-
-
-def _gigabytes(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of gigabytes above 0")
-    return value
-
-
-def _share(text: str) -> float:
-    try:
-        share = float(text)
-    except ValueError:
-        share = -1.0
-    if not 0.0 <= share < 1.0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1")
-    return share
-
-
-def _add_corpus(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "corpus",
-        nargs="+",
-        metavar="CORPUS",
-        help="JSONL, a JSON array, text, parquet, arrow, also .gz .zst .xz: files, folders, globs; or hub:OWNER/NAME",
-    )
-    command.add_argument("--text-field", default="completion", metavar="FIELD", help="field of the text (%(default)s)")
-    command.add_argument(
-        "--txt",
-        choices=("file", "blank", "line"),
-        default="file",
-        help="a document of a .txt is the file, what stands between blank lines, or a line (%(default)s)",
-    )
-
-
-def quickstart(options: argparse.Namespace) -> None:
-    """`pretrain quickstart`."""
-    from launcher.prepare.quickstart import QUICKSTART_FOLDER, prepare_quickstart
-
-    prepare_quickstart(options.out or QUICKSTART_FOLDER)
 
 
 def recipe(options: argparse.Namespace) -> None:
@@ -291,90 +185,6 @@ def recipe(options: argparse.Namespace) -> None:
         if options.explain:
             print(f"# {fields[name]['meaning']}")
         print(f"{f'{name}: {value}':<{min(width, 60)}}  # {fields[name]['origin']}")
-
-
-def tokenizer(options: argparse.Namespace) -> None:
-    """`pretrain tokenizer`."""
-    from launcher.prepare.quality import unknown_characters, warn_unknown
-    from launcher.prepare.readers import ReadOptions
-    from launcher.prepare.split import is_held_out
-    from launcher.prepare.texts import sample_texts
-    from launcher.prepare.tokenizer import measure_tokenizer
-    from launcher.prepare.tokenizer_training import train_tokenizer
-
-    read = ReadOptions(text_field=options.text_field, txt=options.txt)
-
-    def texts(held_out: bool) -> Iterator[str]:
-        sample = sample_texts(options.corpus, options.sample_megabytes * 10**6, read)
-        return (text for text in sample if is_held_out(text) == held_out)
-
-    handle = train_tokenizer(texts(held_out=False), options.kind, options.vocab_size, options.out)
-    report = measure_tokenizer(handle, texts(held_out=True))
-    print(f"{options.out}: {handle.info.vocab_size} tokens")
-    if report.tokens_per_byte:
-        print(f"on held-out text: {report.tokens_per_byte:.3f} tokens a byte, {report.unknown_share:.2%} unknown")
-    else:
-        print("of so few texts none is held out to measure it on")
-    lost = unknown_characters(handle, texts(held_out=True)) if report.unknown_share else []
-    warning = warn_unknown(handle, report.unknown_share, lost)
-    if warning:
-        print(warning, file=sys.stderr)
-
-
-def prepare(options: argparse.Namespace) -> None:
-    """`pretrain prepare`."""
-    from launcher.prepare.build import build_shards
-    from launcher.prepare.filters import FilterOptions
-    from launcher.prepare.readers import ReadOptions
-    from launcher.prepare.request import BuildRequest
-
-    filters = FilterOptions(min_chars=options.min_chars, max_chars=options.max_chars, keep=options.keep)
-    build_shards(
-        BuildRequest(
-            corpus=tuple(options.corpus),
-            tokenizer=options.tokenizer,
-            out=options.out,
-            read=ReadOptions(text_field=options.text_field, txt=options.txt),
-            filters=filters,
-            dedupe=options.dedupe,
-            workers=options.workers,
-            validation_share=options.validation_share,
-            encoder=options.encoder,
-            words=options.words,
-            sentences=options.sentences,
-            task=options.task,
-            tasks=options.tasks,
-            overwrite=options.overwrite,
-        )
-    )
-
-
-def adopt(options: argparse.Namespace) -> None:
-    """`pretrain adopt`."""
-    from launcher.prepare.adopt import adopt as adopt_files
-    from launcher.prepare.build import describe
-
-    manifest = adopt_files(
-        options.files, options.validation, options.tokenizer, options.out, options.dtype, options.document_end
-    )
-    print(f"{options.out}: {describe(manifest)}")
-
-
-def verify(options: argparse.Namespace) -> int:
-    """`pretrain verify`."""
-    from launcher.shards.verify import verify as find_problems
-
-    try:
-        problems = find_problems(options.folder)
-    except ShardError as error:  # of the manifest or the checksums: nothing can be told of the rest
-        problems = [f"{error.where}: {error.what}"]
-    if options.json:
-        print(json.dumps({"folder": str(options.folder), "problems": problems}, ensure_ascii=False))
-    elif not problems:
-        print(f"{options.folder}: every byte is as it was written")
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    return EXIT_USER if problems else EXIT_DONE
 
 
 def show(options: argparse.Namespace) -> None:

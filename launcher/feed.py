@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.config.batch import BatchPlan
+from launcher.config.data import CorpusConfig, DataConfig
 from launcher.config.objectives import MaskedObjective
-from launcher.config.recipe import CorpusConfig, DataConfig, Recipe
+from launcher.config.recipe import Recipe
 from launcher.engine.records import Arrays, EvalBatch, StepBatch
 from launcher.errors import ShardError, TokenizerError
 from launcher.objectives.base import IGNORE_INDEX, Batch, Objective

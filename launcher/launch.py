@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 from launcher.cluster.environment import described, forwarded
@@ -22,6 +21,7 @@ from launcher.cluster.job import Job, SlurmRequest, first_hosts
 from launcher.cluster.rank import FIRST_PORT, NUM_PORTS
 from launcher.cluster.render import RENDERERS, Start, shown
 from launcher.cluster.submit import submit
+from launcher.config.arguments import positive
 from launcher.config.batch import plan_batch
 from launcher.config.deepspeed import load_ds_config
 from launcher.config.loading import LoadedRecipe, load_recipe
@@ -34,8 +34,8 @@ SSH_FAILED = 255
 PASSED_ON = {signal.SIGTERM: b"TERM\n", signal.SIGINT: b"TERM\n", signal.SIGUSR1: b"USR1\n", signal.SIGUSR2: b"USR2\n"}
 
 
-def add_options(command: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
-    """The options of the command; `positive` reads a number of 1 or more."""
+def add_options(command: argparse.ArgumentParser) -> None:
+    """The options of the command."""
     command.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. train.num_steps=50")
     command.add_argument("--via", choices=tuple(RENDERERS), required=True, help="what starts the ranks")

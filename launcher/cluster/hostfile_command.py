@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 from launcher.cluster.allocation import allocated_hosts, counted, origin_of, with_slots, written
 from launcher.cluster.hostfile import Host, read_hostfile
 from launcher.cluster.hosts import check_names, check_reach
 from launcher.cluster.rank import in_mpi, names_over_mpi
+from launcher.config.arguments import positive
 from launcher.errors import ClusterError
 
 
-def add_options(command: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
-    """The options of the command; `positive` reads a number of 1 or more."""
+def add_options(command: argparse.ArgumentParser) -> None:
+    """The options of the command."""
     command.add_argument("file", type=Path, nargs="?", metavar="FILE", help="hostfile to check")
     command.add_argument(
         "--reach", action="store_true", help="also ask every host over ssh, and count its accelerators"

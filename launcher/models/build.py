@@ -21,8 +21,8 @@ from transformers import (
 from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, prevent_arange_dtype_change
 
+from launcher.config.model import ModelConfig
 from launcher.config.objectives import Head
-from launcher.config.recipe import ModelConfig
 from launcher.errors import ModelError
 from launcher.models.attention import check_attention
 from launcher.models.chunked_loss import compute_loss_in_output_layer, worth_chunking

@@ -14,8 +14,8 @@ from transformers import (
     PreTrainedConfig,
 )
 
+from launcher.config.model import ModelConfig
 from launcher.config.objectives import Head
-from launcher.config.recipe import ModelConfig
 from launcher.errors import ModelError, did_you_mean
 from launcher.models.local import read_config
 from launcher.shards.manifest import TokenizerInfo

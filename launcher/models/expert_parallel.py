@@ -11,7 +11,7 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.utils import output_capturing
 
-from launcher.config.recipe import ModelConfig
+from launcher.config.model import ModelConfig
 from launcher.errors import ModelError
 from launcher.models.routing import compute_in_fp32, find_routers
 

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from launcher.config.recipe import ModelConfig
+from launcher.config.model import ModelConfig
 from launcher.errors import ModelError, nearest
 
 

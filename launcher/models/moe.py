@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
-from launcher.config.recipe import ModelConfig
+from launcher.config.model import ModelConfig
 from launcher.errors import MissingDependencyError, ModelError
 from launcher.models.routing import routed_blocks, weights_in
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from launcher.config.recipe import ModelConfig
+from launcher.config.model import ModelConfig
 from launcher.errors import ModelError
 
 FAMILY_WEIGHTS = ("router_aux_loss_coef", "aux_loss_coef")

@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from launcher.config.recipe import ModelConfig
+from launcher.config.model import ModelConfig
 from launcher.errors import ModelError
 
 FAMILIES = ("llama", "qwen3", "mistral", "olmo", "gpt2")

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from launcher.config.recipe import ModelConfig
+from launcher.config.model import ModelConfig
 
 GATED = frozenset(
     ("llama", "mistral", "qwen2", "qwen3", "olmo", "olmo2", "modernbert", "mixtral", "qwen3_moe", "olmoe")

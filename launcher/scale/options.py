@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
+
+from launcher.config.arguments import positive
 
 LEAST_STEPS = 20
 """Fewer say little of the spread."""
 
 
-def add_options(command: argparse.ArgumentParser, positive: Callable[[str], int]) -> None:
-    """The options of the command; `positive` reads a number of 1 or more."""
+def add_options(command: argparse.ArgumentParser) -> None:
+    """The options of the command."""
     command.add_argument("recipe", metavar="RECIPE", help="a YAML file, or the name of a shipped recipe")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. model.num_hidden_layers=4")
     command.add_argument("--sizes", required=True, metavar="N,N,…", help="ranks here; in a job of Slurm, nodes")

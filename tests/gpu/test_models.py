@@ -11,8 +11,8 @@ import pytest
 import torch
 from families import BERT_LIKE, FAMILIES, NO_DROPOUT, NUMBERS, ONLY_EAGER
 
+from launcher.config.model import ModelConfig
 from launcher.config.objectives import Head
-from launcher.config.recipe import ModelConfig
 from launcher.models.build import build_model
 from launcher.models.chunked_loss import chunked_loss
 from launcher.models.configuration import build_config

@@ -13,7 +13,7 @@ import tiny
 from ranks import run_ranks
 
 from launcher import cli, tracing
-from launcher.config.recipe import ModelConfig
+from launcher.config.model import ModelConfig
 from launcher.engine.metrics import read_metrics
 from launcher.errors import ModelError
 from launcher.models.build import build_model

@@ -482,7 +482,7 @@ def building_memory(precision: str) -> dict[str, int]:
 
     from launcher.cluster import host_memory
     from launcher.cluster.rank import find_place
-    from launcher.config.recipe import ModelConfig
+    from launcher.config.model import ModelConfig
     from launcher.engine.process import join_ranks
     from launcher.models.build import build_model
     from launcher.models.configuration import build_config
@@ -518,7 +518,8 @@ def initial_weights(model: dict[str, Any], head: str, stage: int, precision: str
     import deepspeed
 
     from launcher.cluster.rank import find_place
-    from launcher.config.recipe import ModelConfig, OptimConfig
+    from launcher.config.model import ModelConfig
+    from launcher.config.recipe import OptimConfig
     from launcher.engine.process import join_ranks
     from launcher.engine.start import start_engine
     from launcher.models.build import build_model

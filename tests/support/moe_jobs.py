@@ -42,7 +42,7 @@ DENSE = {**NUMBERS, "family": "llama", "intermediate_size": 48}
 
 def build(model: dict[str, Any], device: str = "cpu", ds_config: dict[str, Any] | None = None, **changes: Any) -> Any:
     """A model of 96 tokens and its weights, as a run without DeepSpeed has them; `ds_config` tells the precision."""
-    from launcher.config.recipe import ModelConfig
+    from launcher.config.model import ModelConfig
     from launcher.models.build import build_model
     from launcher.models.configuration import build_config
 
@@ -105,7 +105,7 @@ def megablocks_against_transformers(model: dict[str, Any]) -> dict[str, float]:
 
 def megablocks_on_a_gpu(model: dict[str, Any]) -> dict[str, float]:
     """Differences in bf16 between a block whose experts MegaBlocks' kernels compute and transformers' own."""
-    from launcher.config.recipe import ModelConfig
+    from launcher.config.model import ModelConfig
     from launcher.models.moe import choose_experts
 
     built = build(model, experts="eager")
@@ -265,7 +265,8 @@ def train_family(model: dict[str, Any], stage: int) -> dict[str, Any]:
     from deepspeed.utils import get_z3_leaf_modules
 
     from launcher.cluster.rank import find_place
-    from launcher.config.recipe import ModelConfig, OptimConfig
+    from launcher.config.model import ModelConfig
+    from launcher.config.recipe import OptimConfig
     from launcher.engine.process import gather, join_ranks
     from launcher.engine.start import start_engine
     from launcher.models.build import build_model

@@ -9,7 +9,7 @@ import jobs
 import pytest
 from families import BERT_LIKE, FAMILIES, NO_DROPOUT, NO_FLEX, NUMBERS
 
-from launcher.config.recipe import ModelConfig
+from launcher.config.model import ModelConfig
 from launcher.errors import ModelError
 from launcher.models.attention import check_attention
 from launcher.models.build import build_model

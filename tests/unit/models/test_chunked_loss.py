@@ -10,8 +10,8 @@ import pytest
 import torch
 from families import FAMILIES, NUMBERS, ONLY_EAGER
 
+from launcher.config.model import ModelConfig
 from launcher.config.objectives import Head
-from launcher.config.recipe import ModelConfig
 from launcher.engine.loss import IGNORE_INDEX, losses, summed_losses
 from launcher.errors import ModelError
 from launcher.models import chunked_loss as chunks

@@ -9,8 +9,8 @@ import pytest
 
 from launcher.config import places
 from launcher.config.loading import load_recipe
+from launcher.config.model import ModelConfig
 from launcher.config.objectives import Head
-from launcher.config.recipe import ModelConfig
 from launcher.errors import ModelError
 from launcher.models.configuration import EXAMPLES, build_config
 

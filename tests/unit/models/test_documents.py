@@ -10,8 +10,8 @@ import pytest
 import torch
 from families import BERT_LIKE, FAMILIES, NO_DROPOUT, NO_FLEX, NUMBERS, ONLY_EAGER
 
+from launcher.config.model import ModelConfig
 from launcher.config.objectives import Head
-from launcher.config.recipe import ModelConfig
 from launcher.errors import ModelError
 from launcher.models.build import build_model
 from launcher.models.configuration import build_config

@@ -13,8 +13,8 @@ import torch
 from families import FAMILIES, NUMBERS, ONLY_EAGER
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from launcher.config.model import ModelConfig
 from launcher.config.objectives import Head
-from launcher.config.recipe import ModelConfig
 from launcher.errors import MissingDependencyError, ModelError
 from launcher.models.build import build_model
 from launcher.models.configuration import build_config, num_new_tokens

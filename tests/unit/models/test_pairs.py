@@ -10,8 +10,8 @@ import pytest
 import torch
 from families import NUMBERS
 
+from launcher.config.model import ModelConfig
 from launcher.config.objectives import Head
-from launcher.config.recipe import ModelConfig
 from launcher.engine.loss import IGNORE_INDEX, losses
 from launcher.models.build import build_model
 from launcher.models.configuration import PAIR_LABELS, build_config

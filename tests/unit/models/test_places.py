@@ -7,7 +7,7 @@ import pytest
 import tiny
 import torch
 
-from launcher.config.recipe import ModelConfig
+from launcher.config.model import ModelConfig
 from launcher.errors import ModelError
 from launcher.models.build import build_model
 from launcher.models.configuration import build_config

@@ -13,8 +13,8 @@ from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
+from launcher.config.model import ModelConfig
 from launcher.config.objectives import Head
-from launcher.config.recipe import ModelConfig
 from launcher.engine.loss import losses
 from launcher.engine.routing import router_losses
 from launcher.errors import ModelError

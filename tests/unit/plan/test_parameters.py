@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config.loading import load_recipe
-from launcher.config.recipe import ModelConfig
+from launcher.config.model import ModelConfig
 from launcher.plan.parameters import count_parameters, count_stored
 
 WIDE = {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 2048}

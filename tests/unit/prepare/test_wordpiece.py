@@ -122,6 +122,6 @@ def test_half_of_a_surrogate_pair_is_for_the_reference_to_refuse(trained: str) -
     cached = CachedWordPiece(plain_tokenizer(trained))
     with pytest.raises(UnicodeEncodeError):
         cached.encode(["a\ud800b"])
-    fast = FastEncoder(lambda texts: Encoded(*cached.encode(texts)), ReferenceEncoder(trained))
+    fast = FastEncoder(lambda: lambda texts: Encoded(*cached.encode(texts)), ReferenceEncoder(trained))
     ids = fast.encode(["a b", "c d"]).ids_N
     assert np.array_equal(ids, ReferenceEncoder(trained).encode(["a b", "c d"]).ids_N)
