@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from launcher.errors import ModelError, UsageError
 from launcher.models.configuration import positions_of
-from launcher.models.local import LOCAL, read_config
+from launcher.models.local import LOCAL, read_config, reading_weights, refuse_incomplete
 from launcher.models.moe import choose_experts_that_fit
 
 MASK_WORD = "[MASK]"
@@ -71,7 +71,7 @@ def fill(folder: Path, prompts: list[str], top: int = 5) -> list[Answer]:
         top: Words to name for each blank.
 
     Raises:
-        ModelError: The model is no masked language model.
+        ModelError: The model is no masked language model, or not whole.
         UsageError: A text has no blank, or is too long for the model.
     """
     config, tokenizer = _open(folder)
@@ -81,8 +81,8 @@ def fill(folder: Path, prompts: list[str], top: int = 5) -> list[Answer]:
         raise ModelError("its tokenizer has no mask token", str(folder), "give the folder of a masked language model")
     for prompt in prompts:
         check_blanks(prompt, tokenizer.mask_token)
-        _room(tokenizer, prompt, 2, config)
-    model = AutoModelForMaskedLM.from_pretrained(folder, **LOCAL).eval()
+        _room(tokenizer, prompt.replace(MASK_WORD, tokenizer.mask_token), 2, config)
+    model = _read(AutoModelForMaskedLM, folder)
     return [_fill_one(model, tokenizer, prompt, top) for prompt in prompts]
 
 
@@ -95,26 +95,29 @@ def generate(folder: Path, prompts: list[str], max_new_tokens: int = 40) -> list
         max_new_tokens: Longest answer; shorter where the model's positions end before.
 
     Raises:
-        ModelError: The model can do neither.
+        ModelError: The model can do neither, or is not whole.
         UsageError: A text has no tokens, or is too long for the model.
     """
     config, tokenizer = _open(folder)
     rooms = [_room(tokenizer, prompt, 1, config) for prompt in prompts]
     if type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
-        model: Any = AutoModelForSeq2SeqLM.from_pretrained(folder, **LOCAL).eval()
+        model = _read(AutoModelForSeq2SeqLM, folder)
     elif type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and (
         type(config) not in MODEL_FOR_MASKED_LM_MAPPING or _is_decoder(config)
     ):
-        model = AutoModelForCausalLM.from_pretrained(folder, **LOCAL).eval()
+        model = _read(AutoModelForCausalLM, folder)
     else:
         raise ModelError(f"{config.model_type} does not generate text", str(folder), "use `pretrain fill`")
     choose_experts_that_fit(model, model.dtype.itemsize)
+    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    if config.is_encoder_decoder and end is None:
+        raise ModelError("its tokenizer has no end token", str(folder), "give it an eos_token in tokenizer_config.json")
     answers = []
     for prompt, room in zip(prompts, rooms, strict=True):
         # A causal model was trained on text without special tokens before it; an encoder with the end token behind.
         ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
         if config.is_encoder_decoder:
-            ids = torch.cat([ids, torch.tensor([[config.eos_token_id]])], dim=1)
+            ids = torch.cat([ids, torch.tensor([[end]])], dim=1)
         with torch.no_grad():
             made = model.generate(
                 ids, attention_mask=torch.ones_like(ids), max_new_tokens=min(max_new_tokens, room), do_sample=False
@@ -143,6 +146,13 @@ def _open(folder: Path) -> tuple[Any, Any]:
     except (OSError, ValueError, KeyError) as error:
         first_sentence = " ".join(str(error).split()).partition(". ")[0]
         raise ModelError(f"transformers cannot open this folder: {first_sentence}", str(folder)) from None
+
+
+def _read(auto_class: Any, folder: Path) -> Any:
+    with reading_weights(folder):
+        model, told = auto_class.from_pretrained(folder, output_loading_info=True, **LOCAL)
+    refuse_incomplete(told["missing_keys"], folder, "give the folder of a model that was saved with its head")
+    return model.eval()
 
 
 def _is_decoder(config: Any) -> bool:
@@ -177,7 +187,7 @@ def _fill_one(model: Any, tokenizer: Any, prompt: str, top: int) -> Answer:
     places = (ids[0] == tokenizer.mask_token_id).nonzero().flatten()
     with torch.no_grad():
         shares_NV = model(input_ids=ids).logits[0, places].float().softmax(-1)
-    best = shares_NV.topk(top)
+    best = shares_NV.topk(min(top, shares_NV.shape[1]))
     blanks = [
         Blank(words=tuple(_word(tokenizer, token_id) for token_id in row.tolist()), shares=tuple(values.tolist()))
         for row, values in zip(best.indices, best.values, strict=True)

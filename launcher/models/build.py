@@ -32,7 +32,7 @@ from launcher.models.expert_parallel import prepare_expert_parallel
 from launcher.models.freezing import freeze
 from launcher.models.initial import draw_weights, grow_vocabulary, scale_residual_writers
 from launcher.models.liger import use_liger
-from launcher.models.local import LOCAL
+from launcher.models.local import LOCAL, reading_weights, refuse_incomplete
 from launcher.models.moe import choose_experts, follow_autocast, gather_routed_blocks_whole
 from launcher.models.places import predict_only_places
 from launcher.models.routing import watch_routers
@@ -160,25 +160,18 @@ def _load(
     torch.manual_seed(seed)
     own = copy.deepcopy(config)
     own.vocab_size -= num_new_tokens(config, model)
-    try:
+    folder = model.continue_from
+    assert folder is not None
+    with reading_weights(folder):
         built, told = AUTO_CLASSES[head].from_pretrained(
-            model.continue_from,
+            folder,
             config=own,
             dtype=torch.float32,
             attn_implementation=model.attention,
             output_loading_info=True,
             **LOCAL,
         )
-    except OSError as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise ModelError(f"the weights cannot be read: {first_line}", str(model.continue_from)) from None
-    missing = sorted(told["missing_keys"])
-    if missing:
-        raise ModelError(
-            f"the folder lacks {len(missing)} of the model's weights, {missing[0]} among them",
-            str(model.continue_from),
-            f"continue from a model that was saved with its {head} head",
-        )
+    refuse_incomplete(told["missing_keys"], folder, f"continue from a model that was saved with its {head} head")
     if config.vocab_size > own.vocab_size:
         grow_vocabulary(built, config.vocab_size)
     del keep
