@@ -146,7 +146,7 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], budget_s: float | None,
         precision = settle_precision(recipe, before)
         ds_config = ds.resolve_ds_config(ds_file, recipe, plan, precision)
         config = configure(recipe, data)
-        tell_new_tokens(recipe, config, console)
+        tell_tokens(recipe, config, console)
         prepare_offload(ds_config, place, console)
         model = build(recipe, config, plan, ds_config, device)
         keep_log(recipe, place.rank)  # the run's folder begins here: whatever the user can mend was told before
@@ -216,18 +216,12 @@ def configure(recipe: Recipe, data: Data) -> Any:
     return build_config(recipe.model, recipe.objective.head, data.tokenizer, longest_sequence(data.objective))
 
 
-def tell_new_tokens(recipe: Recipe, config: Any, console: Console) -> None:
-    """Say how far a continued model's vocabulary grows."""
-    from launcher.models.configuration import num_new_tokens
+def tell_tokens(recipe: Recipe, config: Any, console: Console) -> None:
+    """Say what the shards' tokenizer has that a continued model does not know, or knows as something else."""
+    from launcher.models.configuration import told_of_tokens
 
-    new = num_new_tokens(config, recipe.model)
-    if new:
-        told = (
-            f"note: the tokenizer has {new} tokens that {recipe.model.continue_from} does not know: its embeddings grow"
-        )
-        console.print(
-            f"{told} to {config.vocab_size}; each new one begins as the mean of all", highlight=False, soft_wrap=True
-        )
+    for line in told_of_tokens(config, recipe.model, recipe.data.tokenizer_folder):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def keep_log(recipe: Recipe, rank: int) -> None:

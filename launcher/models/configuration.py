@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 from transformers import (
@@ -18,6 +19,7 @@ from launcher.config.model import ModelConfig
 from launcher.config.objectives import Head
 from launcher.errors import ModelError, did_you_mean
 from launcher.models.local import read_config
+from launcher.shards.identity import num_renamed, open_tokenizer
 from launcher.shards.manifest import TokenizerInfo
 
 # The recipe's numbers carry the names most families use; these are the exceptions that transformers' own
@@ -256,6 +258,31 @@ def num_new_tokens(config: PreTrainedConfig, model: ModelConfig) -> int:
     if model.continue_from is None:
         return 0
     return int(config.vocab_size - read_config(model.continue_from).vocab_size)
+
+
+def told_of_tokens(config: PreTrainedConfig, model: ModelConfig, tokenizer_folder: Path) -> list[str]:
+    """How far a continued model's vocabulary grows, and how many of its tokens are others to the shards, as lines.
+
+    Args:
+        config: As `build_config` made it.
+        model: The recipe's model section.
+        tokenizer_folder: The tokenizer of the shards.
+    """
+    folder, lines = model.continue_from, []
+    if folder is None:
+        return []
+    files = [tokenizer_folder / "tokenizer.json", folder / "tokenizer.json"]
+    if all(file.is_file() for file in files) and (renamed := num_renamed(*map(open_tokenizer, files))):
+        lines.append(
+            f"warning: {renamed} tokens of the shards are others in {folder}, and begin with the embeddings of those: "
+            "prepare the shards with the tokenizer of that folder, unless this is meant"
+        )
+    if new := num_new_tokens(config, model):
+        lines.append(
+            f"note: the tokenizer has {new} tokens that {folder} does not know: its embeddings grow to "
+            f"{config.vocab_size}; each new one begins as the mean of all"
+        )
+    return lines
 
 
 def _numbers(model: ModelConfig, defaults: PreTrainedConfig) -> dict[str, Any]:

@@ -20,6 +20,15 @@ def tokenizer_sha256(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(json.dumps(fields, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
+def num_renamed(tokenizer: Tokenizer, other: Tokenizer) -> int:
+    """Ids that both tokenizers have and give to different tokens."""
+    mine, others = (
+        {token_id: token for token, token_id in each.get_vocab(with_added_tokens=True).items()}
+        for each in (tokenizer, other)
+    )
+    return sum(others.get(token_id, token) != token for token_id, token in mine.items())
+
+
 def open_tokenizer(path: Path) -> Tokenizer:
     """Open a `tokenizer.json`.
 

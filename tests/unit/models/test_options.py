@@ -11,13 +11,15 @@ import jobs
 import pytest
 import torch
 from families import FAMILIES, NUMBERS, ONLY_EAGER
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from launcher.config.model import ModelConfig
 from launcher.config.objectives import Head
 from launcher.errors import MissingDependencyError, ModelError
 from launcher.models.build import build_model
-from launcher.models.configuration import build_config, num_new_tokens
+from launcher.models.configuration import build_config, num_new_tokens, told_of_tokens
 from launcher.models.initial import SCALED_BY_THEMSELVES, scale_residual_writers
 
 
@@ -88,6 +90,30 @@ def test_a_vocabulary_grows_to_the_tokenizers_and_the_rest_stays(head: Head, fam
         old.eval(), grown.eval()
         torch.testing.assert_close(grown(**inputs).logits[..., :96], old(**inputs).logits)
         assert grown(**inputs).logits.shape[-1] == 103
+
+
+def test_a_model_that_was_trained_with_another_tokenizer_is_told(tmp_path: Path) -> None:
+    info = jobs.tokenizer_info()
+    first = ModelConfig.model_validate({"family": "bert", **NUMBERS})
+    build_config(first, "masked", info, 16).save_pretrained(tmp_path / "model")
+    record = ModelConfig.model_validate({"continue_from": str(tmp_path / "model")})
+
+    def told(theirs: list[str], ours: list[str], vocab_size: int = info.vocab_size) -> list[str]:
+        for name, tokens in (("model", theirs), ("shards", ours)):
+            vocabulary = {token: number for number, token in enumerate(tokens)}
+            (tmp_path / name).mkdir(exist_ok=True)
+            Tokenizer(WordLevel(vocabulary, unk_token="?")).save(str(tmp_path / name / "tokenizer.json"))
+        config = build_config(record, "masked", replace(info, vocab_size=vocab_size), 16)
+        return told_of_tokens(config, record, tmp_path / "shards")
+
+    assert told(["?", "人", "民"], ["?", "人", "民"]) == []
+    (warning, note) = told(["?", "人", "民", "法"], ["?", "民", "人", "法", "院"], vocab_size=info.vocab_size + 1)
+    assert "warning: 2 tokens of the shards are others in" in warning
+    assert "prepare the shards with the tokenizer of that folder" in warning
+    assert f"has 1 tokens that {tmp_path / 'model'} does not know" in note
+    (tmp_path / "model" / "tokenizer.json").unlink()  # nothing is known of it
+    assert told_of_tokens(build_config(record, "masked", info, 16), record, tmp_path / "shards") == []
+    assert told_of_tokens(build_config(first, "masked", info, 16), first, tmp_path / "shards") == []
 
 
 def test_ligers_kernels_need_a_gpu() -> None:
