@@ -133,10 +133,11 @@ def build_config(model: ModelConfig, head: Head, tokenizer: TokenizerInfo, seq_l
         )
     is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING or config.model_type in ENCODERS_BY_DEFAULT
     if head == "causal" and is_encoder and not getattr(config, "is_decoder", False):
+        own_task = "span or prefix" if config.is_encoder_decoder else "mlm"
         raise ModelError(
             f"{config.model_type} sees the tokens on its right: next-token prediction would be trivial",
             "objective.kind",
-            f"use mlm, or a decoder such as {EXAMPLES['causal']}",
+            f"use {own_task}, or a decoder such as {EXAMPLES['causal']}",
         )
     if head not in ("causal", "seq2seq") and (config.is_encoder_decoder or getattr(config, "is_decoder", False)):
         what = "writes a second text" if config.is_encoder_decoder else "sees the tokens on its left only"

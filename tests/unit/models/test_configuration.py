@@ -126,6 +126,8 @@ def test_a_family_that_tells_no_pairs_is_refused(
         ("masked", {"family": "bert", "config": {"is_decoder": True}}, "sees the tokens on its left only"),
         ("causal", {"family": "bert-generation"}, "sees the tokens on its right"),
         ("causal", {"family": "xlnet"}, "sees the tokens on its right"),
+        ("causal", {"family": "bart"}, "fix:   use span or prefix, or a decoder such as gpt2"),
+        ("causal", {"family": "bert"}, "fix:   use mlm, or a decoder such as gpt2"),
         ("causal", {"family": "prophetnet", "num_hidden_layers": 2}, "configuration refuses these values"),
         ("seq2seq", {"family": "led"}, "longer than the model's 1024 positions"),
     ],
