@@ -55,6 +55,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.open_order
 	$(BIN)/python -m benchmarks.corruption
 	$(BIN)/python -m benchmarks.loss_memory
+	$(BIN)/python -m benchmarks.experts
 	$(BIN)/python -m benchmarks.checkpointing
 
 format: setup
