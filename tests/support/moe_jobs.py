@@ -284,6 +284,8 @@ def train_family(model: dict[str, Any], stage: int) -> dict[str, Any]:
     }
     built = build_model(config, record, "causal", seed=3, ds_config=ds_config)
     engine = start_engine(built, OptimConfig(lr=3e-3), ds_config)
+    for group in engine.basic_optimizer.param_groups:
+        group["lr"] = 3e-3  # the step loop's part: an engine starts without a rate
     ids_BS = torch.full((1, 16), 90 if place.rank else 20)
     losses, experts = [], []
     for _ in range(3):
