@@ -60,7 +60,9 @@ def test_mpirun_in_a_slurm_job(cluster: Cluster, tmp_path: Path) -> None:
 
 def test_deepspeed_over_pdsh(cluster: Cluster, tmp_path: Path) -> None:
     deepspeed = str(Path(sys.executable).with_name("deepspeed"))
-    words = [deepspeed, "--hostfile", str(cluster.folder / "hostfile"), "--master_addr", "10.77.0.11", PROBE]
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_text("node1 slots=2\nnode2 slots=2\n")
+    words = [deepspeed, "--hostfile", str(hostfile), "--master_addr", "10.77.0.11", PROBE]
     done = cluster.run("node1", *words, str(tmp_path), **GLOO, PDSH_RCMD_TYPE="ssh")
     assert done.returncode == 0, done.stderr + done.stdout
     check_places(tmp_path, "environment")
