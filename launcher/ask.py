@@ -37,6 +37,21 @@ class Blank:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How each next token is taken."""
+
+    temperature: float = 0.0
+    """0: the most likely token; above, one is drawn after the scores were divided by this."""
+    top_p: float = 1.0
+    """Draw from the fewest tokens that together are so likely (Holtzman et al. 2019, arXiv:1904.09751)."""
+    seed: int = 0
+    """Of the draws: the same seed gives a text the same answer, whatever is asked beside it."""
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What a model made of one text."""
 
@@ -62,7 +77,7 @@ def exported_folder(run_or_folder: Path) -> Path:
     )
 
 
-def fill(folder: Path, prompts: list[str], top: int = 5) -> list[Answer]:
+def fill(folder: Path, prompts: list[str], top: int = 3) -> list[Answer]:
     """Fill the `[MASK]`s of each text with a masked language model.
 
     Args:
@@ -86,13 +101,14 @@ def fill(folder: Path, prompts: list[str], top: int = 5) -> list[Answer]:
     return [_fill_one(model, tokenizer, prompt, top) for prompt in prompts]
 
 
-def generate(folder: Path, prompts: list[str], max_new_tokens: int = 40) -> list[Answer]:
+def generate(folder: Path, prompts: list[str], max_tokens: int = 40, sampling: Sampling = GREEDY) -> list[Answer]:
     """Go on from each text with a causal model, or write the missing spans with an encoder-decoder.
 
     Args:
         folder: A `transformers` folder.
         prompts: Texts; for an encoder-decoder with sentinels (`<extra_id_0>`) where spans are missing.
-        max_new_tokens: Longest answer; shorter where the model's positions end before.
+        max_tokens: Longest answer; shorter where the model ends it, or its positions end before.
+        sampling: How tokens are taken.
 
     Raises:
         ModelError: The model can do neither, or is not whole.
@@ -118,13 +134,25 @@ def generate(folder: Path, prompts: list[str], max_new_tokens: int = 40) -> list
         ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
         if config.is_encoder_decoder:
             ids = torch.cat([ids, torch.tensor([[end]])], dim=1)
-        with torch.no_grad():
+        with torch.no_grad(), torch.random.fork_rng(devices=()):
+            torch.manual_seed(sampling.seed)
             made = model.generate(
-                ids, attention_mask=torch.ones_like(ids), max_new_tokens=min(max_new_tokens, room), do_sample=False
+                ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=min(max_tokens, room),
+                num_beams=1,
+                **_choices(sampling),
             )
         text = tokenizer.decode(made[0], skip_special_tokens=not config.is_encoder_decoder)
         answers.append(Answer(prompt=prompt, text=_without_gaps(text)))
     return answers
+
+
+def _choices(sampling: Sampling) -> dict[str, Any]:
+    """What transformers calls them; it would draw from the 50 most likely tokens unless told otherwise."""
+    if not sampling.temperature:
+        return {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+    return {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
 
 
 def check_blanks(prompt: str, mask_token: str) -> None:

@@ -18,8 +18,8 @@ from launcher.checkpoints import command as checkpoints
 from launcher.cluster import hostfile_command
 from launcher.cluster.environment import stay_inside
 from launcher.config import deepspeed_command
-from launcher.config.arguments import count, gigabytes, positive
-from launcher.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, LauncherError, RequeueError
+from launcher.config.arguments import count, gigabytes, positive, temperature, top_p
+from launcher.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, LauncherError, RequeueError, UsageError
 from launcher.prepare import commands as commands_of_prepare
 from launcher.probe import options as options_of_check
 from launcher.scale import options as options_of_scale
@@ -155,14 +155,27 @@ def build_parser() -> argparse.ArgumentParser:
         "--shard-gb", type=gigabytes, default=5.0, metavar="GB", help="most of the weights in one file (%(default)s)"
     )
 
-    for name, run, help_ in (
-        ("fill", fill, "let a masked language model fill the [MASK]s of texts"),
-        ("generate", generate, "let a model go on from texts"),
-    ):
-        command = add(name, run, help_)
-        command.add_argument("model", type=Path, metavar="RUN_OR_DIR", help="a run's folder or an exported one")
-        command.add_argument("prompts", nargs="+", metavar="TEXT")
-        command.add_argument("--json", action="store_true", help="print JSON")
+    command = add("fill", fill, "let a masked language model fill the [MASK]s of texts")
+    add_question(command)
+    command.add_argument("--top", type=positive, default=3, metavar="N", help="words to name for a blank (%(default)s)")
+
+    command = add("generate", generate, "let a model go on from texts, or write what is missing in them")
+    add_question(command)
+    command.add_argument(
+        "--max-tokens", type=positive, default=40, metavar="N", help="longest answer, in tokens (%(default)s)"
+    )
+    command.add_argument(
+        "--temperature",
+        type=temperature,
+        metavar="T",
+        help="draw each token, after dividing the scores by this (0: take the most likely one; with --top-p 1)",
+    )
+    command.add_argument(
+        "--top-p", type=top_p, metavar="P", help="draw from the fewest tokens that together are so likely (all)"
+    )
+    command.add_argument(
+        "--seed", type=count, default=0, metavar="N", help="of the draws: the same again for each text (%(default)s)"
+    )
     return parser
 
 
@@ -278,12 +291,19 @@ def export(options: argparse.Namespace) -> None:
     print(f"{options.out}: from {taken}")
 
 
+def add_question(command: argparse.ArgumentParser) -> None:
+    """What is asked, and of which model."""
+    command.add_argument("model", type=Path, metavar="RUN_OR_DIR", help="a run's folder or an exported one")
+    command.add_argument("prompts", nargs="*", metavar="TEXT", help="read from standard input, one a line, if none")
+    command.add_argument("--json", action="store_true", help="print JSON")
+
+
 def fill(options: argparse.Namespace) -> None:
     """`pretrain fill`."""
     stay_inside(os.environ)
     from launcher import ask
 
-    _show_answers(options, ask.fill(ask.exported_folder(options.model), options.prompts))
+    _show_answers(options, ask.fill(ask.exported_folder(options.model), _prompts(options), options.top))
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -291,7 +311,27 @@ def generate(options: argparse.Namespace) -> None:
     stay_inside(os.environ)
     from launcher import ask
 
-    _show_answers(options, ask.generate(ask.exported_folder(options.model), options.prompts))
+    unless_told = 0.0 if options.top_p is None else 1.0
+    sampling = ask.Sampling(
+        temperature=unless_told if options.temperature is None else options.temperature,
+        top_p=options.top_p or 1.0,
+        seed=options.seed,
+    )
+    folder, prompts = ask.exported_folder(options.model), _prompts(options)
+    _show_answers(options, ask.generate(folder, prompts, options.max_tokens, sampling))
+
+
+def _prompts(options: argparse.Namespace) -> list[str]:
+    """The texts of the command line, or the lines of standard input.
+
+    Raises:
+        UsageError: There is none.
+    """
+    lines = [] if options.prompts or sys.stdin.isatty() else sys.stdin.read().splitlines()
+    prompts: list[str] = options.prompts or [line for line in lines if line.strip()]
+    if not prompts:
+        raise UsageError("there is no text to answer", fix="write it behind the folder, or pipe texts in, one a line")
+    return prompts
 
 
 def _show_answers(options: argparse.Namespace, answers: Sequence[ask.Answer]) -> None:

@@ -32,7 +32,7 @@ def show_answers(console: Console, answers: list[Any]) -> None:
     for title in ("asked", "answered", "first choices")[: 3 if with_choices else 2]:
         table.add_column(title, overflow="fold")
     for answer in answers:
-        blanks = ["  ".join(f"{w} {p:.0%}" for w, p in zip(b.words[:3], b.shares, strict=False)) for b in answer.blanks]
+        blanks = ["  ".join(f"{w} {p:.0%}" for w, p in zip(b.words, b.shares, strict=True)) for b in answer.blanks]
         table.add_row(answer.prompt, answer.text, *([" | ".join(blanks)] if with_choices else []))
     console.print(table, markup=False)
 

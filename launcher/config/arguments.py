@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Callable
 
 
 def positive(text: str) -> int:
@@ -22,21 +23,29 @@ def count(text: str) -> int:
 
 def gigabytes(text: str) -> float:
     """A number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of gigabytes above 0")
-    return value
+    return _number(text, lambda value: 0.0 < value < math.inf, "a number of gigabytes above 0")
 
 
 def share(text: str) -> float:
     """A number from 0 to below 1."""
+    return _number(text, lambda value: 0.0 <= value < 1.0, "a share between 0 and 1")
+
+
+def temperature(text: str) -> float:
+    """A number from 0 on."""
+    return _number(text, lambda value: 0.0 <= value < math.inf, "a temperature of 0 or more")
+
+
+def top_p(text: str) -> float:
+    """A number above 0, up to 1."""
+    return _number(text, lambda value: 0.0 < value <= 1.0, "a probability above 0, and at most 1")
+
+
+def _number(text: str, fits: Callable[[float], bool], what: str) -> float:
     try:
-        share = float(text)
+        value = float(text)
     except ValueError:
-        share = -1.0
-    if not 0.0 <= share < 1.0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a share between 0 and 1")
-    return share
+        value = math.nan
+    if not fits(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}")
+    return value

@@ -119,7 +119,7 @@ def test_an_exported_mixture_of_such_widths_answers(shards: Path, tmp_path: Path
     shutil.copytree(shards.parent / "tokenizer", tmp_path, dirs_exist_ok=True)
     numbers = {**moe_jobs.NUMBERS, "intermediate_size": 13, "num_experts": 4, "num_experts_per_tok": 2}
     OlmoeForCausalLM(OlmoeConfig(vocab_size=200, **numbers)).save_pretrained(tmp_path)
-    (answer,) = generate(tmp_path, ["第1条"], max_new_tokens=3)
+    (answer,) = generate(tmp_path, ["第1条"], max_tokens=3)
     assert answer.text.startswith("第1条")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,8 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from launcher.ask import fill, generate
+from launcher import cli
+from launcher.ask import Sampling, fill, generate
 from launcher.errors import ModelError, UsageError
 
 
@@ -81,5 +84,91 @@ def test_an_encoder_reads_the_end_token_of_its_tokenizer(tokenizer: Path, tmp_pa
         eos_token_id=None,
     )  # fmt: skip
     folder = saved(T5ForConditionalGeneration(config), tmp_path / "t5", tokenizer)
-    (answer,) = generate(folder, ["人民<extra_id_0>院"], max_new_tokens=3)
+    (answer,) = generate(folder, ["人民<extra_id_0>院"], max_tokens=3)
     assert answer.prompt == "人民<extra_id_0>院"
+
+
+@pytest.fixture(scope="module")
+def gpt2(tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights large enough that no two tokens are about as likely."""
+    torch.manual_seed(0)
+    size = len(AutoTokenizer.from_pretrained(tokenizer))
+    config = GPT2Config(vocab_size=size, n_embd=16, n_layer=1, n_head=2, n_positions=32, initializer_range=0.5)
+    return saved(GPT2LMHeadModel(config), tmp_path_factory.mktemp("gpt2"), tokenizer)
+
+
+def test_answers_are_as_long_as_asked_and_as_the_positions_allow(gpt2: Path, tokenizer: Path) -> None:
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    prompt = "人民"
+    num_asked = len(words(prompt).input_ids)
+    model = GPT2LMHeadModel.from_pretrained(gpt2)
+    for max_tokens in (1, 7, 1000):
+        (answer,) = generate(gpt2, [prompt], max_tokens)
+        ids = words(prompt, return_tensors="pt").input_ids
+        for _ in range(min(max_tokens, 32 - num_asked)):
+            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], dim=1)
+        assert answer.text == words.decode(ids[0], skip_special_tokens=True)
+
+
+def test_drawn_answers_follow_from_seed_and_text_alone(gpt2: Path) -> None:
+    drawn = Sampling(temperature=1.0, seed=5)
+    first, second = generate(gpt2, ["人民", "法院"], 12, drawn)
+    assert generate(gpt2, ["法院", "人民"], 12, drawn) == [second, first]
+    assert generate(gpt2, ["人民"], 12, Sampling(temperature=1.0, seed=6)) != [first]
+    greedy = generate(gpt2, ["人民"], 12)
+    assert greedy != [first]
+    # Of a temperature near 0, and of the fewest tokens that are likely at all, one is left.
+    assert generate(gpt2, ["人民"], 12, Sampling(temperature=1e-4)) == greedy
+    assert generate(gpt2, ["人民"], 12, Sampling(temperature=1.0, top_p=1e-6)) == greedy
+
+
+def test_tokens_are_drawn_as_often_as_the_model_holds_them_likely(gpt2: Path, tokenizer: Path) -> None:
+    words = AutoTokenizer.from_pretrained(tokenizer)
+    model = GPT2LMHeadModel.from_pretrained(gpt2)
+    likely = (model(words("人民", return_tensors="pt").input_ids).logits.detach()[0, -1] / 4.0).softmax(-1)
+    # The likeliest tokens make half of the answers, of which there are more than transformers' own choice of 50.
+    common = set(
+        likely.argsort(descending=True)[: int((likely.sort(descending=True).values.cumsum(0) < 0.5).sum())].tolist()
+    )
+    assert len(common) > 50
+    seeds = [Sampling(temperature=4.0, seed=seed) for seed in range(100)]
+    drawn = [generate(gpt2, ["人民"], 1, seed)[0].text for seed in seeds]
+    told = {"人民" + words.decode(token) for token in common}
+    found = sum(text in told for text in drawn) / len(seeds)
+    assert found == pytest.approx(0.5, abs=0.2)
+
+
+def test_texts_come_from_standard_input_too(
+    gpt2: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ask(*words: str, piped: str = "") -> tuple[int, str]:
+        monkeypatch.setattr("sys.stdin", io.StringIO(piped))
+        code = cli.main(["generate", str(gpt2), *words])
+        told = capsys.readouterr()
+        return code, told.out + told.err
+
+    options = ("--max-tokens", "3", "--top-p", "0.9", "--seed", "2", "--json")
+    code, piped = ask(*options, piped="人民\n\n法院\n")
+    assert (code, piped) == ask("人民", "法院", *options)
+    assert [answer["prompt"] for answer in json.loads(piped)] == ["人民", "法院"]
+    assert ask("人民", *options)[1] != ask("人民", *options, "--temperature", "0")[1]
+    code, told = ask(piped="\n")
+    assert code == 2
+    assert "UsageError: there is no text to answer" in told
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--temperature", "-1"], "'-1' is not a temperature of 0 or more"),
+        (["--temperature", "nan"], "'nan' is not a temperature of 0 or more"),
+        (["--top-p", "0"], "'0' is not a probability above 0, and at most 1"),
+        (["--top-p", "1.5"], "'1.5' is not a probability above 0, and at most 1"),
+        (["--max-tokens", "0"], "'0' is not a number of 1 or more"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_refused(words: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["generate", "anywhere", "人民", *words])
+    assert caught.value.code == 2
+    assert told in capsys.readouterr().err
