@@ -100,6 +100,9 @@ class PrefixObjective(Objective):
     head: Literal["seq2seq", "causal"] = "seq2seq"
     """`seq2seq`: the encoder reads the beginning and the decoder writes the rest; `causal`: a decoder reads both from
     left to right, with loss behind the cut only."""
+    written_share: Annotated[float, Field(gt=0.0, le=0.5)] = 0.5
+    """Mean share of a text that is to be written, which is any share from none to twice as much: 0.5 cuts anywhere, as
+    T5; 0.25 in the last half, as UL2."""
     mode: Mode | None = None
     """Begin what the encoder reads with UL2's token for this kind of denoiser."""
 
@@ -194,11 +197,13 @@ class UL2Objective(Objective):
 
     @property
     def parts(self) -> tuple[SpanPart | PrefixPart, ...]:
-        """The denoisers. Equal weights are an assumption: the paper calls it a mixture of seven, and tells no other."""
+        """The denoisers, in about equal parts (section 3.1.2). Spans are cut as T5 cuts them, as the paper's own code
+        does (its appendix), though section 3.1.2 has their lengths drawn from a normal distribution.
+        """
         return (
             SpanPart(kind="span", mean_span=3.0, density=0.15, mode="R"),
             SpanPart(kind="span", mean_span=8.0, density=0.15, mode="R"),
-            PrefixPart(kind="prefix", mode="S"),
+            PrefixPart(kind="prefix", mode="S", written_share=0.25),
             SpanPart(kind="span", mean_span=3.0, density=0.5, mode="X"),
             SpanPart(kind="span", mean_span=8.0, density=0.5, mode="X"),
             SpanPart(kind="span", mean_span=64.0, density=0.15, mode="X"),

@@ -102,6 +102,8 @@ RESIDUAL_WRITERS = (
     "encoder_attn.out_proj",
     # Feed-forward, in the same order.
     "mlp.down_proj",
+    "shared_expert.down_proj",
+    "shared_experts.down_proj",
     "output.dense",
     "mlp.c_proj",
     "mlp.dense_4h_to_h",
@@ -114,7 +116,8 @@ RESIDUAL_WRITERS = (
 
 
 def scale_residual_writers(model: PreTrainedModel) -> None:
-    """Divide the weights that write into the residual stream by the root of their number, two a layer.
+    """Divide the weights that write into a residual stream by the root of how many layers do: attention and
+    feed-forward of each block, and a decoder's attention to its encoder.
 
     Raises:
         ModelError: The family has none under a known name.
@@ -139,11 +142,15 @@ def scale_residual_writers(model: PreTrainedModel) -> None:
             "model.initialisation",
             "use family",
         )
-    depth = model.config.num_hidden_layers
+    config = model.config
+    num_layers, decoder = 2 * config.num_hidden_layers, set()
+    if config.is_encoder_decoder:
+        decoder = {id(parameter) for parameter in model.get_decoder().parameters()}
+    of_decoder = 3 * getattr(config, "num_decoder_layers", getattr(config, "decoder_layers", 0))
     with torch.no_grad():
         for parameter in (*writers, *stacked):
             with _whole([parameter]):
-                parameter.data /= (2 * depth) ** 0.5
+                parameter.data /= (of_decoder if id(parameter) in decoder else num_layers) ** 0.5
 
 
 def grow_vocabulary(model: PreTrainedModel, vocab_size: int) -> None:

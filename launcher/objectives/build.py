@@ -86,9 +86,10 @@ class Builder:
                 mode = self._mode_token(config.mode, mode_tokens)
                 return SpanCorruption(seq_len, seed, special, config.density, config.mean_span, mode, window)
             case PrefixObjective(head="causal"):
-                return CausalPrefixLM(seq_len, seed, special)
+                return CausalPrefixLM(seq_len, seed, special, config.written_share)
             case PrefixObjective():
-                return PrefixLM(seq_len, seed, special, self._mode_token(config.mode, mode_tokens), window)
+                mode = self._mode_token(config.mode, mode_tokens)
+                return PrefixLM(seq_len, seed, special, mode, window, config.written_share)
 
     def _natural_window(self, config: SpanObjective | PrefixObjective, mode_tokens: ModeTokens) -> int:
         room = self.seq_len - (config.mode is not None and mode_tokens != "none")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from launcher.errors import ObjectiveError
 from launcher.objectives import noise
 from launcher.objectives.base import IGNORE_INDEX, Batch, Rows, attention_mask, refuse_short, required
 from launcher.objectives.clm import CausalLM
@@ -19,17 +20,19 @@ from launcher.shards.manifest import SpecialTokens
 _PREFIX_LABEL = 0x707265666978  # "prefix"
 
 
-def is_prefix(seed: int, rows: Rows) -> NDArray[np.bool_]:
+def is_prefix(seed: int, rows: Rows, written_share: float) -> NDArray[np.bool_]:
     """Cut each row in two, or each document of it where documents are kept apart, at a place drawn uniformly.
 
     Args:
         seed: Of the run.
         rows: B samples.
+        written_share: Mean share behind the cut: it lies in the last part of twice this share.
 
     Returns:
         Tokens before the cut, bool [B, L]; at least one stays on either side, and a single token is before it.
 
-    Source: the uniform split of T5's prefix language modelling, Raffel et al. 2020, section 3.3.1 (arXiv:1910.10683).
+    Source: with 0.5 the uniform split of T5's prefix language modelling, Raffel et al. 2020, section 3.3.1
+    (arXiv:1910.10683); with 0.25 UL2's, Tay et al. 2022, table 1 and section 3.1.2 (arXiv:2205.05131).
     """
     num_rows, length = rows.tokens_BL.shape
     if length == 0 or num_rows == 0:
@@ -48,9 +51,10 @@ def is_prefix(seed: int, rows: Rows) -> NDArray[np.bool_]:
     lengths_BL = np.minimum(behind_BL, ends_B[:, None]) - first_BL
     keys_B = noise.sample_keys(seed, _PREFIX_LABEL, rows.positions_B)
     draws_BL = np.take_along_axis(noise.draws(keys_B, length), first_BL, axis=1)
-    # Multiply and shift maps 32 bits onto 1 to length - 1.
-    choices_BL = np.maximum(lengths_BL - 1, 1).astype(np.uint64)
-    cuts_BL = 1 + (((draws_BL >> np.uint64(32)) * choices_BL) >> np.uint64(32)).astype(np.int64)
+    choices_BL = np.clip((2 * written_share * lengths_BL).astype(np.int64), 1, np.maximum(lengths_BL - 1, 1))
+    # Multiply and shift maps 32 bits onto the choices; the last cut leaves one token behind it.
+    drawn_BL = (((draws_BL >> np.uint64(32)) * choices_BL.astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
+    cuts_BL = np.maximum(lengths_BL - choices_BL, 1) + drawn_BL
     cut: NDArray[np.bool_] = (places_L - first_BL < cuts_BL) & (places_L < ends_B[:, None])
     return cut
 
@@ -59,11 +63,13 @@ def is_prefix(seed: int, rows: Rows) -> NDArray[np.bool_]:
 class PrefixLM:
     """For an encoder-decoder: the encoder reads the beginning of the window, the decoder writes the rest.
 
-    Both end with the end token. A window has as many tokens as the encoder may read, so that the two sequences together
-    are about half padding: any cut must fit. Of documents that are kept apart, each is cut by itself.
+    Both end with the end token. A window has as many tokens as the encoder may read, so that of the two sequences
+    together about a third to a half is padding: any cut must fit. Of documents that are kept apart, each is cut by
+    itself.
 
     Raises:
-        ObjectiveError: The tokenizer has no padding or no end token, or the sequence is shorter than three tokens.
+        ObjectiveError: The tokenizer has no padding or no end token, the sequence is shorter than three tokens, or
+            `written_share` is not above 0 and at most 0.5.
 
     Source: Raffel et al. 2020, section 3.3.1 (arXiv:1910.10683); with a mode token the S-denoiser of Tay et al. 2022
     (arXiv:2205.05131), without their sentinel between the two.
@@ -79,9 +85,12 @@ class PrefixLM:
     """Token that begins every encoder's sequence."""
     window: int | None = None
     """L, where it must be less than fits `seq_len`."""
+    written_share: float = 0.5
+    """Mean share of a text that the decoder writes, up to 0.5."""
 
     def __post_init__(self) -> None:
         refuse_short(self.seq_len, 3 + (self.mode is not None), "prefix")
+        _refuse_share(self.written_share)
         required(self.special.pad, "pad", "prefix")
         end_token(self.special, "prefix")
 
@@ -103,8 +112,10 @@ class PrefixLM:
 
     @property
     def target_length(self) -> int:
-        """T: all of the window but a token, and the end."""
-        return self.window_length
+        """T: the most that is written of a window, and the end."""
+        # Of the shortest documents that are cut at all, half is written.
+        most = max(int(2 * self.written_share * self.window_length), self.window_length // 2)
+        return min(most, self.window_length - 1) + 1
 
     @property
     def needs_words(self) -> bool:
@@ -116,7 +127,7 @@ class PrefixLM:
         rows = without_hidden(rows)
         end = end_token(self.special, "prefix")
         real_BL = np.arange(rows.tokens_BL.shape[1]) < rows.num_tokens_B[:, None]
-        prefix_BL = is_prefix(self.seed, rows)
+        prefix_BL = is_prefix(self.seed, rows, self.written_share)
         inputs_BS, input_lengths_B = _moved_up(
             rows.tokens_BL, prefix_BL, self.seq_len, self.fill_id, first=self.mode, last=end
         )
@@ -154,7 +165,7 @@ class CausalPrefixLM:
     that are kept apart, each is cut by itself.
 
     Raises:
-        ObjectiveError: The sequence is shorter than two tokens.
+        ObjectiveError: The sequence is shorter than two tokens, or `written_share` is not above 0 and at most 0.5.
 
     Source: the prefix language modelling of Wang et al. 2022, section 2.2 (arXiv:2204.05832), without attention to the
     right.
@@ -166,9 +177,12 @@ class CausalPrefixLM:
     """Chooses the cut of every position."""
     special: SpecialTokens
     """The tokenizer's special tokens."""
+    written_share: float = 0.5
+    """Mean share of a text that is behind the cut, up to 0.5."""
 
     def __post_init__(self) -> None:
         refuse_short(self.seq_len, 2, "prefix")
+        _refuse_share(self.written_share)
 
     @property
     def window_length(self) -> int:
@@ -193,12 +207,21 @@ class CausalPrefixLM:
     def batch(self, rows: Rows) -> Batch:
         """See `Objective.batch`."""
         batch = self._causal.batch(rows)
-        batch["labels"][is_prefix(self.seed, rows)[:, 1:]] = IGNORE_INDEX
+        batch["labels"][is_prefix(self.seed, rows, self.written_share)[:, 1:]] = IGNORE_INDEX
         return batch
 
     @property
     def _causal(self) -> CausalLM:
         return CausalLM(self.seq_len, self.special)
+
+
+def _refuse_share(written_share: float) -> None:
+    if not 0.0 < written_share <= 0.5:
+        raise ObjectiveError(
+            f"{written_share} of a text on average cannot be behind a cut drawn uniformly",
+            "objective.written_share",
+            "use a share up to 0.5: 0.5 as T5, 0.25 as UL2",
+        )
 
 
 def _moved_up(

@@ -41,8 +41,9 @@ def test_depth_scaled_weights_are_smaller_where_they_are_added_to_the_residual_s
     plain = dict(build(head, family, config).named_parameters())
     scaled = dict(build(head, family, config, initialisation="depth_scaled").named_parameters())
     changed = {name for name in plain if not torch.equal(plain[name], scaled[name])}
-    for name in changed:
-        torch.testing.assert_close(scaled[name], plain[name] / 2.0)  # two layers
+    for name in changed:  # of two layers, each with two that write, and three of an encoder-decoder's decoder
+        num_writers = 6 if head == "seq2seq" and "decoder." in name else 4
+        torch.testing.assert_close(scaled[name], plain[name] / num_writers**0.5)
     stacks = 2 if head == "seq2seq" else 1
     writers = 2 + (head == "seq2seq") / 2  # attention and feed-forward; a decoder's attention to the encoder besides
     assert len(changed) == NUMBERS["num_hidden_layers"] * stacks * writers

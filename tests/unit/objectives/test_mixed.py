@@ -108,7 +108,9 @@ def test_ul2_has_the_seven_denoisers_of_tay_et_al(special: SpecialTokens, text_r
         batch = part.batch(rows)
         assert (batch["input_ids"][:, 0] == mode).all()
         if denoiser is None:
-            assert isinstance(part, PrefixLM)
+            written = (batch["labels"] != IGNORE_INDEX).sum(axis=1) - 1  # uniform, a quarter on average
+            assert set(written.tolist()) <= set(range(1, 256))
+            assert written.mean() / 511 == pytest.approx(0.25, abs=5 * 0.5 / np.sqrt(12 * 70))
             continue
         mean_span, density = denoiser
         is_sentinel = np.isin(batch["labels"], special.sentinels)
@@ -119,7 +121,7 @@ def test_ul2_has_the_seven_denoisers_of_tay_et_al(special: SpecialTokens, text_r
         )  # whole spans
     batch = mixed.batch(rows)
     assert batch["input_ids"].shape == (70, 512)
-    assert batch["labels"].shape == (70, 511)
+    assert batch["labels"].shape == (70, 342)  # half of the tokens in spans of three, and the end
 
 
 def test_nothing_is_lost_under_ul2(special: SpecialTokens, text_rows: Rows) -> None:

@@ -51,6 +51,44 @@ def test_the_cut_is_uniform(special: SpecialTokens, text_rows: Rows) -> None:
     assert len(counts) == 21
 
 
+@given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=12), share=st.sampled_from([0.05, 0.25, 0.5]))
+def test_what_is_written_of_documents_kept_apart_fits(
+    special: SpecialTokens, text_rows: Rows, lengths: list[int], share: float
+) -> None:
+    length = sum(lengths)
+    segments = np.repeat(np.arange(len(lengths)), lengths).astype(np.int32)[None, :]
+    tokens = text_rows(1, max(length, 3))[:, :length]
+    objective = PrefixLM(max(length, 3), 1, special, window=length, written_share=share)
+    batch = objective.batch(RawRows(tokens, np.array([length]), np.array([7]), segments_BL=segments))
+    read = batch["input_ids"][0][batch["attention_mask"][0] == 1]
+    wrote = batch["labels"][0][batch["labels"][0] != IGNORE_INDEX]
+    assert sorted([*read.tolist(), *wrote.tolist()]) == sorted([*tokens[0].tolist(), special.eos, special.eos])
+
+
+@pytest.mark.parametrize(("share", "last"), [(0.25, 10), (0.1, 4), (0.5, 19)])
+def test_a_smaller_share_is_written_by_a_cut_further_behind(
+    special: SpecialTokens, text_rows: Rows, share: float, last: int
+) -> None:
+    tokens = text_rows(4000, 20)
+    rows = RawRows(tokens, np.full(4000, 20), np.arange(4000))
+    batch = PrefixLM(20, 1, special, written_share=share).batch(rows)
+    causal = CausalPrefixLM(19, 1, special, written_share=share).batch(rows)
+    written = (batch["labels"] != IGNORE_INDEX).sum(axis=1) - 1
+    assert np.array_equal((causal["labels"] != IGNORE_INDEX).sum(axis=1), written)
+    counts = np.bincount(written, minlength=last + 1)
+    expected = 4000 / last
+    assert counts[0] == 0
+    assert len(counts) == last + 1
+    assert ((counts[1:] - expected) ** 2 / expected).sum() < last - 1 + 5 * np.sqrt(2 * (last - 1))
+
+
+def test_a_share_that_no_uniform_cut_leaves_is_refused(special: SpecialTokens) -> None:
+    for share in (0.0, 0.6):
+        for make in (PrefixLM, CausalPrefixLM):
+            with pytest.raises(ObjectiveError, match=r"behind a cut[\s\S]*where: objective.written_share"):
+                make(32, 1, special, written_share=share)
+
+
 def test_any_cut_fits(special: SpecialTokens) -> None:
     plain, moded = PrefixLM(512, 1, special), PrefixLM(512, 1, special, 998)
     assert (plain.window_length, plain.window_stride, plain.target_length) == (512, 512, 512)
