@@ -3,7 +3,7 @@
 BERT's normalizer works on single characters, and its pre-tokenizer cuts at every white space and around every
 punctuation mark and Chinese character. So a text is a row of units, characters that stand alone and the words between
 them, and the ids of a unit do not depend on its neighbours. The units of a batch are found by numpy in one pass, and
-their ids looked up; what was never seen before is given to `tokenizers`.
+their ids looked up, those of short words by numpy too; what was never seen before is given to `tokenizers`.
 
 Shapes: C characters of a batch, U units, W words, N tokens, D texts.
 """
@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from launcher.errors import TokenizerError
+from launcher.prepare.short_words import UNKNOWN, ShortWords, keys_of
 
-VERSION = "1"
+VERSION = "2"
 """Change it with anything that could change an id: the gate's findings are remembered by it."""
 
 _NUM_CODES = 0x110000
@@ -59,6 +60,7 @@ class CachedWordPiece:
     def _begin(self) -> None:
         self._code_of = np.full(_NUM_CODES, _UNKNOWN, dtype=np.int32)
         self._units: dict[str, int] = {}
+        self._short = ShortWords()
         self._num_units = self._num_ids = 0
         self._ids_N = np.empty(1 << 16, dtype=np.int32)
         self._starts_U, self._lengths_U = np.empty((2, 1 << 15), dtype=np.int64)
@@ -69,7 +71,7 @@ class CachedWordPiece:
         Raises:
             UnicodeEncodeError: A text holds half of a surrogate pair.
         """
-        if len(self._units) > _MAX_UNITS:
+        if self._num_units > _MAX_UNITS:
             self._begin()
         joined = "\n".join([*texts, ""])
         characters_C = np.frombuffer(joined.encode("utf-32-le"), dtype=np.uint32)
@@ -80,8 +82,7 @@ class CachedWordPiece:
         begins_C[1:] &= ~in_word_C[:-1]
         units_C = np.flatnonzero(begins_C | (codes_C >= 0))
         units_U = codes_C[units_C]
-        words = _words(characters_C, in_word_C)
-        units_U[units_U == _WORD] = self._numbers(words)
+        units_U[units_U == _WORD] = self._numbers(joined, characters_C, in_word_C, np.flatnonzero(begins_C))
         starts_U, lengths_U = self._starts_U[units_U], self._lengths_U[units_U]
         ends_U = np.cumsum(lengths_U)
         num_ids = int(ends_U[-1]) if ends_U.size else 0
@@ -97,13 +98,14 @@ class CachedWordPiece:
         return ids_N, np.diff(num_tokens_D, prepend=0).astype(np.int32)
 
     def _classes(self, characters_C: NDArray[np.uint32]) -> NDArray[np.int32]:
-        codes_C: NDArray[np.int32] = self._code_of[characters_C]
+        places_C = characters_C.astype(np.intp)  # numpy takes indices of another type in twice the time
+        codes_C: NDArray[np.int32] = self._code_of[places_C]
         if codes_C.size and int(codes_C.min()) == _UNKNOWN:
             new = np.unique(characters_C[codes_C == _UNKNOWN])
             self._code_of[new] = [self._classify(chr(code)) for code in new.tolist()]
             alone = new[self._code_of[new] == _ALONE]
             self._code_of[alone] = self._learn([chr(code) for code in alone.tolist()])
-            codes_C = self._code_of[characters_C]
+            codes_C = self._code_of[places_C]
         return codes_C
 
     def _classify(self, character: str) -> int:
@@ -114,7 +116,27 @@ class CachedWordPiece:
             return _WORD
         return _SPACE if len(pieces) == 2 else _ALONE
 
-    def _numbers(self, words: list[str]) -> list[int]:
+    def _numbers(
+        self,
+        joined: str,
+        characters_C: NDArray[np.uint32],
+        in_word_C: NDArray[np.bool_],
+        starts_W: NDArray[np.int64],
+    ) -> NDArray[np.int32]:
+        """The units that the words of a batch are, int32 [W]."""
+        # The line feed behind the last text ends its last word.
+        ends_W = np.flatnonzero(in_word_C[:-1] & ~in_word_C[1:]) + 1
+        keys_W = keys_of(characters_C, in_word_C, starts_W, ends_W - starts_W)
+        numbers_W = self._short.find(keys_W)
+        rest = np.flatnonzero(numbers_W == UNKNOWN)  # long, of other characters, or new
+        places = zip(starts_W[rest].tolist(), ends_W[rest].tolist(), strict=True)
+        numbers_W[rest] = self._look_up([joined[start:end] for start, end in places])
+        new_keys, first = np.unique(keys_W[rest], return_index=True)
+        has_key = new_keys > 0
+        self._short.add(new_keys[has_key], numbers_W[rest[first[has_key]]])
+        return numbers_W
+
+    def _look_up(self, words: list[str]) -> list[int]:
         """The units that these words are."""
         found = list(map(self._units.get, words))
         if None in found:
@@ -139,15 +161,6 @@ class CachedWordPiece:
         self._num_ids += len(ids)
         self._num_units = last
         return list(range(first, last))
-
-
-def _words(characters_C: NDArray[np.uint32], in_word_C: NDArray[np.bool_]) -> list[str]:
-    """The words of a batch whose last character is in none, in their order."""
-    kept_C = in_word_C.copy()
-    kept_C[1:] |= in_word_C[:-1]  # each word, and one character behind it
-    spaced = np.where(in_word_C[kept_C], characters_C[kept_C], np.uint32(ord(" ")))
-    # Not split(): control characters that Python takes for white space are left out inside a word.
-    return spaced.tobytes().decode("utf-32-le").split(" ")[:-1]
 
 
 def _grown(array: NDArray[Any], size: int) -> NDArray[Any]:
