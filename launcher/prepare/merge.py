@@ -70,6 +70,8 @@ def merge(plan: Plan, records: Sequence[PartRecord]) -> Manifest:
     if splits["train"].num_documents == 0:
         for place in (folder, plan.settings.records):  # to go on from here would end here again
             shutil.rmtree(place, ignore_errors=True)
+        if not counts["read"]:
+            raise CorpusError("there is no record in it", " ".join(request.corpus), "give files with text")
         dropped = ", ".join(f"{number} {name}" for name, number in counts.items() if name not in ("read", "kept"))
         raise CorpusError(
             f"of {counts['read']} records none is left to train on ({dropped})",

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Protocol, cast
+from typing import IO, Protocol
 
 import xxhash
 
@@ -93,11 +93,39 @@ def _decompressed(file: _Metered, compression: str | None) -> Readable:
     if compression is None:
         return file
     if compression == "xz":
-        return lzma.LZMAFile(cast(IO[bytes], file))  # it asks for nothing but `read`
+        return _Xz(file)
     import pyarrow as pa
 
     stream: Readable = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), compression)
     return stream
+
+
+class _Xz:
+    """The bytes of streams of xz, one behind the other.
+
+    `lzma.LZMAFile` takes for the end of a file what stands behind a stream and is none: with a byte of a later stream's
+    head flipped, all that follows would be left out without a word.
+    """
+
+    def __init__(self, file: Readable) -> None:
+        self._file = file
+        self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes."""
+        while True:
+            raw = b""
+            if self._stream.eof:
+                raw = self._stream.unused_data.lstrip(b"\0")  # with which a stream may be padded
+                while not raw:
+                    if not (block := self._file.read(READ_BYTES)):
+                        return b""
+                    raw = block.lstrip(b"\0")
+                self._stream = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+            elif self._stream.needs_input and not (raw := self._file.read(READ_BYTES)):
+                raise EOFError("it ends before its stream does")
+            if block := self._stream.decompress(raw, size):
+                return block
 
 
 class _Metered:
@@ -130,7 +158,9 @@ class _Unmarked:
 
     def read(self, size: int, /) -> bytes:
         """The next bytes."""
-        if self._begun or not size:
+        if not size:  # ijson asks for nothing to see what it would get
+            return b""
+        if self._begun:
             return self._file.read(size)
         self._begun = True
         start = self._file.read(max(size, len(BOM_UTF8)))

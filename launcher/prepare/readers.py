@@ -190,8 +190,10 @@ class SegmentReader:
                     meter.num_rows += 1
                     yield Record(meter.num_rows, _plain(record))
             except (ijson.JSONError, UnicodeDecodeError) as error:
+                first = error.args[0]  # of ijson's sometimes the bytes around the place
+                told = first.decode("utf-8", "replace") if isinstance(first, bytes) else str(error)
                 raise CorpusError(
-                    f"the array is not JSON after record {meter.num_rows}: {' '.join(str(error).split())}",
+                    f"the array is not JSON after record {meter.num_rows}: {' '.join(told.split())}",
                     self._where(meter.num_rows + 1),
                     "mend the file; `python -m json.tool FILE` names the line",
                 ) from None

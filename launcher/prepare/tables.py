@@ -48,7 +48,7 @@ def parquet_records(name: str, start: int, end: int, columns: Columns, meter: Me
         for group in range(start, end):
             _hash_row_group(name, file.metadata.row_group(group), wanted, meter)
             for batch in file.iter_batches(ROWS, row_groups=[group], columns=wanted):
-                yield from _records(batch, meter)
+                yield from _records(name, batch, meter)
 
 
 def parquet_rows_before(name: str, start: int) -> int:
@@ -84,7 +84,8 @@ def _hash_row_group(name: str, group: Any, columns: list[str] | None, meter: Met
 def _parquet(name: str) -> Iterator[Any]:
     from pyarrow import parquet
 
-    with _sound(name), reading(name), parquet.ParquetFile(name) as file:
+    # Pages have a checksum where whoever wrote them made one.
+    with _sound(name), reading(name), parquet.ParquetFile(name, page_checksum_verification=True) as file:
         yield file
 
 
@@ -158,7 +159,7 @@ def arrow_records(name: str, start: int, end: int, columns: Columns, meter: Mete
         CorpusError: A file cannot be read or is damaged.
     """
     for batch in _batches(name, start, end, meter):
-        yield from _records(batch.select(_wanted(batch.schema.names, columns) or batch.schema.names), meter)
+        yield from _records(name, batch.select(_wanted(batch.schema.names, columns) or batch.schema.names), meter)
 
 
 def whole_arrow_records(name: str, columns: Columns, meter: Meter) -> Iterator[dict[str, Any]]:
@@ -170,7 +171,9 @@ def whole_arrow_records(name: str, columns: Columns, meter: Meter) -> Iterator[d
             _hash_stretch(file, 0, file.size(), meter)
             _skip_magic(file)
             for batch in pa.ipc.open_stream(file):
-                yield from _records(batch.select(_wanted(batch.schema.names, columns) or batch.schema.names), meter)
+                yield from _records(
+                    name, batch.select(_wanted(batch.schema.names, columns) or batch.schema.names), meter
+                )
 
 
 def arrow_rows_before(name: str, start: int) -> int:
@@ -257,8 +260,10 @@ def _sound(name: str) -> Iterator[None]:
         raise damaged(name, error) from None
 
 
-def _records(batch: Any, meter: Meter) -> Iterator[dict[str, Any]]:
-    for fields in batch.to_pylist():
+def _records(name: str, batch: Any, meter: Meter) -> Iterator[dict[str, Any]]:
+    with _sound(name):  # text that is no UTF-8 shows itself when it becomes Python's
+        rows = batch.to_pylist()
+    for fields in rows:
         meter.num_rows += 1
         yield fields
 

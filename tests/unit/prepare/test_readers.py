@@ -50,6 +50,11 @@ ARRAY = json.dumps(RECORDS, indent=2, ensure_ascii=False)
         pytest.param("x.jsonl.zst", as_zstd(JSONL[:40].encode()) + as_zstd(JSONL[40:].encode()), id="zstd, twice"),
         pytest.param("x.jsonl.xz", lzma.compress(JSONL.encode()), id="xz"),
         pytest.param("x.json.xz", lzma.compress(ARRAY.encode()), id="an array inside xz"),
+        pytest.param(
+            "x.jsonl.xz",
+            lzma.compress(JSONL[:40].encode()) + bytes(8) + lzma.compress(JSONL[40:].encode()) + bytes(4),
+            id="xz, twice, padded",
+        ),
     ],
 )
 def test_every_layout_of_json_gives_the_same_records(tmp_path: Path, name: str, raw: str | bytes) -> None:
@@ -158,10 +163,16 @@ UTF16 = '{"completion": "a"}\n'.encode("utf-16")
         pytest.param(
             "x.json", b'[{"completion": 1}, {"comp', r"after record 1[\s\S]*x\.json:2\n", id="an array cut off"
         ),
-        pytest.param("x.json", b"[1] [2]", r"after record 1[\s\S]*x\.json:2\n", id="an array and more"),
+        pytest.param("x.json", b"[1] [2]", r"after record 1: parse error[\s\S]*x\.json:2\n", id="an array and more"),
         pytest.param("x.jsonl.gz", gzip.compress(GOOD * 999)[:-9], r"damaged or cut off[\s\S]*x\.jsonl\.gz", id="gzip"),
         pytest.param("x.jsonl.zst", as_zstd(GOOD * 999)[:-9], r"damaged or cut off[\s\S]*\.zst", id="zstd cut off"),
         pytest.param("x.jsonl.xz", lzma.compress(GOOD * 999)[:-9], r"damaged or cut off[\s\S]*\.xz", id="xz cut off"),
+        pytest.param(
+            "x.jsonl.xz",
+            lzma.compress(GOOD) + b"\xfc" + lzma.compress(GOOD)[1:],
+            r"damaged or cut off[\s\S]*\.xz",
+            id="xz, a flipped bit in the head of its second stream",
+        ),
         pytest.param(
             "x.json.gz",
             gzip.compress(b"[" + GOOD + b"," * 99)[:-5] + b"x" * 9,

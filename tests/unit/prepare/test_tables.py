@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +81,28 @@ def test_the_hub_is_not_reached_where_that_is_forbidden(monkeypatch: pytest.Monk
         read("hub:owner/name")
 
 
-def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
-    path = tmp_path / "x.parquet"
-    parquet.write_table(pa.table({"completion": [f"text {n}" for n in range(5000)]}), path)
-    raw = bytearray(path.read_bytes())
-    raw[4:2000] = b"\xff" * 1996
-    path.write_bytes(raw)
-    with pytest.raises(CorpusError, match=r"damaged or cut off[\s\S]*x\.parquet"):
+@pytest.mark.parametrize(
+    ("name", "write", "flip"),
+    [
+        pytest.param("x.parquet", parquet.write_table, b"\xff" * 1996, id="parquet"),
+        pytest.param(
+            "x.parquet",
+            partial(parquet.write_table, compression=None, use_dictionary=False, write_page_checksum=True),
+            b"T",
+            id="a letter of parquet whose pages have checksums",
+        ),
+        pytest.param(
+            "x.arrow", lambda table, path: write_stream(path, table, 5000), b"\xff", id="text that is no UTF-8"
+        ),
+    ],
+)
+def test_a_damaged_table_is_named(tmp_path: Path, name: str, write: Callable[[Any, Path], object], flip: bytes) -> None:
+    path = tmp_path / name
+    write(pa.table({"completion": [f"text {n}" for n in range(5000)]}), path)
+    raw = path.read_bytes()
+    place = raw.find(b"text 17") if len(flip) == 1 else 4
+    path.write_bytes(raw[:place] + flip + raw[place + len(flip) :])
+    with pytest.raises(CorpusError, match=rf"damaged or cut off[\s\S]*{name}"):
         read(path)
 
 
