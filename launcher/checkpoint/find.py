@@ -52,6 +52,7 @@ def newest_sound(folder: Path, steps: Sequence[int], problem: Callable[[Path], s
 
     Raises:
         CheckpointError: There are checkpoints, and every one is damaged: to begin again would lose the run.
+        RequeueError: The file system is away.
     """
     skipped: list[Skipped] = []
     for step in reversed(steps):
@@ -90,6 +91,4 @@ def _told(check: Callable[[Path], None], checkpoint: Path) -> str:
         check(checkpoint)
     except DamagedCheckpointError as error:
         return f"{Path(error.where).name}: {error.what}"
-    except OSError as error:
-        return str(error)
     return ""

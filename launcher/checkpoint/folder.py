@@ -17,16 +17,16 @@ written because people and tools look for it, durably, after the rename.
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
-from launcher.errors import CheckpointError, DamagedCheckpointError
+from launcher.errors import CheckpointError, DamagedCheckpointError, LauncherError, RequeueError
+from launcher.shards import durable
+from launcher.shards.manifest import checksum
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -34,6 +34,8 @@ LATEST = "latest"
 _NAME = re.compile(r"^step-(\d{8,})$")
 _DAMAGED = re.compile(r"^damaged-(\d{8,})(?:-\d+)?$")
 _SAVING = re.compile(r"^\.saving-(\d{8,})$")
+_OF_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
+"""What the kernel says of a file that is gone or cannot be read for good; everything else is said of the place."""
 _FIX = "the same command goes on from the checkpoint before it, and puts this one aside"
 
 
@@ -77,42 +79,13 @@ def put_aside(checkpoint: Path, step: int) -> Path:
         number += 1
         place = checkpoint.with_name(f"damaged-{step:08d}-{number}")
     checkpoint.rename(place)
-    sync(checkpoint.parent)
+    durable.sync(checkpoint.parent)
     return place
 
 
 def write_latest(folder: Path, step: int) -> None:
     """Name the newest checkpoint in `latest`; readers see the old or the new name, never half of one."""
-    temporary = folder / f".{LATEST}"
-    write_durably(temporary, checkpoint_path(folder, step).name + "\n")
-    temporary.replace(folder / LATEST)
-    sync(folder)
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a small file and wait until it is on the disk."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def checksum(path: Path) -> str:
-    """xxh3-128 of a file's bytes, hexadecimal."""
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
+    durable.replace_durably(folder / LATEST, checkpoint_path(folder, step).name + "\n")
 
 
 def describe_file(path: Path) -> dict[str, Any]:
@@ -135,17 +108,12 @@ def verify(checkpoint: Path, *, part: int = 0, parts: int = 1) -> None:
 
     Raises:
         DamagedCheckpointError: A file is missing, has another size, or other bytes.
-        CheckpointError: It was written by another version.
+        CheckpointError: It was written by another version, or may not be read.
+        RequeueError: The file system is away: nothing is known of the checkpoint.
     """
     for entry in _entries(checkpoint)[part::parts]:
         _check_size(checkpoint, entry)
-        path = checkpoint / entry["name"]
-        try:
-            found = checksum(path)
-        except OSError as error:
-            raise DamagedCheckpointError(f"the file cannot be read: {error}", str(path), _FIX) from None
-        if found != entry["xxh3"]:
-            raise DamagedCheckpointError("the file's bytes are not those that were written", str(path), _FIX)
+        _check_bytes(checkpoint / entry["name"], entry)
 
 
 def glance(checkpoint: Path) -> None:
@@ -153,13 +121,13 @@ def glance(checkpoint: Path) -> None:
 
     Raises:
         DamagedCheckpointError: A file is missing, has another size, or a small one has other bytes.
-        CheckpointError: It was written by another version.
+        CheckpointError: It was written by another version, or may not be read.
+        RequeueError: The file system is away: nothing is known of the checkpoint.
     """
     for entry in _entries(checkpoint):
         _check_size(checkpoint, entry)
-        path = checkpoint / entry["name"]
-        if path.suffix != ".safetensors" and checksum(path) != entry["xxh3"]:
-            raise DamagedCheckpointError("the file's bytes are not those that were written", str(path), _FIX)
+        if not entry["name"].endswith(".safetensors"):
+            _check_bytes(checkpoint / entry["name"], entry)
 
 
 def files_of(checkpoint: Path) -> list[str]:
@@ -178,11 +146,33 @@ def _entries(checkpoint: Path) -> list[dict[str, Any]]:
 
 def _check_size(checkpoint: Path, entry: dict[str, Any]) -> None:
     path = checkpoint / entry["name"]
-    if not path.is_file():
-        raise DamagedCheckpointError("a file of the checkpoint is missing", str(path), _FIX)
-    found = path.stat().st_size
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError:
+        raise DamagedCheckpointError("a file of the checkpoint is missing", str(path), _FIX) from None
+    except OSError as error:
+        raise _unreadable(error, path) from None
     if found != entry["bytes"]:
         raise DamagedCheckpointError(f"the file has {found} bytes, {entry['bytes']} were written", str(path), _FIX)
+
+
+def _check_bytes(path: Path, entry: dict[str, Any]) -> None:
+    try:
+        found = checksum(path)
+    except OSError as error:
+        raise _unreadable(error, path) from None
+    if found != entry["xxh3"]:
+        raise DamagedCheckpointError("the file's bytes are not those that were written", str(path), _FIX)
+
+
+def _unreadable(error: OSError, path: Path) -> LauncherError:
+    """A file that cannot be read: for a moment without network a sound checkpoint must not be put aside."""
+    told = f"the file cannot be read: {error.strerror}"
+    if error.errno in _OF_DAMAGE:
+        return DamagedCheckpointError(told, str(path), _FIX)
+    if isinstance(error, PermissionError):
+        return CheckpointError(told, str(path), "let whoever runs this read it")
+    return RequeueError(told, str(path), "mend the file system; the same command goes on from the last checkpoint")
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
@@ -190,11 +180,14 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
 
     Raises:
         DamagedCheckpointError: It cannot be read, or lacks a key.
-        CheckpointError: It was written by a later version.
+        CheckpointError: It was written by a later version, or may not be read.
+        RequeueError: The file system is away.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise _unreadable(error, path) from None
+    except ValueError as error:
         raise DamagedCheckpointError(f"the file cannot be read: {error}", str(path), _FIX) from None
     if not isinstance(value, dict) or not all(key in value for key in (*keys, "format_version")):
         raise DamagedCheckpointError("the file is not part of a checkpoint", str(path), _FIX)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,13 +17,13 @@ def to_delete(losses: Mapping[int, float | None], keep: CheckpointConfig) -> lis
 
     Args:
         losses: Step of each complete checkpoint → validation loss measured at that step, None where none was.
-        keep: How much to keep.
+        keep: How much to keep; of equal losses the earlier step is the better.
     """
     steps = sorted(losses)
     kept = set(steps[-keep.keep_last :])
     if keep.keep_every:
         kept |= {step for step in steps if step % keep.keep_every == 0}
-    measured = sorted((loss, step) for step, loss in losses.items() if loss is not None)
+    measured = sorted((loss, step) for step, loss in losses.items() if loss is not None and math.isfinite(loss))
     kept |= {step for _, step in measured[: keep.keep_best]}
     return [step for step in steps if step not in kept]
 

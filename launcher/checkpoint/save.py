@@ -24,6 +24,7 @@ from launcher.checkpoint.retention import prune
 from launcher.checkpoint.slices import optimizer_step
 from launcher.checkpoint.tensor_file import BLOCK_BYTES, DurableFile, StreamedFile, aligned_buffer
 from launcher.config.recipe import CheckpointConfig
+from launcher.shards import durable
 from launcher.units import size
 
 RETRIES = 3
@@ -181,7 +182,7 @@ class Saver:
 
         def write_mine() -> None:
             index = part.index(write(saving))
-            layout.write_durably(part.path(saving).with_suffix(".json"), index)
+            durable.write_durably(part.path(saving).with_suffix(".json"), index)
 
         is_first = self._ranks.rank == 0
         self._ranks.together(make_place if is_first else None, self._folder)
@@ -209,7 +210,10 @@ def _stream(part: Part, saving: Path) -> dict[str, Any]:
 
 
 def _check_space(folder: Path, num_bytes: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        durable.sync(folder.parent)
+        durable.sync(folder.parent.parent)  # the run's own name
     free = shutil.disk_usage(folder).free
     if free < num_bytes:
         raise SpaceError(f"a checkpoint takes {size(num_bytes)}, {size(free)} are free")
@@ -219,16 +223,16 @@ def _complete(folder: Path, job: _Job) -> None:
     """Write what makes the ranks' files a checkpoint, and give it its name."""
     saving, final = layout.saving_path(folder, job.step), layout.checkpoint_path(folder, job.step)
     for name, text in job.texts.items():
-        layout.write_durably(saving / name, text)
+        durable.write_durably(saving / name, text)
     # By name: on a network file system a listing may not have yet what another host has just made.
     ranks = [saving / f"rank-{rank:05d}.json" for rank in range(job.world_size)]
     written = [json.loads(path.read_text(encoding="utf-8"))["file"] for path in ranks]
     small = [layout.describe_file(saving / name) for name in job.texts]
     small += [layout.describe_file(path) for path in ranks]
     manifest = {"format_version": layout.FORMAT_VERSION, "step": job.step, "files": written + small}
-    layout.write_durably(saving / layout.MANIFEST, json.dumps(manifest, indent=1))
-    layout.sync(saving)
+    durable.write_durably(saving / layout.MANIFEST, json.dumps(manifest, indent=1))
+    durable.sync(saving)
     if final.exists():  # of a run that went back behind it
         layout.delete(final)
     os.replace(saving, final)
-    layout.sync(folder)
+    durable.sync(folder)

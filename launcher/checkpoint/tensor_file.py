@@ -114,6 +114,7 @@ class DurableFile:
         self._digest = xxhash.xxh3_128()
         self._written = 0
         self._descriptor = _open_new(path)
+        self._is_plain = False
 
     def __enter__(self) -> DurableFile:
         return self
@@ -149,11 +150,12 @@ class DurableFile:
             try:
                 done += os.pwrite(self._descriptor, block[done:], self._written + done)
             except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.EFAULT):
+                if self._is_plain or error.errno not in (errno.EINVAL, errno.EFAULT):
                     raise
                 # Some file systems open a file for direct writes and then refuse them, or this kind of memory.
                 os.close(self._descriptor)
                 self._descriptor = os.open(self.path, os.O_WRONLY)
+                self._is_plain = True
 
 
 class StreamedFile:

@@ -25,6 +25,7 @@ from launcher.feed import open_data
 from launcher.models.build import AUTO_CLASSES
 from launcher.models.configuration import build_config
 from launcher.objectives.base import longest_sequence
+from launcher.shards import durable
 
 RANK_FILE = "rank-00000.safetensors"
 
@@ -95,12 +96,13 @@ def _write(
         index = {"format_version": layout.FORMAT_VERSION, "slices": slices, "file": file}
         texts = {**texts, "rank-00000.json": json.dumps(index)}
         for name, text in texts.items():
-            layout.write_durably(saving / name, text)
+            durable.write_durably(saving / name, text)
         files = [file, *(layout.describe_file(saving / name) for name in texts)]
         manifest = {"format_version": layout.FORMAT_VERSION, "step": step, "files": files}
-        layout.write_durably(saving / layout.MANIFEST, json.dumps(manifest, indent=1))
-        layout.sync(saving)
+        durable.write_durably(saving / layout.MANIFEST, json.dumps(manifest, indent=1))
+        durable.sync(saving)
         os.replace(saving, final)
+        durable.sync(final.parent)
     finally:
         shutil.rmtree(saving, ignore_errors=True)
     layout.write_latest(checkpoints, step)

@@ -6,9 +6,10 @@ An exit code does not say it: DeepSpeed's runner ends with 0 when its node launc
 from __future__ import annotations
 
 import json
-import os
 from datetime import datetime
 from pathlib import Path
+
+from launcher.shards.durable import replace_durably
 
 NAME = "complete.json"
 
@@ -16,12 +17,7 @@ NAME = "complete.json"
 def mark_complete(folder: Path, step: int) -> None:
     """Say that the run has its last step, its checkpoint and its export."""
     text = json.dumps({"step": step, "at": datetime.now().astimezone().isoformat(timespec="seconds")})
-    temporary = folder / f"{NAME}.new"
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / NAME)
+    replace_durably(folder / NAME, text + "\n")
 
 
 def unmark(folder: Path) -> None:

@@ -10,7 +10,7 @@ taken under one fit stays where it was. Nothing jumps: a fit only changes how fa
 from __future__ import annotations
 
 import json
-import os
+import logging
 import statistics
 from collections import deque
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from launcher.engine.ledger import Ledger
 from launcher.errors import CheckpointError, UsageError
+from launcher.shards.durable import replace_durably
 
 NAME = "budget.json"
 NO_END = 1 << 40
@@ -152,9 +153,10 @@ class FittedLength:
         self.last = last
         if self._folder is not None:
             kept = {"budget_s": self._budget_s, "fits": [asdict(fit) for fit in self._fits]}
-            temporary = self._folder / f"{NAME}.new"
-            temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-            os.replace(temporary, self._folder / NAME)
+            try:
+                replace_durably(self._folder / NAME, json.dumps(kept, indent=1) + "\n")
+            except OSError as error:  # the next fit writes this one as well
+                logging.getLogger(__name__).warning("%s cannot be written: %s", NAME, error)
 
     def _left_s(self) -> float:
         """Seconds left for steps, when the last save and validation are paid for."""

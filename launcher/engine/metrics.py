@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 import shutil
 import threading
 import time
@@ -21,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from launcher.engine.records import EvalResult, Score, StepResult, read_metrics
 from launcher.engine.steady import SteadyFile
+from launcher.shards.durable import replace_durably
 from launcher.units import count
 
 PLAIN_LINE_EVERY_S = 15.0
@@ -261,6 +261,4 @@ def _keep_before(file: Path, first_step: int, passed_over: Sequence[Sequence[int
         return bool(line.get("step", 0) < first_step)
 
     kept = [line for line in read_metrics(file) if is_past(line)]
-    temporary = file.with_suffix(".new")
-    temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept), encoding="utf-8")
-    os.replace(temporary, file)
+    replace_durably(file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept))

@@ -200,9 +200,9 @@ class Progress:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a last line torn by a crash is left out."""
+    """The lines of a `metrics.jsonl`; a line torn by a crash, or by a full disk, is left out."""
     lines = []
-    for text in file.read_text(encoding="utf-8").splitlines():
+    for text in file.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError:

@@ -7,12 +7,12 @@ since, goes on behind that window; all its later positions are further on by as 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from launcher.errors import CheckpointError
+from launcher.shards.durable import replace_durably
 
 FILE = "passed_over.json"
 Window = Sequence[int]
@@ -59,12 +59,7 @@ class Kept:
 
     def write(self, run: Path) -> None:
         """Write it so that a crash leaves what was there before, or all of this."""
-        temporary = run / f"{FILE}.new"
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(json.dumps({"windows": self.windows, "num_rewinds": self.num_rewinds}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, run / FILE)
+        replace_durably(run / FILE, json.dumps({"windows": self.windows, "num_rewinds": self.num_rewinds}) + "\n")
 
 
 def read_kept(run: Path) -> Kept | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from checkpoints import flip, make_checkpoint
 
 from launcher.checkpoint import find
 from launcher.checkpoint import folder as layout
-from launcher.errors import CheckpointError
+from launcher.errors import CheckpointError, DamagedCheckpointError, RequeueError
 
 
 def newest(folder: Path) -> find.Found:
@@ -53,6 +55,32 @@ def test_where_every_one_is_damaged_nothing_begins_anew(tmp_path: Path) -> None:
         told.value
     )
     assert path.exists()
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.ESTALE, RequeueError),  # a node that lost its file system for a moment
+        (errno.ETIMEDOUT, RequeueError),
+        (errno.EACCES, CheckpointError),  # started by somebody else
+    ],
+)
+def test_one_that_cannot_be_reached_is_not_taken_for_damaged(
+    number: int, kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (1, 2):
+        make_checkpoint(tmp_path, step)
+
+    def away(path: Path) -> str:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr(layout, "checksum", away)
+    with pytest.raises(kind, match="the file cannot be read: ") as told:
+        newest(tmp_path)
+    assert not isinstance(told.value, DamagedCheckpointError)
+    number = errno.EIO  # a bad place of the disk stays bad
+    with pytest.raises(CheckpointError, match="no checkpoint is left that is not damaged"):
+        newest(tmp_path)
 
 
 def test_one_of_a_later_version_is_not_skipped(tmp_path: Path) -> None:

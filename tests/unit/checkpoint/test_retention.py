@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,13 @@ LOSSES = {10: 3.0, 20: 1.0, 30: None, 40: 2.0, 50: 2.5, 60: 2.6}
 )
 def test_what_nothing_keeps_is_deleted(keep: dict[str, int], deleted: list[int], reason: str) -> None:
     assert to_delete(LOSSES, CheckpointConfig(**keep)) == deleted, reason
+
+
+def test_a_loss_that_is_no_number_is_never_the_best_and_of_equal_ones_the_earlier_step_is() -> None:
+    best = CheckpointConfig(keep_last=1, keep_best=1)
+    for odd in (math.nan, math.inf, -math.inf):
+        assert to_delete({10: odd, 20: 1.0, 30: odd, 40: 2.0, 50: 3.0}, best) == [10, 30, 40]
+    assert to_delete({10: 1.0, 20: 1.0, 30: 3.0}, best) == [20]
 
 
 def test_the_newest_stay_and_interrupted_saves_go(tmp_path: Path) -> None:

@@ -16,9 +16,11 @@ from checkpoints import make_checkpoint
 from launcher.checkpoint import folder as layout
 from launcher.checkpoint import retention, save
 from launcher.checkpoint.ranks import SpaceError
+from launcher.checkpoint.tensor_file import DurableFile, aligned_buffer
 from launcher.config.recipe import CheckpointConfig
+from launcher.shards import durable
 
-TOUCHES = ((layout, "write_durably"), (layout, "sync"), (os, "replace"), (shutil, "rmtree"), (Path, "unlink"))
+TOUCHES = ((durable, "write_durably"), (durable, "sync"), (os, "replace"), (shutil, "rmtree"), (Path, "unlink"))
 """Everything that changes a folder between the ranks' files and the end of a save."""
 
 
@@ -48,6 +50,8 @@ def crash_at(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
             if next(touches) == number:
                 if plain.__name__ == "write_durably":
                     arguments[0].write_text(arguments[1][: len(arguments[1]) // 2])
+                if plain.__name__ == "rmtree":
+                    next(path for path in arguments[0].iterdir() if path.name != "manifest.json").unlink()
                 raise Crash
             return plain(*arguments, **named)
 
@@ -84,6 +88,50 @@ def test_a_crash_at_any_touch_leaves_the_newest_complete_checkpoint_whole(
         if done:
             assert number > 8
             return
+
+
+def test_every_byte_and_name_is_on_the_disk_before_the_checkpoint_has_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saving = layout.saving_path(tmp_path, 3)
+    saving.mkdir()
+    told: list[tuple[str, str]] = []
+    plain_sync, plain_replace = os.fsync, os.replace
+
+    def sync(descriptor: int) -> None:
+        told.append(("on the disk", Path(f"/proc/self/fd/{descriptor}").readlink().name))
+        plain_sync(descriptor)
+
+    def replace(old: Path, new: Path) -> None:
+        told.append(("named", new.name))
+        plain_replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", replace)
+    with DurableFile(saving / "rank-00000.safetensors") as file:
+        file.append(aligned_buffer(4096), 100)
+        index = json.dumps({"file": file.finish()})
+    durable.write_durably(saving / "rank-00000.json", index)
+    save._complete(tmp_path, save._Job(step=3, texts={"state.json": "{}"}, world_size=1, started=0.0))
+    layout.write_latest(tmp_path, 3)
+    files = ["rank-00000.safetensors", "rank-00000.json", "state.json", "manifest.json"]
+    assert told == [
+        *[("on the disk", name) for name in [*files, saving.name]],
+        ("named", "step-00000003"),
+        *[("on the disk", name) for name in (tmp_path.name, "latest.new")],
+        ("named", "latest"),
+        ("on the disk", tmp_path.name),
+    ]
+
+
+def test_the_names_of_new_folders_are_on_the_disk_before_anything_is_in_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    monkeypatch.setattr(durable, "sync", synced.append)
+    for _ in range(2):
+        save._check_space(tmp_path / "run" / "checkpoints", 1)
+    assert synced == [tmp_path / "run", tmp_path]
 
 
 def test_room_is_looked_for_in_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,21 @@ def test_what_is_streamed_is_read_by_safetensors(staging_bytes: int, tmp_path: P
         assert torch.equal(read[name], tensor)
 
 
+def test_what_no_file_system_takes_is_an_error_and_not_tried_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = []
+
+    def refuse(*arguments: Any) -> int:
+        tries.append(arguments)
+        assert len(tries) < 9
+        raise OSError(errno.EINVAL, "refused")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with pytest.raises(OSError, match="refused"):
+        write_streamed(tmp_path / "a.safetensors", ALIGNMENT)
+
+
 def test_one_buffer_of_the_whole_gives_the_same_bytes_as_a_stream(tmp_path: Path) -> None:
     layout = described()
     buffer = aligned_buffer(layout.num_bytes)

@@ -86,6 +86,9 @@ def test_steps_that_are_taken_again_forget_what_was_decided_after_them(tmp_path:
     second = fitted(2000.0, ledger(900.0), tmp_path)
     second.begin(300)
     assert second.position(300) == first.position(300)
+    for step in range(301, 320):
+        second.took(step, 1.0)
+    assert max(fit.from_step for fit in read_fits(tmp_path)) < 320
 
 
 def test_a_budget_that_is_used_up_ends_the_run_where_it_stands(tmp_path: Path) -> None:

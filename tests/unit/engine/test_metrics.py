@@ -148,8 +148,8 @@ def test_steps_that_will_be_taken_again_are_removed_with_a_torn_last_line(tmp_pa
     with open_metrics(tmp_path, 1) as metrics:
         for step in (1, 2, 3):
             metrics.step(result(step))
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "lo')
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write('{"step": 4, "host": "主'.encode()[:-1])  # in the middle of a character
     with open_metrics(tmp_path, 3, tokens=200) as metrics:
         metrics.step(result(3))
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
