@@ -87,7 +87,7 @@ def resume(
     with CheckpointReader(checkpoint) as reader:
         cursor = Cursor.from_dict(reader.state["cursor"])
         cursor.check(data.train.fingerprint_at(cursor.position))
-        restore(engine, reader)
+        restore(engine, reader, recipe.train.seed)
         state = reader.state
     console.print(f"going on from {checkpoint}", highlight=False, soft_wrap=True)
     take_over(progress, state)

@@ -61,7 +61,7 @@ def rewind(recipe: Recipe, engine: Any, progress: Progress, metrics: Log, consol
         Kept(windows, num_rewinds).write(recipe.run_folder)
     share(None)
     with CheckpointReader(found.path) as reader:
-        restore(engine, reader)
+        restore(engine, reader, recipe.train.seed)
         take_over(progress, reader.state)
     progress.passed_over, progress.num_rewinds = windows, num_rewinds
     if any(first < position_at(phase) <= last for phase in recipe.data.phases()):  # other data, other losses

@@ -17,6 +17,7 @@ _HERE = Path(__file__).resolve().parent
 if __name__ in ("__main__", "__mp_main__"):
     sys.path[:] = [str(_HERE.parent), *(entry for entry in sys.path if Path(entry or ".").resolve() != _HERE)]
 
+import errno
 import json
 import logging
 import shutil
@@ -67,6 +68,9 @@ from launcher.units import size
 # and rank 0 prepares the quick start's shards without them.
 
 FIRST_WORD_S = 5.0
+OF_FILE_SYSTEMS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
+"""Full, or gone: nobody's mistake in recipe or data, and another start may find them as they should be."""
+MEND = "make room or mend it; the same command goes on from the last checkpoint"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -85,17 +89,20 @@ def main(arguments: Sequence[str]) -> int:
             recipe = loaded.recipe
             watch = opened.enter_context(Watch(recipe.guards, recipe.run_folder, rank, signals))
             if rank == 0:
-                lock = opened.enter_context(RunLock(recipe.run_folder, os.environ))
+                lock = opened.enter_context(RunLock(recipe.run_folder, os.environ, watch.end_for))
                 watch.on_end.append(lambda _: lock.release())
             return train(loaded, ds_file, options.budget, place, watch)
         except LauncherError as error:
             code, text = error.exit_code, str(error)
         except KeyboardInterrupt:
             code, text = EXIT_INTERRUPTED, "interrupted; the same command goes on from the last checkpoint"
-        except Exception:
+        except Exception as error:
             if watch is not None:
                 watch.ask_for_news()  # a lost rank comes out of the others' collectives as an error
             code, text = EXIT_OURS, traceback.format_exc()
+            if isinstance(error, OSError) and error.errno in OF_FILE_SYSTEMS:
+                told = RequeueError(f"the file system failed: {error.strerror}", str(error.filename or ""), MEND)
+                code, text = told.exit_code, str(told)
         tell(text, rank, watch)
         if watch is not None:
             watch.failed(code)
@@ -137,6 +144,7 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], budget_s: float | None,
         if place.rank == 0:
             unmark(recipe.run_folder)
         device = join(place, watch)
+        watch.pulse.begin("looking through the checkpoints")
         checkpoint = find_checkpoint(recipe, console)
         data = open_data(recipe)
         check_tokenizer(recipe, data.tokenizer)
@@ -148,11 +156,14 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], budget_s: float | None,
         config = configure(recipe, data)
         tell_tokens(recipe, config, console)
         prepare_offload(ds_config, place, console)
+        watch.pulse.begin("building the model")
         model = build(recipe, config, plan, ds_config, device)
         keep_log(recipe, place.rank)  # the run's folder begins here: whatever the user can mend was told before
         ledger = keep_ledger(recipe, place, watch)
         engine = start(recipe, model, ds_config)
+        watch.pulse.begin("measuring the micro batch")
         plan = settle_micro_batch(recipe, engine, data, plan, place, before, console)
+        watch.pulse.begin("reading the checkpoint")
         progress = resume(recipe, engine, data, checkpoint, precision, console)
         progress.micro_batch = plan.micro_batch
         keep_inputs(recipe, ds_config | ds.batch_keys(plan), place.rank)
@@ -272,15 +283,15 @@ def build(recipe: Recipe, config: Any, plan: BatchPlan, ds_config: dict[str, Any
 
 def start(recipe: Recipe, model: Any, ds_config: dict[str, Any]) -> Any:
     """Hand the model to DeepSpeed; returns the engine."""
+    from launcher.checkpoint.rng import seed_generators
     from launcher.engine.start import start_engine
     from launcher.models.expert_parallel import watch_shared_experts
-    from launcher.models.initial import seed_dropout
 
     engine = start_engine(model, recipe.optim, ds_config)
     watch_shared_experts(engine.module)
     if recipe.model.compile:
         engine.compile()
-    seed_dropout(recipe.train.seed, engine.global_rank)
+    seed_generators(recipe.train.seed, engine.global_rank)
     return engine
 
 

@@ -20,7 +20,7 @@ from launcher.checkpoint.find import Found, newest_sound, problem_of, put_aside
 from launcher.checkpoint.loss_scale import restore_loss_scale
 from launcher.checkpoint.ranks import Ranks
 from launcher.checkpoint.rng import PREFIX as RANDOM
-from launcher.checkpoint.rng import restore_random_states
+from launcher.checkpoint.rng import restore_random_states, seed_generators
 from launcher.checkpoint.shared_experts import plain_pieces, plain_shapes
 from launcher.checkpoint.slices import MASTER, set_optimizer_step, slices_to_fill
 from launcher.checkpoint.swapped import partition_to_fill
@@ -165,12 +165,15 @@ def find_together(folder: Path, back: int = 1) -> tuple[Found, list[str]]:
     return found, list(ranks.exchange(lines)[0])
 
 
-def restore(engine: Any, reader: CheckpointReader) -> None:
+def restore(engine: Any, reader: CheckpointReader, seed: int) -> None:
     """Put a checkpoint's weights, optimizer state and random states into an engine.
 
+    Where another number of ranks wrote it, there are no random states for these: they get new streams.
+
     Args:
-        engine: A fresh DeepSpeed engine of the same model, at any stage.
+        engine: A DeepSpeed engine of the same model, at any stage.
         reader: The checkpoint.
+        seed: Of the run.
 
     Raises:
         CheckpointError: The checkpoint belongs to another model.
@@ -184,10 +187,11 @@ def restore(engine: Any, reader: CheckpointReader) -> None:
     _restore_working_weights(engine, reader)
     restore_buffers(engine.module, reader.buffers())
     rank = torch.distributed.get_rank()
-    if reader.world_size == torch.distributed.get_world_size():
-        states = reader.random_states(rank)
-        if states:  # what was taken over from DeepSpeed has none
-            restore_random_states(states)
+    states = reader.random_states(rank) if reader.world_size == torch.distributed.get_world_size() else {}
+    if states:  # what was taken over from DeepSpeed has none
+        restore_random_states(states)
+    else:
+        seed_generators(seed, rank, int(reader.state["step"]))
 
 
 def _check_same_model(engine: Any, reader: CheckpointReader) -> None:

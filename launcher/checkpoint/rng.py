@@ -1,4 +1,4 @@
-"""The random states of one rank, as tensors."""
+"""The random states of one rank, as tensors, and the streams they begin with."""
 
 from __future__ import annotations
 
@@ -8,7 +8,28 @@ import numpy as np
 import torch
 from deepspeed.accelerator import get_accelerator
 
+from launcher.units import derive
+
 PREFIX = "rng|"
+DROPOUT_STREAM = 2
+"""`launcher.models.initial` draws weights from stream 1 of the same seed."""
+
+
+def seed_generators(seed: int, rank: int, step: int = 0) -> None:
+    """Give a rank streams of its own for dropout, and whatever else a model draws.
+
+    A run that goes on with another number of ranks cannot go on with their old streams: it takes those of the step that
+    it goes on from, which no rank has drawn from before. At step 0 they are those of a run that begins.
+
+    Args:
+        seed: Of the run.
+        rank: Of this process.
+        step: The last step that was taken.
+    """
+    key = derive(seed, DROPOUT_STREAM, rank, *([step] if step else [])) >> 1
+    torch.manual_seed(key)
+    random.seed(key)
+    np.random.seed(key & 0xFFFFFFFF)
 
 
 def random_states() -> dict[str, torch.Tensor]:

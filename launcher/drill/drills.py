@@ -136,6 +136,10 @@ def fill_disk(bench: Bench) -> str:
         wait_for_nobody(life, GONE_WITHIN_S)
         bench.expect_clear_end(life, "the checkpoint could not be written")
         bench.expect(bench.saved_step() >= 40, "the checkpoint before is gone")
+        again = bench.start(name="full")
+        code = again.wait()
+        bench.expect(code == EXIT_REQUEUE, f"started again on the full disk it ended with {code}, not 75")
+        bench.expect_clear_end(again, "No space left on device")
         disk.empty()
         bench.finish()
     return "told, the checkpoint before stood; with room again: same losses"
@@ -187,6 +191,23 @@ def corrupt_shard(bench: Bench) -> str:
     flip(data)
     bench.finish()
     return "file and block named, no token of it trained on; mended: same losses"
+
+
+def cut_shard(bench: Bench) -> str:
+    """The token file is cut short while the ranks have it mapped."""
+    shards = bench.own_shards()
+    data = next(shards.glob("train*.bin"))
+    whole = data.read_bytes()
+    life = bench.start()
+    bench.come_to(60, life)
+    os.truncate(data, 0)
+    code = life.wait()
+    wait_for_nobody(life, GONE_WITHIN_S)
+    bench.expect(code == EXIT_REQUEUE, f"it ended with {code}, not 75")
+    bench.expect_clear_end(life, f"can no longer reach {data}: it was cut short")
+    data.write_bytes(whole)
+    bench.finish()
+    return "the file named, all ranks ended; mended: same losses"
 
 
 def lose_number(bench: Bench) -> str:
@@ -279,6 +300,7 @@ DRILLS: Mapping[str, Drill] = {
     "flip-checkpoint": Drill("a bit of the newest checkpoint flipped", _damaged_checkpoint(flip)),
     "delete-checkpoint": Drill("a file of the newest checkpoint deleted", _damaged_checkpoint(Path.unlink)),
     "corrupt-shard": Drill("a bit of the token file flipped", corrupt_shard),
+    "cut-shard": Drill("the token file cut short while it is read", cut_shard),
     "nan": Drill("a loss that is no number on one rank", lose_number),
     "slow-rank": Drill("a rank that takes longer", slow_rank),
     "clock-jump": Drill("a rank's clock a day on, then a day back", jump_clock, _needs_faketime),

@@ -4,6 +4,9 @@ Two locks, since neither is enough: `flock` is exact, but on many shared file sy
 record that its holder writes anew every few seconds is seen everywhere, and says who it is. A holder that was killed
 leaves the record, and nobody writes it any more: whoever comes next watches it for a while, with its own clock only,
 since those of two machines differ. On the same machine the kernel tells at once that the holder is gone.
+
+Two that came at the same moment, or a holder that stood still so long that it was taken for dead, are told apart by the
+record: whoever finds another's in the place of its own ends. So of two only the one that wrote last goes on.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -41,13 +44,15 @@ class RunLock:
     Args:
         folder: Of the run.
         env: Tells the job's number, for whoever is refused.
+        on_loss: Told, in another thread, that another job has taken the folder meanwhile.
 
     Raises:
         RunInUseError: On entering, if another process holds it.
     """
 
-    def __init__(self, folder: Path, env: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, env: Mapping[str, str], on_loss: Callable[[RunInUseError], None]) -> None:
         self._folder = folder
+        self._on_loss = on_loss
         self._descriptor = -1
         self._made: list[Path] = []
         self._closed = threading.Event()
@@ -98,8 +103,8 @@ class RunLock:
         self._wait_out(_read(self._folder / HOLDER))
         self._write()
         time.sleep(0.01)
-        other = _read(self._folder / HOLDER)
-        if other is not None and other["name"] != self._record["name"]:  # both found it free at the same moment
+        other = self._other()
+        if other is not None:  # both found it free at the same moment
             self._refuse(other)
 
     def __exit__(self, *_: object) -> None:
@@ -113,7 +118,8 @@ class RunLock:
         if self._thread.is_alive() and threading.current_thread() is not self._thread:
             self._thread.join(WRITE_EVERY_S)
         with contextlib.suppress(OSError):
-            (self._folder / HOLDER).unlink()
+            if self._other() is None:
+                (self._folder / HOLDER).unlink()
             if {path.name for path in self._folder.iterdir()} == {LOCK}:
                 (self._folder / LOCK).unlink()
                 for folder in self._made:
@@ -142,14 +148,22 @@ class RunLock:
             if (now["name"], now["beat"]) != (holder["name"], holder["beat"]):
                 self._refuse(now)
 
+    def _other(self) -> dict[str, Any] | None:
+        """Who else is on record."""
+        holder = _read(self._folder / HOLDER)
+        return holder if holder is not None and holder["name"] != self._record["name"] else None
+
     def _refuse(self, holder: dict[str, Any] | None) -> None:
         os.close(self._descriptor)
         self._descriptor = -1
+        raise self._in_use(holder)
+
+    def _in_use(self, holder: dict[str, Any] | None) -> RunInUseError:
         who = "another process"
         if holder is not None:
             job = f", job {holder['job']}" if holder["job"] else ""
             who = f"pid {holder['pid']} on {holder['host']}{job}, since {holder['since']}"
-        raise RunInUseError(
+        return RunInUseError(
             f"another job is at work in the run's folder: {who}",
             str(self._folder),
             "wait for its end or stop it, or give this run another name (name=…)",
@@ -157,6 +171,10 @@ class RunLock:
 
     def _write_on(self) -> None:
         while not self._closed.wait(WRITE_EVERY_S):
+            other = self._other()
+            if other is not None:
+                self._on_loss(self._in_use(other))
+                return
             with contextlib.suppress(OSError):  # the file system is away: it will come back, or a save will tell
                 self._write()
 

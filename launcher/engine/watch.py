@@ -10,25 +10,36 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from launcher.cluster.bus_error import BusErrors
 from launcher.cluster.peers import Lost, Peers, is_here
 from launcher.cluster.processes import state_of
 from launcher.cluster.signals import Launchers, StopRequest, StopSignals
 from launcher.config.guards import GuardsConfig
 from launcher.engine.watchdog import Pulse, write_stacks
-from launcher.errors import EXIT_INTERRUPTED, EXIT_REQUEUE
+from launcher.errors import EXIT_INTERRUPTED, EXIT_OURS, EXIT_REQUEUE, LauncherError
+
+_log = logging.getLogger(__name__)
+_log.addHandler(
+    logging.NullHandler()
+)  # before the run has a log, python would write to stderr what is told there anyway
 
 LOOK_EVERY_S = 0.25
 SUSPENDED_S = 10.0
 """Between two looks there is no such time unless the whole process stood still. Assumption."""
 LAST_WORDS_S = 3.0
 """Time for the other ranks to write their stacks, and for news of a death to come before its cause is guessed."""
+END_WITHIN_S = 20.0
+"""An end is not put off any longer for its last words: on a file system that hangs they would never be written.
+Assumption."""
 
 
 class Watch:
@@ -49,6 +60,8 @@ class Watch:
         self.on_end: list[Callable[[str], None]] = []
         self._guards, self._folder, self._rank, self._signals = guards, folder, rank, signals
         self._launchers = Launchers()
+        self._bus_errors = BusErrors()
+        self._harm: LauncherError | None = None
         self._peers: Peers | None = None
         self._interrupts = 0
         self._takes_steps = False
@@ -58,12 +71,14 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def __enter__(self) -> Watch:
+        self._bus_errors.__enter__()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closed.set()
         self._thread.join(2 * LAST_WORDS_S)
+        self._bus_errors.__exit__(None, None, None)
         if self._peers is not None:
             self._peers.close()
 
@@ -103,6 +118,10 @@ class Watch:
         if self._peers is not None:
             self._peers.tell({"failed": code})
 
+    def end_for(self, error: LauncherError) -> None:
+        """Something that another thread found must end this process, whatever the main thread is at."""
+        self._harm = error
+
     def before_end(self, why: str) -> None:
         """Do what is to be done before the process ends."""
         for act in self.on_end:
@@ -120,12 +139,15 @@ class Watch:
             time.sleep(LAST_WORDS_S)
 
     def _run(self) -> None:
+        try:
+            self._look_after()
+        except Exception:  # unwatched, this rank might wait for ever
+            self.failed(EXIT_OURS)
+            self._end(EXIT_OURS, traceback.format_exc(), speaks=True)
+
+    def _look_after(self) -> None:
         looked_at, turned_at = 0.0, time.monotonic()
         while not self._closed.is_set():
-            # Stopped and continued (a suspended job, a debugger), it finds hours gone: not by hanging.
-            if time.monotonic() - turned_at > SUSPENDED_S:
-                self.pulse.beat()
-            turned_at = time.monotonic()
             lost = self._peers.poll(LOOK_EVERY_S) if self._peers is not None else self._closed.wait(LOOK_EVERY_S)
             for number in self._signals.read():
                 self._take(number)
@@ -136,14 +158,26 @@ class Watch:
                     self.stop.ask(EXIT_REQUEUE, gone)
             if self.stop.code:
                 self._hurry()
+            if self._harm is not None:
+                self.failed(self._harm.exit_code)
+                self._end(self._harm.exit_code, str(self._harm), speaks=True)
+            unreachable = self._bus_errors.told()
+            if unreachable:
+                self.failed(EXIT_REQUEUE)
+                told = f"rank {self._rank} on {socket.gethostname()} {unreachable}: stopped"
+                self._end(EXIT_REQUEUE, f"{told}; the same command goes on from the last checkpoint", speaks=True)
             if isinstance(lost, Lost):
                 self._follow(lost)
+            # Stopped and continued (a suspended job, a debugger), it finds hours gone: not by hanging.
+            if time.monotonic() - turned_at > SUSPENDED_S:
+                self.pulse.beat()
+            turned_at = time.monotonic()
             late = self.pulse.overdue()
             if late:
                 self._give_up(late)
 
     def _take(self, number: signal.Signals) -> None:
-        logging.getLogger(__name__).info("%s", number.name)
+        _log.info("%s", number.name)
         self._interrupts += number == signal.SIGINT
         if self._interrupts > 1:
             self._end(EXIT_INTERRUPTED, "interrupted twice: stopped at once", speaks=self._rank == 0)
@@ -165,6 +199,7 @@ class Watch:
         if self._fails:
             self._told.set()
             return
+        _end_anyway(lost.code)
         stands_still = "silent" in lost.why or "not got on" in lost.why
         if stands_still:
             path = write_stacks(self._folder / "logs", self._rank, str(lost))
@@ -179,6 +214,7 @@ class Watch:
 
     def _give_up(self, late: str) -> None:
         """This rank hangs: write where, tell the others, end."""
+        _end_anyway(EXIT_REQUEUE)
         write_stacks(self._folder / "logs", self._rank, late)
         if self._peers is not None:
             self._peers.tell({"hangs": late})
@@ -192,12 +228,20 @@ class Watch:
         self._end(EXIT_REQUEUE, told, speaks=self._rank == 0)
 
     def _end(self, code: int, told: str, *, speaks: bool) -> None:
-        logging.getLogger(__name__).error("%s", told)
+        _end_anyway(code)
+        _log.error("%s", told)
         self.before_end(told)
         if speaks:
             with contextlib.suppress(OSError, ValueError):
                 print(told, file=sys.stderr, flush=True)
         end_process(code)
+
+
+def _end_anyway(code: int) -> None:
+    """End within END_WITHIN_S, whatever the last words wait for."""
+    timer = threading.Timer(END_WITHIN_S, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
 
 
 def end_process(code: int) -> None:

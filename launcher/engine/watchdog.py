@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import math
 import statistics
@@ -10,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 from launcher.config.guards import GuardsConfig
 
@@ -76,12 +77,19 @@ class Pulse:
 
 
 def write_stacks(folder: Path, rank: int, why: str) -> Path:
-    """Write what every thread of this process is doing to `folder/stacks-rank-N.txt`, after what is there already."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write what every thread of this process is doing to `folder/stacks-rank-N.txt`, after what is there already.
+
+    Where the file system refuses, the rank ends without: that it ends matters more.
+    """
     path = folder / f"stacks-rank-{rank:05d}.txt"
-    with path.open("a", encoding="utf-8") as file:
+    with contextlib.suppress(OSError), _open_to_append(path) as file:
         file.write(f"{datetime.now().isoformat(timespec='seconds')} {why}\n")
         file.flush()
         faulthandler.dump_traceback(file, all_threads=True)
         file.write("\n")
     return path
+
+
+def _open_to_append(path: Path) -> TextIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path.open("a", encoding="utf-8")

@@ -21,7 +21,6 @@ from launcher.errors import ModelError
 from launcher.units import derive
 
 INIT_STREAM = 1
-DROPOUT_STREAM = 2
 
 
 def draw_weights(model: PreTrainedModel, seed: int) -> None:
@@ -40,11 +39,6 @@ def draw_weights(model: PreTrainedModel, seed: int) -> None:
             with _whole(parameters):
                 torch.manual_seed(derive(seed, INIT_STREAM, int.from_bytes(digest[:8], "little")) >> 1)
                 family._init_weights(module)
-
-
-def seed_dropout(seed: int, rank: int) -> None:
-    """Give each rank its own stream for dropout."""
-    torch.manual_seed(derive(seed, DROPOUT_STREAM, rank) >> 1)
 
 
 def _modules_children_first(

@@ -24,6 +24,7 @@ HELD = {  # with the ZeRO stage; what the tests beside this file show as well, o
     "kill-in-save-rename": "zero3",
     "fill-disk": "zero2",
     "flip-checkpoint": "zero2",
+    "cut-shard": "zero2",
 }
 HELD_IN_ALL = {
     "sigterm-rank": "zero2",

@@ -7,8 +7,11 @@ from pathlib import Path
 import jobs
 import pytest
 import tiny
+import torch
 from ranks import run_ranks
+from safetensors.torch import load_file
 
+from launcher.checkpoint.rng import seed_generators
 from launcher.engine.records import read_metrics
 
 Leg = tuple[str, int, int]
@@ -42,6 +45,14 @@ def test_a_chain_of_stages_and_ranks_takes_the_steps_of_one_run(legs: list[Leg],
     assert [line[0] for line in whole] == list(range(1, legs[-1][2] + 1))
     assert [line[2] for line in whole] == [line[2] for line in moved]
     assert max(abs(a[1] - b[1]) for a, b in zip(whole, moved, strict=True)) < 1e-5
+    # No rank of the last leg draws again what some rank drew before: dropout has streams of the step it began with.
+    last = tmp_path / "moved" / "checkpoints" / f"step-{legs[-1][2]:08d}"
+    begun_with = [
+        load_file(file)["rng|torch"][:8].view(torch.int64).item() for file in sorted(last.glob("*.safetensors"))
+    ]
+    for rank, seed in enumerate(begun_with):
+        seed_generators(1, rank, legs[-2][2])
+        assert seed == torch.initial_seed()
 
 
 def test_where_the_batch_cannot_be_kept_the_error_lists_the_numbers_of_ranks_that_can(

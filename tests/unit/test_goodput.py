@@ -77,7 +77,7 @@ def test_the_best_interval_costs_least(checkpoint_s: float, between_failures_s: 
         return between_failures_s * math.expm1((interval_s + checkpoint_s) / between_failures_s) / interval_s
 
     best = best_interval(checkpoint_s, between_failures_s)
-    assert expected_time(best) <= min(expected_time(best * 0.9), expected_time(best * 1.1))
+    assert expected_time(best) <= min(expected_time(best * 0.999), expected_time(best * 1.001))
 
 
 def test_the_command_tells_it_in_words_and_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -85,6 +85,14 @@ def test_a_rank_that_stands_still_is_silent(three: list[Peers], monkeypatch: pyt
     assert "has been silent for" in lost.why
 
 
+def test_whoever_stood_still_itself_takes_nobody_for_silent(
+    three: list[Peers], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.monotonic()
+    monkeypatch.setattr(peers.time, "monotonic", lambda: now + 10 * peers.SILENCE_S)
+    assert three[0].poll(0) is None  # a suspended job goes on: what the others said meanwhile comes later
+
+
 def test_in_a_hang_the_rank_that_stands_still_is_named(three: list[Peers], monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.monotonic()
     clock = iter(range(10**6))

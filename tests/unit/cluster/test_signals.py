@@ -23,6 +23,8 @@ def test_signals_are_read_in_order_and_do_nothing_by_themselves() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         assert asked.read() == [signal.SIGUSR1, signal.SIGTERM]
         assert asked.read() == []
+        asked._writer.send(bytes([signal.SIGCHLD, signal.SIGUSR2]))  # Python writes every signal that has a handler
+        assert asked.read() == [signal.SIGUSR2]
     assert signal.getsignal(signal.SIGUSR1) == before
 
 

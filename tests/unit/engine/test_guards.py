@@ -77,6 +77,16 @@ def test_a_verdict_for_each_way_a_step_can_be_bad(
     assert of_deepspeed.basic_optimizer.updates == (verdict is None) + 1
 
 
+def test_overflows_that_are_not_in_a_row_are_how_fp16_finds_its_scale() -> None:
+    wrapper = SimpleNamespace(overflow=False)
+    with Guard(engine(wrapper, fp16=True), GuardsConfig(max_overflows=2), Health()) as guard:
+        for overflow, gives_up in ((True, False), (False, False), (True, False), (True, True)):
+            wrapper.overflow = overflow
+            guard.before_update(3.0, None)
+            guard.after_update(3.0)
+            assert guard.gives_up == gives_up
+
+
 def test_it_gives_up_after_some_in_a_row_only() -> None:
     with Guard(engine(), GuardsConfig(max_bad_steps=3), Health()) as guard:
         for loss, gives_up in ((math.nan, False), (math.nan, False), (3.0, False), *[(math.nan, False)] * 2):

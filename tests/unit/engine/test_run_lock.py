@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import queue
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -19,8 +21,12 @@ from launcher.errors import RunInUseError
 SPAWN = multiprocessing.get_context("spawn")
 
 
+def never(error: RunInUseError) -> None:
+    raise error
+
+
 def hold_then_die(folder: str) -> None:
-    RunLock(Path(folder), {"SLURM_JOB_ID": "17"}).__enter__()
+    RunLock(Path(folder), {"SLURM_JOB_ID": "17"}, never).__enter__()
     os._exit(9)  # as kill -9 would end it: nothing is tidied up
 
 
@@ -37,7 +43,11 @@ def left_behind(folder: Path) -> dict[str, object]:
 
 
 def test_the_second_is_refused_and_told_who_is_at_work(tmp_path: Path) -> None:
-    with RunLock(tmp_path, {"SLURM_JOB_ID": "17"}), pytest.raises(RunInUseError) as refused, RunLock(tmp_path, {}):
+    with (
+        RunLock(tmp_path, {"SLURM_JOB_ID": "17"}, never),
+        pytest.raises(RunInUseError) as refused,
+        RunLock(tmp_path, {}, never),
+    ):
         pass
     told = str(refused.value)
     assert f"another job is at work in the run's folder: pid {os.getpid()} on {socket.gethostname()}, job 17" in told
@@ -49,14 +59,14 @@ def test_the_lock_of_a_killed_process_is_free_at_once_on_its_machine(
 ) -> None:
     left_behind(tmp_path)
     monkeypatch.setattr(run_lock, "WATCH_S", None)  # an error, if it were waited for
-    with RunLock(tmp_path, {}):
+    with RunLock(tmp_path, {}, never):
         assert json.loads((tmp_path / HOLDER).read_text())["pid"] == os.getpid()
 
 
 def test_a_pid_that_was_given_again_does_not_keep_the_lock(tmp_path: Path) -> None:
     record = left_behind(tmp_path)
     (tmp_path / HOLDER).write_text(json.dumps({**record, "pid": os.getpid()}))
-    with RunLock(tmp_path, {}):
+    with RunLock(tmp_path, {}, never):
         pass
 
 
@@ -69,7 +79,7 @@ def test_a_holder_on_another_machine_that_writes_on_is_alive(tmp_path: Path, mon
         (tmp_path / HOLDER).write_text(elsewhere(record, beat=next(beats)))
 
     monkeypatch.setattr(run_lock.time, "sleep", write_on)
-    with pytest.raises(RunInUseError, match="on another-machine, job 17"), RunLock(tmp_path, {}):
+    with pytest.raises(RunInUseError, match="on another-machine, job 17"), RunLock(tmp_path, {}, never):
         pass
 
 
@@ -79,7 +89,7 @@ def test_a_holder_on_another_machine_that_writes_no_more_is_dead(
     record = left_behind(tmp_path)
     (tmp_path / HOLDER).write_text(elsewhere(record))
     monkeypatch.setattr(run_lock, "WATCH_S", 0.3)
-    with RunLock(tmp_path, {}):
+    with RunLock(tmp_path, {}, never):
         pass
 
 
@@ -99,7 +109,7 @@ def test_a_requeued_job_waits_for_what_is_left_of_its_own_life_before(
             (tmp_path / HOLDER).unlink()
 
     monkeypatch.setattr(run_lock.time, "sleep", go_on)
-    with RunLock(tmp_path, {"SLURM_JOB_ID": "17"}):  # the same job's
+    with RunLock(tmp_path, {"SLURM_JOB_ID": "17"}, never):  # the same job's
         assert next(beats) > lives_until
 
 
@@ -109,26 +119,40 @@ def test_of_two_that_find_it_free_at_once_the_last_on_record_stays(
     other = {**left_behind(tmp_path), "host": "another-machine"}
     (tmp_path / HOLDER).unlink()
     monkeypatch.setattr(run_lock.time, "sleep", lambda _: (tmp_path / HOLDER).write_text(json.dumps(other)))
-    with pytest.raises(RunInUseError, match="on another-machine"), RunLock(tmp_path, {}):
+    with pytest.raises(RunInUseError, match="on another-machine"), RunLock(tmp_path, {}, never):
         pass
+
+
+def test_a_holder_that_finds_another_on_record_ends_and_leaves_it_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = elsewhere(left_behind(tmp_path))
+    monkeypatch.setattr(run_lock, "WRITE_EVERY_S", 0.01)
+    told: queue.Queue[RunInUseError] = queue.Queue()
+    with RunLock(tmp_path, {}, told.put):
+        while told.empty():  # it took this one for dead, or came at the same moment
+            (tmp_path / HOLDER).write_text(other)
+            time.sleep(0.002)
+        assert "another job is at work in the run's folder: pid" in str(told.get())
+    assert (tmp_path / HOLDER).read_text() == other
 
 
 def test_a_run_that_put_nothing_into_its_folder_leaves_none(tmp_path: Path) -> None:
-    with RunLock(tmp_path / "runs" / "run", {}):
+    with RunLock(tmp_path / "runs" / "run", {}, never):
         pass
     assert not (tmp_path / "runs").exists()
     (tmp_path / "run").mkdir()
-    with RunLock(tmp_path / "run", {}):
+    with RunLock(tmp_path / "run", {}, never):
         pass
     assert (tmp_path / "run").exists()  # it was there before
-    with RunLock(tmp_path / "run", {}):
+    with RunLock(tmp_path / "run", {}, never):
         (tmp_path / "run" / "something").touch()
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"something", ".lock"}
 
 
 def test_a_torn_record_is_nobody(tmp_path: Path) -> None:
     (tmp_path / HOLDER).write_text('{"host": "x", "pi')
-    with RunLock(tmp_path, {}):
+    with RunLock(tmp_path, {}, never):
         pass
 
 
