@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from launcher import units
 from launcher.errors import ShardError
-from launcher.samples.grouping import bounds, grouped
+from launcher.samples.grouping import SMALL, bounds, grouped
 from launcher.samples.permutation import Permutation
 from launcher.samples.recent import Recent
 
@@ -75,10 +75,16 @@ class SampleOrder(ABC):
         """
         if positions_N.size == 0:
             return np.empty(positions_N.shape, dtype=np.int64)
+        begin, end, begin_, samples = self._recent
+        if positions_N.size <= SMALL:
+            # A run asks for positions that follow each other: a slice takes half of the time of looking each up.
+            positions = positions_N.tolist()
+            lowest, behind = positions[0], positions[0] + len(positions)
+            if begin <= lowest and behind <= end and positions == list(range(lowest, behind)):
+                return samples[lowest - begin : behind - begin].copy()
         lowest, highest = bounds(positions_N)
         if lowest < 0:
             raise IndexError("a position is negative")
-        begin, end, begin_, samples = self._recent
         if lowest < begin or highest >= end:
             epoch, first = divmod(lowest, self.num_samples)
             block = first // BLOCK_POSITIONS

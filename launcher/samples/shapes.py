@@ -47,8 +47,8 @@ class TokenStream(Protocol):
         """Copy `lengths_B[i]` tokens from `starts_B[i]` on to the beginning of row i; the rest of it stays."""
         ...
 
-    def read_full_rows(self, starts_B: NDArray[np.int64], out_BL: Integers) -> bool:
-        """Fill each row, of at least one, with the tokens from its start on; False where they do not all reach."""
+    def read_windows(self, windows_B: NDArray[np.int64], stride: int, out_BL: Integers) -> bool:
+        """Fill each row, of at least one, with the tokens from `window * stride` on; False where some do not reach."""
         ...
 
     def read_words(self, start: int, out: NDArray[np.bool_]) -> None:

@@ -125,23 +125,19 @@ class GuardedFile:
             if self._checked.find(_UNCHECKED, first, last + 1) >= 0:
                 self._check_blocks(first, last)
 
-    def check_rows(self, starts: list[int], width: int, itemsize: int) -> None:
-        """Hold the blocks that hold items [start, start + width) of each of these rows against their checksums.
-
-        Args:
-            starts: First item of each row.
-            width: Items of a row.
-            itemsize: Bytes of an item.
+    def check_rows(self, rows: list[int], step: int, offset: int, num_bytes: int) -> None:
+        """`check` of several rows: number `r` is the `num_bytes` bytes from `r * step - offset` on.
 
         Raises:
             ShardError: A block is not what was written.
         """
-        checked, last = self._checked, width - 1
-        for start in starts:
-            first_block, last_block = start * itemsize >> _SHIFT, (start + last) * itemsize >> _SHIFT
-            # Until the last block of the file is checked every row asks: a row touches two blocks at most, or is long.
-            if not (checked[first_block] and checked[last_block]) or last_block > first_block + 1:
-                self._check_blocks(first_block, last_block)
+        checked, last = self._checked, num_bytes - 1
+        for row in rows:
+            # Until the last block of the file is checked every row asks: no call where its only block is.
+            start = row * step - offset
+            block = start >> _SHIFT
+            if not checked[block] or (start + last) >> _SHIFT != block:
+                self.check(start, start + num_bytes)
 
     def check_all(self) -> None:
         """Hold every block against its checksum.

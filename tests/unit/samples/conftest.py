@@ -40,11 +40,11 @@ class MemoryStream:
         for row_L, start, length in zip(out_BL, starts_B.tolist(), lengths_B.tolist(), strict=True):
             self.read(start, row_L[:length])
 
-    def read_full_rows(self, starts_B: NDArray[np.int64], out_BL: NDArray[np.integer[Any]]) -> bool:
-        width = out_BL.shape[1]
-        if not all(0 <= start <= self.num_tokens - width for start in starts_B.tolist()):
+    def read_windows(self, windows_B: NDArray[np.int64], stride: int, out_BL: NDArray[np.integer[Any]]) -> bool:
+        starts = (windows_B * stride).tolist()
+        if not all(0 <= start <= self.num_tokens - out_BL.shape[1] for start in starts):
             return False
-        for row_L, start in zip(out_BL, starts_B.tolist(), strict=True):
+        for row_L, start in zip(out_BL, starts, strict=True):
             self.read(start, row_L)
         return True
 

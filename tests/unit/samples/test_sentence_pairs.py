@@ -62,7 +62,7 @@ class Sentences:
     def read_rows(self, *arguments: Any) -> None:
         raise NotImplementedError
 
-    def read_full_rows(self, *arguments: Any) -> bool:
+    def read_windows(self, *arguments: Any) -> bool:
         raise NotImplementedError
 
     def sentence_starts(self) -> set[int]:

@@ -139,6 +139,22 @@ def test_what_lies_in_sound_blocks_is_served_until_the_damaged_one_is_touched(fo
         split.read(len(out), out[:1])
 
 
+@pytest.mark.parametrize("damaged", [0, BLOCK - 2, BLOCK, 2 * BLOCK - 1])
+def test_windows_that_touch_the_damaged_block_are_not_served_and_all_others_are(folder: Path, damaged: int) -> None:
+    flip(folder / "train-00000.bin", damaged)
+    split, stride, width = open_split(folder, "train"), 300, 301
+    stream, out = np.concatenate(DOCUMENTS[:5000]), np.empty((1, 301), dtype=np.int32)
+    bad = damaged // BLOCK
+    for window in range((len(stream) - width) // stride):
+        start = window * stride
+        if start * 2 // BLOCK <= bad <= (2 * (start + width) - 1) // BLOCK:
+            with pytest.raises(ShardError, match=f"block {bad} "):
+                split.read_windows(np.array([window]), stride, out)
+        else:
+            assert split.read_windows(np.array([window]), stride, out)
+            assert out[0].tolist() == stream[start : start + width].tolist()
+
+
 def test_who_turns_checking_off_is_served_what_is_there(folder: Path) -> None:
     flip(folder / "train-00000.bin", 2 * BLOCK)
     read_everything(folder, "off")

@@ -60,6 +60,20 @@ def test_rows_are_read_into_any_integer_type_and_leave_the_rest_as_it_is(split: 
         assert (row[length:] == 7).all()
 
 
+@pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint16])
+@pytest.mark.parametrize(("width", "stride"), [(8, 8), (9, 8), (3, 1), (40, 17)])
+def test_windows_are_stretches_of_the_stream_in_any_order(folder: Path, dtype: type, width: int, stride: int) -> None:
+    split = open_split(folder, "train")  # its blocks are checked on the way
+    last = (len(STREAM) - width) // stride
+    rng = np.random.default_rng(2)
+    for windows in (np.arange(last + 1), rng.integers(0, last + 1, 16), np.array([last])):
+        out = np.empty((len(windows), width), dtype=dtype)
+        assert split.read_windows(windows, stride, out)
+        assert out.tolist() == [STREAM[w * stride : w * stride + width].tolist() for w in windows.tolist()]
+    for outside in (-1, last + 1):
+        assert not split.read_windows(np.array([0, outside]), stride, out)
+
+
 def test_documents_know_where_they_lie(split: Split) -> None:
     starts = np.cumsum([0, *map(len, DOCUMENTS)])
     assert split.document_starts(0, len(DOCUMENTS)).tolist() == starts.tolist()
