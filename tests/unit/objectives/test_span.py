@@ -90,6 +90,26 @@ def test_the_lengths_are_those_of_t5(special: SpecialTokens) -> None:
     assert span_counts(568, 0.15, 3.0) == (85, 28)
 
 
+@pytest.mark.parametrize(
+    ("seq_len", "density", "mean_span", "length", "target_length"),
+    [
+        (128, 0.15, 3.0, 141, 29),
+        (256, 0.15, 3.0, 284, 58),
+        (1024, 0.15, 3.0, 1137, 229),
+        (512, 0.15, 8.0, 588, 100),
+        (512, 0.15, 64.0, 600, 92),
+        (512, 0.5, 3.0, 766, 512),
+        (512, 0.5, 8.0, 908, 512),
+        (512, 0.5, 64.0, 1006, 512),
+    ],
+)
+def test_windows_and_targets_are_those_that_random_spans_helper_works_out(
+    seq_len: int, density: float, mean_span: float, length: int, target_length: int
+) -> None:
+    assert natural_window(seq_len, density, mean_span) == length
+    assert sequence_lengths(length, density, mean_span) == (seq_len, target_length)
+
+
 @pytest.mark.parametrize("seq_len", [64, 128, 256, 512, 1024])
 def test_at_a_density_of_half_the_decoder_writes_no_more_than_the_encoder_reads(seq_len: int) -> None:
     length = natural_window(seq_len, 0.5, 3.0)
