@@ -45,10 +45,12 @@ def prepare_expert_parallel(model: PreTrainedModel, record: ModelConfig) -> None
             "model.experts",
             "use model.experts=auto, or model.expert_parallel=1",
         )
-    # AutoEP 0.19.8 takes both for granted and reads neither from the configuration.
-    if not getattr(model.config, "norm_topk_prob", True) or model.config.hidden_act != "silu":
+    # AutoEP 0.19.8 takes the first two for granted and leaves the noise out.
+    config = model.config
+    jitter = getattr(config, "router_jitter_noise", 0.0)
+    if not getattr(config, "norm_topk_prob", True) or config.hidden_act != "silu" or jitter:
         raise ModelError(
-            "shared experts weigh with norm_topk_prob=true and compute with hidden_act=silu only",
+            "shared experts weigh with norm_topk_prob=true, compute with hidden_act=silu, and route without noise only",
             where,
             "use model.expert_parallel=1",
         )

@@ -106,6 +106,7 @@ def test_shared_experts_learn_in_bf16(precision: str, shards: Path, tmp_path: Pa
         ("mixtral", {"experts": "eager"}, "use model.experts=auto"),
         ("mixtral", {"config": {"num_local_experts": 5}}, "5 experts cannot be shared among 2 ranks"),
         ("qwen3_moe", {"config": {"norm_topk_prob": False}}, "norm_topk_prob=true"),
+        ("mixtral", {"config": {"router_jitter_noise": 0.1}}, "route without noise only"),
     ],
 )
 def test_what_cannot_be_shared_is_refused(family: str, changes: dict[str, Any], message: str) -> None:
