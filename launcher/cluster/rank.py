@@ -147,12 +147,17 @@ def names_over_mpi() -> list[str]:
 
 
 def export(place: Place, env: MutableMapping[str, str]) -> None:
-    """Write a place as torch and DeepSpeed read it."""
+    """Write a place as torch and DeepSpeed read it.
+
+    Without LOCAL_SIZE DeepSpeed counts the CPU's devices by asking `numactl`, in a process of its own after every
+    backward pass of stage 3.
+    """
     env.update(
         RANK=str(place.rank),
         WORLD_SIZE=str(place.world_size),
         LOCAL_RANK=str(place.local_rank),
         LOCAL_WORLD_SIZE=str(place.local_world_size),
+        LOCAL_SIZE=str(place.local_world_size),
         MASTER_ADDR=place.master_addr,
         MASTER_PORT=str(place.master_port),
     )

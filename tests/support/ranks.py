@@ -6,6 +6,7 @@ fresh process of its own, since an engine changes torch for good (one engine a p
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -190,6 +191,9 @@ def _start(
 
 
 def _run(writer: Connection, job: Callable[..., Any], arguments: Any, variables: dict[str, str], folder: str) -> None:
+    # DeepSpeed collects garbage when a stage-3 engine starts: in a fork that goes over all that its parent imported,
+    # and copies the pages it lies in, a second for each rank.
+    gc.freeze()
     os.environ.update(variables)
     os.chdir(folder)
     try:

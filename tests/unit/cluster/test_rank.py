@@ -199,6 +199,7 @@ def test_a_place_goes_into_the_environment_and_comes_out_again() -> None:
     again = find_place(env)
     assert (again.rank, again.local_rank, again.master_addr) == (place.rank, place.local_rank, place.master_addr)
     assert with_master(place) is place
+    assert env["LOCAL_SIZE"] == env["LOCAL_WORLD_SIZE"]
 
 
 @pytest.mark.parametrize(
