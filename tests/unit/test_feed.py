@@ -239,7 +239,7 @@ def test_every_part_of_a_mixture_of_objectives_is_validated_on_its_own_samples(c
 def test_parts_are_called_by_what_tells_them_apart() -> None:
     ul2 = part_names(recipe_of("span", {"shards": "unused"}, objective={"kind": "ul2"}).objective)
     assert len(set(ul2)) == len(ul2) == 7
-    assert ul2[:3] == ("span, mode R", "span, mean_span 8.0, mode R", "prefix, mode S")
+    assert ul2[:3] == ("span, mode R", "span, mean_span 8.0, mode R", "prefix, written_share 0.25, mode S")
     same = {"kind": "mixture", "parts": [{"kind": "clm", "weight": 0.5}, {"kind": "clm", "fim_share": 0.5}]}
     assert part_names(recipe_of("clm", {"shards": "unused"}, objective=same).objective) == ("clm", "clm, fim_share 0.5")
     assert part_names(recipe_of("clm", {"shards": "unused"}).objective) == ()
