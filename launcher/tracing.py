@@ -6,7 +6,6 @@ and held against the digest that the run left of each step.
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from tokenizers import Tokenizer
 
 from launcher.config.loading import check_recipe, read_yaml
 from launcher.config.recipe import Recipe
+from launcher.engine.records import read_metrics
 from launcher.errors import CheckpointError, ShardError, UsageError
 from launcher.feed import Data, open_data
 from launcher.samples.digest import combine, digest
@@ -217,22 +217,16 @@ def _open(run: Path) -> _Past:
     if not (run / "recipe.yaml").is_file():
         raise CheckpointError("there is no run here", str(run), "give a run's folder, e.g. runs/law-bert-zh")
     recipe = check_recipe(read_yaml(run / "recipe.yaml"), str(run / "recipe.yaml"))
-    lines = _lines(run / "metrics.jsonl")
-    digests = {line["step"]: line["batch_digest"] for line in lines if "batch_digest" in line and "event" not in line}
+    metrics = run / "metrics.jsonl"
+    lines = [line for line in read_metrics(metrics) if _tells_a_batch(line)] if metrics.is_file() else []
+    digests = {line["step"]: line["batch_digest"] for line in lines if "event" not in line}
     left_out = [line for line in lines if line.get("event") == "left_out"]
     kept = read_kept(run)
     return _Past(recipe, open_data(recipe), digests, left_out, [] if kept is None else kept.windows)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    lines: list[dict[str, Any]] = []
-    if path.is_file():
-        with path.open(encoding="utf-8") as file:
-            for text in file:
-                with contextlib.suppress(ValueError):  # the last line of a run that was killed
-                    line = json.loads(text)
-                    lines += [line] if isinstance(line, dict) else []
-    return lines
+def _tells_a_batch(line: dict[str, Any]) -> bool:
+    return isinstance(line.get("step"), int) and isinstance(line.get("batch_digest"), str)
 
 
 def _tokenizer(run: Path) -> Tokenizer:

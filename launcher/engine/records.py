@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -200,11 +201,9 @@ class Progress:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of a `metrics.jsonl`; a line torn by a crash, or by a full disk, is left out."""
+    """The objects of a `metrics.jsonl`; a line torn by a crash, or by a full disk, is left out."""
     lines = []
     for text in file.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
+        with suppress(json.JSONDecodeError):
             lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    return lines
+    return [line for line in lines if isinstance(line, dict)]

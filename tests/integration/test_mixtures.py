@@ -112,7 +112,8 @@ def test_what_cannot_be_traced_is_told(run: Path) -> None:
 def test_lines_that_a_killed_run_left_half_written_hide_no_step(run: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(run, tmp_path / "run")
     whole = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (copy / "metrics.jsonl").write_text(f'null\n[1]\n{"".join(whole)}{{"step": 9, "batch_di', encoding="utf-8")
+    others = b'null\n[1]\n{"step": "x", "batch_digest": 7}\n{"event": "left_out"}\n\xff\xfe\n'
+    (copy / "metrics.jsonl").write_bytes(others + "".join(whole).encode() + b'{"step": 9, "batch_di')
     assert tracing.trace_step(copy, 8) == tracing.trace_step(run, 8)
     (copy / "tokenizer" / "tokenizer.json").unlink()
     with pytest.raises(TokenizerError, match=r"the tokenizer cannot be read[\s\S]*restore the file"):
