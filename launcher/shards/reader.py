@@ -138,27 +138,38 @@ class Split:
         if lowest < 0 or end > self.num_tokens:
             return False
         number = bisect_right(self._token_starts, lowest) - 1
-        if end <= self._token_starts[number + 1]:
-            shard = self._shards[number] or self._shard(number)
-            first, items = shard.windows(width, stride, self._token_starts[number])
-            if shard.file.num_unchecked:
-                shard.check_windows(windows, width, stride, self._token_starts[number])
-            # Gathered, then widened: half of the time of widening row by row as they come from memory (measured).
-            gathered = items[windows_B - first if first else windows_B]
-            out_BL[:] = np.ndarray(out_BL.shape, shard.dtype, gathered)
+        if end > self._token_starts[number + 1]:
+            self._read_from_several(windows, stride, out_BL)
             return True
-        for row_L, window in zip(out_BL, windows, strict=True):
+        shard = self._shards[number] or self._shard(number)
+        first, items = shard.windows(width, stride, self._token_starts[number])
+        if shard.file.num_unchecked:
+            shard.check_windows(windows, width, stride, self._token_starts[number])
+        # Gathered, then widened (measured, 8 rows of 2,048 tokens: 5.7 µs; each widened as it comes from memory: 7.6).
+        gathered = items[windows_B - first if first else windows_B]
+        out_BL[:] = np.ndarray(out_BL.shape, self._dtype, gathered)
+        return True
+
+    def _read_from_several(self, windows: list[int], stride: int, out_BL: NDArray[Any]) -> None:
+        """Windows of several shards."""
+        # memoryview's slices cost less than numpy's (measured, 8 rows of 2,048 tokens, 60 shards: 14 µs instead of 17).
+        row_bytes = out_BL.shape[1] * self._dtype.itemsize
+        gathered = memoryview(bytearray(len(windows) * row_bytes))
+        split_rows = []
+        for row, window in enumerate(windows):
             start = window * stride
             number = bisect_right(self._token_starts, start) - 1
-            shard, begin = self._shards[number] or self._shard(number), start - self._token_starts[number]
-            if shard.file.num_unchecked:
-                shard.check(begin, begin + width)
-            part = shard.array[begin : begin + width]
-            if len(part) == width:
-                row_L[:] = part
-            else:  # goes on in the next shard
-                self.read(start, row_L)
-        return True
+            file = (self._shards[number] or self._shard(number)).file
+            begin = (start - self._token_starts[number]) * self._dtype.itemsize
+            if begin + row_bytes > file.num_bytes:  # goes on in the next shard
+                split_rows.append((row, start))
+                continue
+            if file.num_unchecked:
+                file.check(begin, begin + row_bytes)
+            gathered[row * row_bytes : (row + 1) * row_bytes] = file.bytes_[begin : begin + row_bytes]
+        out_BL[:] = np.ndarray(out_BL.shape, self._dtype, gathered)
+        for row, start in split_rows:
+            self.read(start, out_BL[row])
 
     def read_words(self, start: int, out: NDArray[np.bool_]) -> None:
         """Which of the tokens [start, start + N) continue the word of the token before.

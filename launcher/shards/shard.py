@@ -36,7 +36,7 @@ class Shard:
             what = f"the file has {self.file.num_bytes} bytes, the manifest says {entry.num_tokens} {dtype.name} tokens"
             raise ShardError(what, str(self.file.path), FIX)
         self.array: NDArray[np.generic] = self.file.array(dtype)
-        self.dtype = dtype
+        self._dtype = dtype
         self._cut: tuple[int, int] = (0, 0)
         self._windows: tuple[int, NDArray[np.void]] = (0, np.empty(0, np.void))
 
@@ -85,7 +85,7 @@ class Shard:
         file = self._open(".idx")
         index = Index(file)
         header = index.header
-        if header.dtype != self.dtype or header.num_documents != self._entry.num_documents:
+        if header.dtype != self._dtype or header.num_documents != self._entry.num_documents:
             what = f"the index tells of {header.num_documents} documents of {header.dtype.name}, the manifest of others"
             raise ShardError(what, str(file.path), FIX)
         return index
