@@ -14,8 +14,8 @@ import torch
 from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
-from benchmarks.rounds import Value
-from benchmarks.support import Call, Ratio, parser, ratio, show
+from benchmarks.rounds import Value, ratio
+from benchmarks.support import Call, Ratio, parser, show
 
 DEFAULT = "grouped_mm"
 TOP_K = 2

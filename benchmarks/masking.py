@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFast
 
-from benchmarks.support import Ratio, parser, ratio, read_texts, show
+from benchmarks.rounds import ratio
+from benchmarks.support import Ratio, parser, read_texts, show
 from launcher.objectives.mlm import MaskedLM
 from launcher.prepare.tokenizer import TokenizerHandle, load_tokenizer
 from launcher.prepare.tokenizer_training import train_tokenizer

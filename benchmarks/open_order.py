@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.made_shards import END, VOCAB_SIZE, make_shards
+from benchmarks.made_shards import make_shards
 from benchmarks.rounds import Value, add_peer_python, compared
 from benchmarks.support import Ratio, parser, show
 
@@ -42,29 +42,10 @@ def open_ours(folder: Path) -> None:
 
 def open_megatron(folder: Path) -> None:
     """Build what GPTDataset builds when it is opened."""
-    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
-    from megatron.core.datasets.indexed_dataset import IndexedDataset
-    from megatron.core.datasets.utils import Split
+    from benchmarks.peers.datasets import megatron
 
-    indexed = IndexedDataset(str(folder / "train-00000"), mmap=True)
-    tokenizer = type(
-        "Tokenizer", (), {"unique_identifiers": {"class": "none"}, "eod": END, "pad": 0, "vocab_size": VOCAB_SIZE}
-    )()
-    config = GPTDatasetConfig(
-        random_seed=1,
-        sequence_length=LENGTH,
-        split="1",
-        tokenizer=tokenizer,
-        reset_position_ids=False,
-        reset_attention_mask=False,
-        eod_mask_loss=False,
-        create_attention_mask=False,
-        path_to_cache=str(folder / "megatron"),
-        mid_level_dataset_surplus=0.005,
-    )
     num_samples = EPOCHS * ((folder / "train-00000.bin").stat().st_size // 2 // LENGTH) - 8
-    documents = np.arange(len(indexed.document_indices) - 1, dtype=np.int32)
-    GPTDataset(indexed, str(folder / "train-00000"), documents, num_samples, Split.train, config)
+    megatron(folder / "train-00000", LENGTH, 1, num_samples)
 
 
 OPENERS = {"ours": open_ours, "megatron-core": open_megatron}
@@ -77,6 +58,8 @@ def measure(side: str, folder: Path) -> None:
         import launcher.shards.reader  # noqa: F401
     else:
         import megatron.core.datasets.gpt_dataset  # noqa: F401
+
+        import benchmarks.peers.datasets  # noqa: F401
     memory = forget_peak_mb()
     cpu, wall = time.process_time(), time.perf_counter()
     OPENERS[side](folder)

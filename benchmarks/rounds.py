@@ -1,4 +1,4 @@
-"""Two commands or processes in turn: for peers that live in a process, or an environment, of their own.
+"""Two sides in turn: calls in this process, or peers that live in a process, or an environment, of their own.
 
 A peer that is asked often (`Peer`) imports once and then answers one JSON line with another; one that is a whole
 program (`run`) is started anew each time, and its time counts from start to exit.
@@ -16,11 +16,12 @@ import time
 from argparse import ArgumentParser
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-from benchmarks.support import Ratio
+from benchmarks.support import Call, Ratio, timed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -150,6 +151,33 @@ def run(command: Sequence[str | Path], **variables: str) -> Timing:
     if done.returncode:
         raise PeerError(f"{' '.join(map(str, command))}\n{done.stderr.decode()[-2000:]}")
     return elapsed_s, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def ratio(
+    name: str,
+    ours: Call,
+    peer_name: str,
+    peer: Call,
+    rounds: int,
+    *,
+    ours_calls: int = 1,
+    peer_calls: int = 1,
+    bar: float | None = None,
+) -> Ratio:
+    """Compare two calls in this process, each made `*_calls` times a round; both run once before the clock starts.
+
+    Args:
+        name: What is measured.
+        ours: Does the work once.
+        peer_name: Program, version and form of the peer.
+        peer: Does the same work once.
+        rounds: How often each is timed; 1 or more.
+        ours_calls: Calls of ours in a round: enough for a few milliseconds.
+        peer_calls: Calls of the peer in a round.
+        bar: The ratio to reach.
+    """
+    ours(), peer()
+    return in_turn(name, partial(timed, ours, ours_calls), peer_name, partial(timed, peer, peer_calls), rounds, bar=bar)
 
 
 def in_turn(

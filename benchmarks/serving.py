@@ -12,7 +12,6 @@ served bare, and made into masked batches with digests, as a run asks for them.
 from __future__ import annotations
 
 import itertools
-import statistics
 import sys
 import tempfile
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.made_shards import make_shards
-from benchmarks.rounds import Peer, PeerError, Timing, add_peer_python, in_turn
+from benchmarks.rounds import Peer, PeerError, Timing, add_peer_python, compared, in_turn
 from benchmarks.support import Ratio, parser, show, timed
 from launcher.objectives.mlm import MaskedLM
 from launcher.samples.digest import digest
@@ -122,19 +121,12 @@ def first_touch(name: str, make: Callable[..., Callable[[], object]], folder: Pa
 
     one_pass("off")
     times = [(one_pass("touch"), one_pass("off")) for _ in range(max(3, rounds // 3))]
-    ratios = [off[1] / touch[1] for touch, off in times]
-    touches, offs = [touch for touch, _ in times], [off for _, off in times]
-    return Ratio(
-        name=f"one pass{name}, blocks checked when first touched (bar: at most 15 % slower, in cpu time)",
-        peer="the same unchecked",
-        rounds=len(times),
-        ours_s=statistics.median(wall for wall, _ in touches),
-        peer_s=statistics.median(wall for wall, _ in offs),
-        ours_cpu_s=statistics.median(cpu for _, cpu in touches),
-        peer_cpu_s=statistics.median(cpu for _, cpu in offs),
-        ratio=statistics.median(ratios),
-        ratio_min=min(ratios),
-        ratio_max=max(ratios),
+    return compared(
+        f"one pass{name}, blocks checked when first touched (bar: at most 15 % slower)",
+        [touch for touch, _ in times],
+        "the same unchecked",
+        [off for _, off in times],
+        by="cpu",
         bar=round(1 / 1.15, 3),
     )
 

@@ -1,9 +1,9 @@
-"""What every benchmark here needs: paired timing, the machine's line, texts, arguments and output.
+"""What every benchmark here needs: timing, the machine's line, texts, arguments and output.
 
     python -m benchmarks.NAME [--corpus FILE.jsonl] [--rounds N] [--json]      # from the checkout
 
-A benchmark measures a named peer beside ours in one process, the two in turn, so that a busy machine slows both and the
-ratio stands:
+A benchmark measures a named peer beside ours, the two in turn (`benchmarks.rounds`), so that a busy machine slows both
+and the ratio stands:
 
     options = parser(__doc__).parse_args()                  # add arguments of its own between the two
     texts = read_texts(options.corpus, limit=1000)
@@ -19,7 +19,6 @@ import os
 import platform
 import random
 import resource
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -73,54 +72,6 @@ class Ratio:
             f"  ours {milliseconds(self.ours_s)} (process {milliseconds(self.ours_cpu_s)}),"
             f" peer {milliseconds(self.peer_s)} (process {milliseconds(self.peer_cpu_s)})"
         )
-
-
-def ratio(
-    name: str,
-    ours: Call,
-    peer_name: str,
-    peer: Call,
-    rounds: int,
-    *,
-    ours_calls: int = 1,
-    peer_calls: int = 1,
-    bar: float | None = None,
-) -> Ratio:
-    """Time two calls in turn, each `*_calls` times a round, and compare them round by round.
-
-    Both run once before the clock starts. Which of them goes first changes from round to round.
-
-    Args:
-        name: What is measured.
-        ours: Does the work once.
-        peer_name: Program, version and form of the peer.
-        peer: Does the same work once.
-        rounds: How often each is timed; 1 or more.
-        ours_calls: Calls of ours in a round: enough for a few milliseconds.
-        peer_calls: Calls of the peer in a round.
-        bar: The ratio to reach.
-    """
-    ours(), peer()
-    ours_times: list[tuple[float, float]] = []
-    peer_times: list[tuple[float, float]] = []
-    for round_number in range(rounds):
-        turns = [(ours, ours_calls, ours_times), (peer, peer_calls, peer_times)]
-        for call, num_calls, times in turns if round_number % 2 == 0 else reversed(turns):
-            times.append(timed(call, num_calls))
-    ratios = [theirs[0] / own[0] for own, theirs in zip(ours_times, peer_times, strict=True)]
-    return Ratio(
-        name=name,
-        peer=peer_name,
-        rounds=rounds,
-        ours_s=statistics.median(wall for wall, _ in ours_times),
-        peer_s=statistics.median(wall for wall, _ in peer_times),
-        ours_cpu_s=statistics.median(cpu for _, cpu in ours_times),
-        peer_cpu_s=statistics.median(cpu for _, cpu in peer_times),
-        ratio=statistics.median(ratios),
-        ratio_min=min(ratios),
-        ratio_max=max(ratios),
-        bar=bar,
-    )
 
 
 def timed(call: Call, num_calls: int = 1) -> tuple[float, float]:

@@ -123,8 +123,6 @@ def main() -> None:
     parser.add_argument("dataset", choices=DATASETS)
     name = parser.parse_args().dataset
     package, opener = DATASETS[name]
-    if name == "megatron":
-        pass
     torch.set_num_threads(1)
     opened: list[Serve] = []
 
