@@ -96,12 +96,9 @@ class Split:
         if start < 0 or end > self.num_tokens:
             raise IndexError(f"tokens {start} to {end} of {self.num_tokens}")
         done = 0
-        while done < len(out):
-            number = bisect_right(self._token_starts, start + done) - 1
-            first = start + done - self._token_starts[number]
-            part = self._shard(number).tokens(first, first + len(out) - done)
-            out[done : done + len(part)] = part
-            done += len(part)
+        for number, first, last in _stretches(self._token_starts, start, end):
+            out[done : done + last - first] = self._shard(number).tokens(first, last)
+            done += last - first
 
     def read_rows(self, starts_B: NDArray[np.int64], lengths_B: NDArray[np.int64], out_BL: NDArray[Any]) -> None:
         """Copy tokens [start, start + length) of the stream to the beginning of each row of `out_BL`.
@@ -186,10 +183,7 @@ class Split:
         if start < 0 or end > self.num_tokens:
             raise IndexError(f"tokens {start} to {end} of {self.num_tokens}")
         done = 0
-        while done < len(out):
-            number = bisect_right(self._token_starts, start + done) - 1
-            first = start + done - self._token_starts[number]
-            last = min(first + len(out) - done, self._entries[number].num_tokens)
+        for number, first, last in _stretches(self._token_starts, start, end):
             out[done : done + last - first] = self._shard(number).words(first, last)
             done += last - first
 
@@ -205,15 +199,10 @@ class Split:
         if first == last:
             behind = np.array([self.num_tokens], dtype=np.int64)
             return behind if first == self.num_documents else self.document_starts(first, first + 1)[:1]
-        parts: list[NDArray[np.int64]] = []
-        while first < last:
-            number = bisect_right(self._document_starts, first) - 1
-            base = self._document_starts[number]
-            stop = min(last, self._document_starts[number + 1])
-            starts = self._shard(number).index.starts(first - base, stop - base) + self._token_starts[number]
-            parts.append(starts if stop == last else starts[:-1])
-            first = stop
-        return np.concatenate(parts)
+        parts = []
+        for number, begin, end in _stretches(self._document_starts, first, last):
+            parts.append(self._shard(number).index.starts(begin, end) + self._token_starts[number])
+        return np.concatenate([*(part[:-1] for part in parts[:-1]), parts[-1]])
 
     def documents_at(self, tokens_N: NDArray[np.int64]) -> NDArray[np.int64]:
         """The document that holds each of these tokens of the stream, int64 [N].
@@ -270,14 +259,10 @@ class Split:
         if not 0 <= first <= last <= self.num_documents:
             raise IndexError(f"documents {first} to {last} of {self.num_documents}")
         lengths, counts = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
-        while first < last:
-            number = bisect_right(self._document_starts, first) - 1
-            base = self._document_starts[number]
-            stop = min(last, self._document_starts[number + 1])
-            starts, marks = self._shard(number).index.all_sequences(first - base, stop - base)
+        for number, begin, end in _stretches(self._document_starts, first, last):
+            starts, marks = self._shard(number).index.all_sequences(begin, end)
             lengths.append(np.diff(starts).astype(np.int32))
             counts.append(np.diff(marks))
-            first = stop
         return np.concatenate(lengths), np.concatenate(counts)
 
     def origin(self, document: int) -> Origin:
@@ -335,6 +320,21 @@ class Split:
             shard = Shard(self.folder, self._entries[number], self._sums, self._dtype, self._guard)
             self._shards[number] = shard
         return shard
+
+
+def _stretches(starts: list[int], first: int, last: int) -> Iterator[tuple[int, int, int]]:
+    """The shards that hold [first, last) of the split, and which of their own that is.
+
+    Args:
+        starts: First token, or document, of each shard, and their number at the end.
+        first: In the split.
+        last: One past the last.
+    """
+    while first < last:
+        number = bisect_right(starts, first) - 1
+        begin, end = starts[number], min(last, starts[number + 1])
+        yield number, first - begin, end - begin
+        first = end
 
 
 def open_split(folder: Path, name: str, verify: Verify = "touch") -> Split:
