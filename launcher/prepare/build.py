@@ -235,7 +235,7 @@ def _plan(
     if request.dedupe:  # what is a duplicate depends on every other part
         decided["corpus"] = [[source.name, source.num_bytes, source.mtime_ns] for source in sources]
     parts = tuple(Part(n, part, part_key(settings, decided, part)) for n, part in enumerate(segments))
-    return Plan(request=request, handle=handle, decides=decides, settings=settings, parts=parts, encoder=choice.reason)
+    return Plan(request=request, handle=handle, decides=decides, settings=settings, parts=parts, encoder=choice.record)
 
 
 def _build(plan: Plan, console: Console) -> list[PartRecord]:

@@ -31,6 +31,8 @@ class Choice:
     version: str
     reason: str
     """One sentence: what was chosen, and why."""
+    record: str
+    """The same for the manifest: nothing that depends on which corpus the encoder was held against."""
 
 
 def choose_encoder(
@@ -58,7 +60,8 @@ def choose_encoder(
         raise TokenizerError(f"there is no encoder {wanted!r}", "--encoder", fix)
     reference = installed(REFERENCE)
     if wanted == REFERENCE:
-        return Choice(REFERENCE, reference, f"{REFERENCE} {reference}, the reference")
+        chosen = f"{REFERENCE} {reference}, the reference"
+        return Choice(REFERENCE, reference, chosen, chosen)
     known = candidates(tokenizer_json)
     if wanted != "auto":
         if not installed(wanted):
@@ -67,29 +70,42 @@ def choose_encoder(
             raise TokenizerError(f"{wanted} does not take this kind of tokenizer", "--encoder", "leave it to auto")
         known = [wanted]
     remembered = _Memory(cache or _default_cache(), sha256)
-    found = []
+    found, records = [], []
     for name in known:
         if wanted == "auto" and FAST[name].unsound:
-            found.append(f"{name} {installed(name)} {FAST[name].unsound}")
-            continue
-        key = f"{name} {installed(name)} against {REFERENCE} {reference}"
-        verdict = remembered.get(key)
-        if verdict is None:
-            verdict, num_documents = _compare(name, tokenizer_json, sample)
-            if num_documents >= LEAST_DOCUMENTS or not verdict.startswith(SAME):
-                remembered.put(key, verdict)
-        if verdict.startswith(SAME):
-            return Choice(name, installed(name), f"{name} {installed(name)}: {verdict}")
-        found.append(f"{name} {installed(name)} {verdict}")
+            verdict = record = FAST[name].unsound
+        else:
+            verdict, record = _judged(name, tokenizer_json, sample, remembered)
+        program = f"{name} {installed(name)}"
+        if record == SAME:
+            return Choice(name, installed(name), f"{program}: {verdict}", f"{program}: {record}")
+        found.append(f"{program} {verdict}")
+        records.append(f"{program} {record}")
     if wanted != "auto":
         raise TokenizerError(f"{found[0]}", "--encoder", "leave it to auto, which takes no encoder whose ids differ")
-    why = "; ".join(found) or "no faster encoder for this kind of tokenizer is installed (pip install -e '.[fast]')"
-    return Choice(REFERENCE, reference, f"{REFERENCE} {reference}: {why}")
+    none = "no faster encoder for this kind of tokenizer is installed (pip install -e '.[fast]')"
+    told, recorded = (f"{REFERENCE} {reference}: {'; '.join(each) or none}" for each in (found, records))
+    return Choice(REFERENCE, reference, told, recorded)
 
 
-SAME = "ids equal to the reference's"
+SAME, DIFFERS = "ids equal to the reference's", "differs"
 LEAST_DOCUMENTS = 200
 """Of the corpus; what fewer said holds for this corpus alone and is not remembered."""
+
+
+def _judged(
+    name: str, tokenizer_json: str, sample: Callable[[], Iterable[str]], remembered: _Memory
+) -> tuple[str, str]:
+    """What was found of an encoder, now or before; in short, so that the manifest does not depend on which of them."""
+    key = f"{name} {installed(name)} against {REFERENCE} {installed(REFERENCE)}"
+    verdict = remembered.get(key)
+    told = f"{verdict}, as was found before"
+    if verdict is None:
+        verdict, num_documents = _compare(name, tokenizer_json, sample)
+        told = verdict
+        if num_documents >= LEAST_DOCUMENTS or not verdict.startswith(SAME):
+            remembered.put(key, verdict)
+    return told, next((short for short in (SAME, DIFFERS) if verdict.startswith(short)), verdict)
 
 
 def _compare(name: str, tokenizer_json: str, sample: Callable[[], Iterable[str]]) -> tuple[str, int]:
@@ -104,14 +120,14 @@ def _compare(name: str, tokenizer_json: str, sample: Callable[[], Iterable[str]]
     nasty = nasty_texts(tokenizer_json)
     for number, text in enumerate(nasty):
         if _differs(fast, reference, [text]):
-            return f"differs on {text[:40]!r} (nasty text {number})", 0
+            return f"{DIFFERS} on {text[:40]!r} (nasty text {number})", 0
     documents = 0
     for batch in _batched(sample()):
         if _differs(fast, reference, batch):
             worst = next(number for number, text in enumerate(batch) if _differs(fast, reference, [text]))
-            return f"differs on document {documents + worst} of the sample: {batch[worst][:40]!r}", documents
+            return f"{DIFFERS} on document {documents + worst} of the sample: {batch[worst][:40]!r}", documents
         documents += len(batch)
-    return f"{SAME} on {documents} documents of the corpus and {len(nasty)} nasty texts", documents
+    return f"{SAME} on {documents} documents and {len(nasty)} nasty texts", documents
 
 
 def _differs(fast: Encoder, reference: Encoder, texts: list[str]) -> bool:

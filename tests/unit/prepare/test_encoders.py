@@ -194,6 +194,7 @@ def test_ids_that_differ_anywhere_are_never_used_and_the_reason_is_told(
     choice = choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: texts, "auto", tmp_path)
     assert choice.name == "tokenizers"
     assert re.search(says, choice.reason)
+    assert choice.record.endswith(" differs")
     monkeypatch.setattr(parity, "installed", lambda name: "1.0")
     with pytest.raises(TokenizerError, match=says):
         choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: texts, "gigatoken", tmp_path)
@@ -207,7 +208,10 @@ def test_an_exact_encoder_is_used_and_remembered(
     for _ in range(2):
         choice = choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: enough, "auto", tmp_path)
         assert choice.name == "gigatoken"
-        assert "ids equal to the reference's on 200 documents of the corpus and" in choice.reason
+        assert "ids equal to the reference's on 200 documents and" in choice.reason
+        # The manifest is the same whatever was remembered, of this corpus or another.
+        assert choice.record == f"gigatoken {choice.version}: ids equal to the reference's"
+    assert choice.reason.endswith("as was found before")
     assert asked == ["gigatoken"]  # the second time it was remembered
     (tmp_path / f"{'0' * 64}.json").write_text("damaged")
     choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: enough, "auto", tmp_path)
@@ -246,8 +250,9 @@ def test_an_encoder_that_cannot_be_had_is_told(
 
 def test_the_reference_is_what_it_is_asked_for(tokenizers_json: dict[str, str]) -> None:
     version = installed("tokenizers")
-    expected = Choice("tokenizers", version, f"tokenizers {version}, the reference")
-    assert choose_encoder(tokenizers_json["bpe"], "0" * 64, list, "tokenizers") == expected
+    told = f"tokenizers {version}, the reference"
+    choice = choose_encoder(tokenizers_json["bpe"], "0" * 64, list, "tokenizers")
+    assert choice == Choice("tokenizers", version, told, told)
 
 
 def test_a_worker_imports_neither_torch_nor_transformers() -> None:
