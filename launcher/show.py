@@ -23,6 +23,7 @@ from launcher.config.objectives import (
     UL2Objective,
     in_words,
 )
+from launcher.config.recipe import Recipe
 from launcher.errors import UsageError
 from launcher.feed import Data, open_data
 from launcher.objectives.base import IGNORE_INDEX
@@ -63,8 +64,8 @@ def show(
     documents = [_document(opened, number, tokenizer) for number in numbers]
     samples: list[dict[str, Any]] = []
     if num_samples:
-        loaded = load_recipe(recipe or _fitting(manifest), [f"data.shards={folder}"]).recipe
-        samples = _samples(open_data(loaded), loaded.objective, split, first, num_samples, tokenizer)
+        of_folder = _of_folder(load_recipe(recipe or _fitting(manifest)).recipe, folder)
+        samples = _samples(open_data(of_folder), of_folder.objective, split, first, num_samples, tokenizer)
     if as_json:
         print(json.dumps({"documents": documents, "samples": samples}, ensure_ascii=False, indent=1))
         return
@@ -85,6 +86,13 @@ def _fitting(manifest: Manifest) -> str:
     special = manifest.tokenizer.special
     masked = None not in (special.mask, special.row_begin, special.row_end, special.pad)
     return "law-bert-zh" if masked else "law-gpt-zh"
+
+
+def _of_folder(recipe: Recipe, folder: Path) -> Recipe:
+    """A recipe with a folder as its only corpus; what it excludes of that folder stays excluded."""
+    excluded = {corpus.shards.resolve(): corpus.exclude for corpus in recipe.data.corpora.values()}
+    alone = {"shards": folder, "mixture": {}, "changes": (), "exclude": excluded.get(folder.resolve())}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=alone)})
 
 
 def _document(split: Split, number: int, tokenizer: Tokenizer) -> dict[str, Any]:

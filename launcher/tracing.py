@@ -25,7 +25,7 @@ from launcher.samples.digest import combine, digest
 from launcher.samples.passed_over import moved_on, put_back, read_kept
 from launcher.shards.identity import open_tokenizer
 from launcher.shards.reader import Split
-from launcher.shards.search import HASH, PLACE, find_documents
+from launcher.shards.search import find_documents, is_name
 
 WIDTH = 160
 """Characters of a text shown on a terminal; `--json` has all of it."""
@@ -134,7 +134,7 @@ def trace_document(run: Path, name: str) -> list[dict[str, Any]]:
         CheckpointError: There is no run here.
         ShardError: No document bears the name.
     """
-    if not (HASH.fullmatch(name) or PLACE.fullmatch(name)):
+    if not is_name(name):
         raise UsageError(f"{name!r} names no document", "--document", "write FILE:LINE, or the xxh3-128 of the text")
     past = _open(run)
     data, schedule = past.data, past.recipe.batch.schedule

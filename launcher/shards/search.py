@@ -24,7 +24,7 @@ _NAMES = "write FILE:LINE as `pretrain trace` prints it, or the xxh3-128 of the 
 
 
 def read_names(path: Path) -> list[str]:
-    """Names of documents, a line each; blank lines and what follows a # are remarks.
+    """Names of documents, a line each; blank lines and what follows a name and a # are remarks.
 
     Raises:
         ShardError: The file cannot be read, or a line is no name.
@@ -35,12 +35,19 @@ def read_names(path: Path) -> list[str]:
         raise ShardError(f"the list of documents cannot be read: {error}", str(path), "give a text file") from None
     names = []
     for number, line in enumerate(lines, start=1):
-        name = line.partition(" #")[0].strip()
-        if name and not name.startswith("#"):
-            if not (HASH.fullmatch(name) or PLACE.fullmatch(name)):
-                raise ShardError(f"{name!r} names no document", f"{path}:{number}", _NAMES)
+        whole = line.strip()
+        if whole and not whole.startswith("#"):
+            # A file's name may hold a # too.
+            name = next((n for n in (line.partition(" #")[0].strip(), whole) if is_name(n)), None)
+            if name is None:
+                raise ShardError(f"{whole!r} names no document", f"{path}:{number}", _NAMES)
             names.append(name)
     return names
+
+
+def is_name(word: str) -> bool:
+    """Whether a word can name a document: FILE:LINE, or a text's xxh3-128."""
+    return bool(HASH.fullmatch(word) or PLACE.fullmatch(word))
 
 
 def find_documents(split: Split, names: Sequence[str]) -> dict[str, list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -91,3 +92,21 @@ def test_a_document_that_is_not_there_is_told_and_a_position_beyond_an_epoch_is_
         show(folder / "shards", "train", 100_000, 1, 1, None, as_json=False)
     show(folder / "shards", "train", 100_000, 0, 1, None, as_json=False)
     assert capsys.readouterr().out.startswith("sample at position 100000")
+
+
+def test_a_folder_of_a_mixture_is_shown_alone_and_what_it_excludes_is_hidden(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shards = Path(shutil.copytree(folder / "shards", tmp_path / "1e5"))  # read as YAML, a number
+    show(shards, "train", 0, 1, 0, None, as_json=True)
+    (shown,) = json.loads(capsys.readouterr().out)["documents"]
+    (tmp_path / "takedown.txt").write_text(shown["text_hash"])
+    tree = tiny.recipe_tree("mlm", shards, tmp_path)
+    mine = {"shards": str(shards), "weight": 0.5, "exclude": str(tmp_path / "takedown.txt")}
+    tree["data"] = {"seq_len": 24, "mixture": {"a": mine, "b": {"shards": str(folder / "shards")}}}
+    recipe = str(tiny.write_recipe(tmp_path / "r.yaml", tree))
+    show(shards, "train", 0, 0, 600, recipe, as_json=True)
+    samples = json.loads(capsys.readouterr().out)["samples"]
+    touched = [sample for sample in samples if shown["origin"] in sample["documents"]]
+    assert touched
+    assert all(0 in sample["attention_mask"] for sample in touched)

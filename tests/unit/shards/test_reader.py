@@ -129,6 +129,12 @@ def test_documents_are_found_by_line_and_by_text(split: Split) -> None:
     assert list(find_documents(split, names).values()) == [[0], [89], [LONGEST], [], [], []]
 
 
+def test_a_remark_stands_behind_a_name_and_the_name_of_a_file_may_hold_its_sign(tmp_path: Path) -> None:
+    file = tmp_path / "takedown.txt"
+    file.write_text("# all of them\nx.jsonl:3 # at 12:30\n  a #1.jsonl:5\n")
+    assert read_names(file) == ["x.jsonl:3", "a #1.jsonl:5"]
+
+
 @pytest.mark.parametrize("digits", [18, 19, 20, 30])
 def test_no_line_has_a_number_that_is_too_large_for_any_file(split: Split, digits: int) -> None:
     name = f"train.jsonl:{'9' * digits}"
