@@ -30,15 +30,18 @@ OBJECTIVES: dict[str, tuple[str, dict[str, Any]]] = {
     "prefix": ("seq2seq", {"kind": "prefix"}),
     "ul2": ("seq2seq", {"kind": "ul2"}),
 }
-# Variants of an objective differ in the data alone: one family serves.
-VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "mlm, words": ("bert", {"kind": "mlm", "unit": "word"}),
-    "mlm, n-grams": ("bert", {"kind": "mlm", "unit": "ngram"}),
-    "mlm, spans": ("bert", {"kind": "mlm", "unit": "span"}),
-    "mlm, next sentence": ("bert", {"kind": "mlm", "sentence_pairs": "nsp"}),
-    "mlm, sentence order": ("albert", {"kind": "mlm", "sentence_pairs": "sop"}),
-    "clm, middle filled in": ("llama", {"kind": "clm", "fim_share": 0.5}),
-    "mixture": ("llama", {"kind": "mixture", "parts": [{"kind": "clm"}, {"kind": "prefix", "head": "causal"}]}),
+# Variants of an objective differ in the data alone: one family serves at each stage, another one where there are some.
+VARIANTS: dict[str, tuple[tuple[str, str, str, str], dict[str, Any]]] = {
+    "mlm, words": (("roberta", "electra", "deberta", "deberta-v2"), {"kind": "mlm", "unit": "word"}),
+    "mlm, n-grams": (("modernbert", "roberta", "electra", "deberta"), {"kind": "mlm", "unit": "ngram"}),
+    "mlm, spans": (("deberta-v2", "modernbert", "roberta", "electra"), {"kind": "mlm", "unit": "span"}),
+    "mlm, next sentence": (("bert", "bert", "bert", "bert"), {"kind": "mlm", "sentence_pairs": "nsp"}),
+    "mlm, sentence order": (("albert", "albert", "albert", "albert"), {"kind": "mlm", "sentence_pairs": "sop"}),
+    "clm, middle filled in": (("llama", "qwen3", "gpt2", "mixtral"), {"kind": "clm", "fim_share": 0.5}),
+    "mixture": (
+        ("gpt_neox", "olmo", "mistral", "llama"),
+        {"kind": "mixture", "parts": [{"kind": "clm"}, {"kind": "prefix", "head": "causal"}]},
+    ),
 }
 STAGES = range(4)
 LEAST_FALL = 0.2
@@ -48,12 +51,16 @@ CONFIGS = {family: (head, config) for head, family, config in FAMILIES}
 TABLE: list[Cell] = [
     *((name, family, stage) for name, (head, _) in OBJECTIVES.items() for family in CONFIGS
       if CONFIGS[family][0] == head for stage in STAGES),
-    *((name, family, stage) for name, (family, _) in VARIANTS.items() for stage in STAGES),
+    *((name, family, stage) for name, (families, _) in VARIANTS.items() for stage, family in enumerate(families)),
 ]  # fmt: skip
 
 
 def covering(cells: list[Cell]) -> list[Cell]:
-    """Few of the cells in which every pair of values of two axes stands that stands in some cell (greedy)."""
+    """Few of the cells in which every pair of values of two axes stands that stands in some cell.
+
+    Greedy, variants first, which have the least choice: 78 cells, the fewest there can be, since every family stands at
+    every stage (76), and of BERT and ALBERT the plain objective besides the pairs at all stages.
+    """
 
     def pairs(cell: Cell) -> set[Any]:
         return set(combinations(enumerate(cell), 2))
@@ -61,7 +68,7 @@ def covering(cells: list[Cell]) -> list[Cell]:
     left = set().union(*(pairs(cell) for cell in cells))
     chosen = []
     while left:
-        best = max(cells, key=lambda cell: len(pairs(cell) & left))
+        best = max(reversed(cells), key=lambda cell: len(pairs(cell) & left))
         chosen.append(best)
         left -= pairs(best)
     return chosen
@@ -124,5 +131,6 @@ def test_the_record_holds_every_cell_and_the_subset_covers_every_pair() -> None:
     record = json.loads(RECORD.read_text())
     assert sorted(record) == sorted(", ".join(map(str, cell)) for cell in TABLE)
     assert all(before - after > LEAST_FALL for before, after in (cell["loss"] for cell in record.values()))
+    assert len(COVERING) == 78
     assert {name for name, _, _ in COVERING} == {*OBJECTIVES, *VARIANTS}
     assert {family for _, family, _ in COVERING} == set(CONFIGS)
