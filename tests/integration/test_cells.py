@@ -123,6 +123,8 @@ def commit() -> str:
 def write_record(cell: Cell, before: float, after: float) -> None:
     """`make test-all` keeps what it measured."""
     record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    names = {", ".join(map(str, each)) for each in TABLE}
+    record = {name: measured for name, measured in record.items() if name in names}
     record[", ".join(map(str, cell))] = {"loss": [round(before, 3), round(after, 3)], "commit": commit()}
     RECORD.write_text(json.dumps(dict(sorted(record.items())), indent=1) + "\n")
 
