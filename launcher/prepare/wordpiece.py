@@ -102,9 +102,10 @@ class CachedWordPiece:
         codes_C: NDArray[np.int32] = self._code_of[places_C]
         if codes_C.size and int(codes_C.min()) == _UNKNOWN:
             new = np.unique(characters_C[codes_C == _UNKNOWN])
-            self._code_of[new] = [self._classify(chr(code)) for code in new.tolist()]
-            alone = new[self._code_of[new] == _ALONE]
-            self._code_of[alone] = self._learn([chr(code) for code in alone.tolist()])
+            classes = np.array([self._classify(chr(code)) for code in new.tolist()], dtype=np.int32)
+            alone = classes == _ALONE
+            classes[alone] = self._learn([chr(code) for code in new[alone].tolist()])
+            self._code_of[new] = classes  # last: whoever breaks off before it has learnt nothing wrong
             codes_C = self._code_of[places_C]
         return codes_C
 

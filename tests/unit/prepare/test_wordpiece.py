@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -125,3 +126,22 @@ def test_half_of_a_surrogate_pair_is_for_the_reference_to_refuse(trained: str) -
     fast = FastEncoder(lambda: lambda texts: Encoded(*cached.encode(texts)), ReferenceEncoder(trained))
     ids = fast.encode(["a b", "c d"]).ids_N
     assert np.array_equal(ids, ReferenceEncoder(trained).encode(["a b", "c d"]).ids_N)
+
+
+def test_what_breaks_off_while_it_learns_leaves_nothing_wrong_behind(
+    trained: str, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached, reference = CachedWordPiece(plain_tokenizer(trained)), ReferenceEncoder(trained)
+    learn = cached._learn
+
+    def broken(words: list[str]) -> list[int]:
+        if len(words) > 3:
+            raise RuntimeError("a panic")
+        return learn(words)
+
+    monkeypatch.setattr(cached, "_learn", broken)
+    for text in texts[:20]:
+        with contextlib.suppress(RuntimeError):
+            cached.encode([f"{text} wörd{len(text)}"])
+    monkeypatch.setattr(cached, "_learn", learn)
+    assert_equal(cached, reference, texts)
