@@ -131,7 +131,8 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], budget_s: float | None,
     Returns:
         The exit code: 0, or what the run was asked to stop with.
     """
-    recipe, console = loaded.recipe, Console(quiet=place.rank != 0, file=cast(TextIO, SteadyStream(sys.stdout)))
+    recipe = loaded.recipe
+    console = Console(quiet=place.rank != 0, file=cast(TextIO, SteadyStream(sys.stdout)), markup=False)
     plan = plan_batch(recipe.batch.schedule, recipe.batch.micro_batch, place.world_size, recipe.model.sequence_parallel)
     for line in doubts(recipe, ds_file):
         console.print(f"note: {line}", highlight=False, soft_wrap=True)

@@ -74,7 +74,7 @@ def build_shards(request: BuildRequest, console: Console | None = None) -> Manif
         TokenizerError: The tokenizer cannot be read, or the encoder asked for is not exact.
         ShardError: The folder holds something else.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, markup=False)
     # A corpus folder may hold the shards made from it.
     sources = tuple(find_sources(request.corpus, inside=request.out.resolve()))
     handle = load_tokenizer(request.tokenizer)
@@ -122,7 +122,7 @@ def _warn_of_unknown(plan: Plan, manifest: Manifest, console: Console) -> None:
     settings = plan.settings
     texts = texts_of(settings.sources, plan.parts[0].segments, settings.read, settings.filters)
     warning = warn_unknown(plan.handle, share, unknown_characters(plan.handle, islice(texts, LOOK_AT)))
-    console.print(warning, style="bold red", markup=False, highlight=False, soft_wrap=True)
+    console.print(warning, style="bold red", highlight=False, soft_wrap=True)
 
 
 def _existing(request: BuildRequest, decides: dict[str, Any], sources: Sequence[SourceFile]) -> Manifest | None:

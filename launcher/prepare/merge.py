@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import shutil
 from collections import Counter
@@ -101,7 +102,8 @@ def merge(plan: Plan, records: Sequence[PartRecord]) -> Manifest:
         _take_name(folder, request.out.resolve())
     except OSError as error:
         manifest = _merged_by_another(request.out, error)
-    for left in request.out.resolve().parent.glob(f".{request.out.resolve().name}.*-*"):
+    out = request.out.resolve()
+    for left in out.parent.glob(f".{glob.escape(out.name)}.*-*"):
         if left.name.split(".")[-1].split("-")[0] in ("building", "records", "replaced"):
             shutil.rmtree(left, ignore_errors=True)
     return manifest

@@ -33,7 +33,7 @@ def prepare_quickstart(folder: Path, console: Console | None = None) -> None:
         MissingDependencyError: The package that carries the statutes is not installed.
         ShardError: `shards/` holds something other than shards.
     """
-    console = console or Console(stderr=True)
+    console = console or Console(stderr=True, markup=False)
     corpus, tokenizer, shards = folder / "corpus.jsonl", folder / "tokenizer", folder / "shards"
     texts = _make_corpus(corpus, console)
     _make_tokenizer(texts, tokenizer, console)

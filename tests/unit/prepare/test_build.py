@@ -138,6 +138,15 @@ def test_a_build_that_is_killed_goes_on_and_comes_to_the_same_bytes(
     assert contents(request_.out) == contents(whole.out)
 
 
+def test_a_folder_may_have_any_name_and_nothing_is_left_beside_it(
+    request_: BuildRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = request_.out.with_name("[a-z].*")
+    build_shards(replace(request_, out=out))
+    assert f"{out}: " in capsys.readouterr().err
+    assert list(out.parent.glob(".*")) == []
+
+
 def test_machines_build_together_and_the_last_completes_the_folder(request_: BuildRequest, tmp_path: Path) -> None:
     tasks = [replace(request_, task=number, tasks=3) for number in range(3)]
     assert [build_shards(task) is None for task in tasks] == [True, True, False]
