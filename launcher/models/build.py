@@ -30,7 +30,7 @@ from launcher.models.configuration import num_new_tokens
 from launcher.models.documents import keep_documents_apart
 from launcher.models.expert_parallel import prepare_expert_parallel
 from launcher.models.freezing import freeze
-from launcher.models.initial import draw_weights, grow_vocabulary, scale_residual_writers
+from launcher.models.initial import draw_weights, grow_vocabulary
 from launcher.models.liger import use_liger
 from launcher.models.local import LOCAL, reading_weights, refuse_incomplete
 from launcher.models.moe import choose_experts, follow_autocast, gather_routed_blocks_whole
@@ -90,9 +90,7 @@ def build_model(
             with _empty_weights(ds_config if stage == 3 else None, device):
                 built = AUTO_CLASSES[head].from_config(config, dtype=torch.float32, attn_implementation=model.attention)
             built.tie_weights()
-            draw_weights(built, seed)
-            if model.initialisation == "depth_scaled":
-                scale_residual_writers(built)
+            draw_weights(built, seed, depth_scaled=model.initialisation == "depth_scaled")
     except (ImportError, ValueError) as error:
         first_sentence = " ".join(str(error).split()).partition(". ")[0]
         if ATTENTION_TROUBLE.search(str(error)):

@@ -1,15 +1,16 @@
 """Initial weights as a pure function of the seed and the name of a module, for any ZeRO stage and world size.
 
 transformers draws the weights of a whole model from one stream of random numbers; under ZeRO-3 rank 0 alone draws them,
-in another order, and the same seed gives another model. Here each module is drawn from a stream of its own, with its
-parameters gathered if they are partitioned.
+in another order, and the same seed gives another model. Here each module is drawn from a stream of its own, by every
+rank, which keeps its own part.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import deepspeed
 import torch
@@ -23,22 +24,82 @@ from launcher.units import derive
 INIT_STREAM = 1
 
 
-def draw_weights(model: PreTrainedModel, seed: int) -> None:
+def draw_weights(model: PreTrainedModel, seed: int, depth_scaled: bool = False) -> None:
     """Initialise every parameter and buffer of a model as its family prescribes.
+
+    Of a partitioned model a rank never holds more than its partition and the layer that is drawn.
 
     Args:
         model: A model whose weights hold nothing yet, whole or partitioned by `zero.Init`.
         seed: With a module's name, decides its weights.
+        depth_scaled: Divide the weights that write into a residual stream by the root of their number.
+
+    Raises:
+        ModelError: Which weights write into the residual stream is not known of this family, or it scales them itself.
     """
+    divisors = _residual_writers(model) if depth_scaled else {}
     with torch.no_grad(), guard_torch_init_functions():
         for name, module, family in _modules_children_first(model, "", model):
             # transformers' rules touch a module's own parameters or those of its direct children (GPT-2's c_proj).
             children = [child for child in module.children() if not isinstance(child, PreTrainedModel)]
-            parameters = [p for owner in (module, *children) for p in owner.parameters(recurse=False)]
+            parameters = list({p: None for owner in (module, *children) for p in owner.parameters(recurse=False)})
             digest = hashlib.sha256(name.encode()).digest()
-            with _whole(parameters):
+
+            def rule(
+                module: nn.Module = module,
+                family: PreTrainedModel = family,
+                digest: bytes = digest,
+                scaled: tuple[nn.Parameter, ...] = tuple(p for p in parameters if id(p) in divisors),
+            ) -> None:
+                versions = [parameter._version for parameter in scaled]
                 torch.manual_seed(derive(seed, INIT_STREAM, int.from_bytes(digest[:8], "little")) >> 1)
                 family._init_weights(module)
+                for parameter, version in zip(scaled, versions, strict=True):
+                    if parameter._version != version:  # T5's attention draws again what its linear layers drew
+                        parameter.div_(divisors[id(parameter)])
+
+            if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+                rule()
+            elif not _draw_partition(parameters, rule):
+                with _whole(parameters):
+                    rule()
+
+
+def _draw_partition(parameters: list[Any], rule: Callable[[], None]) -> bool:
+    """Let every rank draw partitioned parameters whole, without asking the others, and keep its own part of them.
+
+    Args:
+        parameters: What the rule may write; those it does not write stay as they are.
+        rule: Writes them in fp32; draws the same values on every rank.
+
+    Returns:
+        False, and nothing is changed, where that does not do: the rule builds upon values that are there already, or a
+        part lies on NVMe.
+    """
+    if any(parameter.ds_tensor.status.name != "AVAILABLE" for parameter in parameters):
+        return False
+    stored = [(parameter, parameter.data) for parameter in parameters]
+    try:
+        for parameter, data in stored:
+            # What no rule has written can be told by it; and drawn in fp32, a bf16 partition holds what a rounded fp32
+            # model holds.
+            parameter.data = torch.full(parameter.ds_shape, torch.nan, dtype=torch.float32, device=data.device)
+        versions = [parameter._version for parameter in parameters]
+        rule()
+        written = [p for p, version in zip(parameters, versions, strict=True) if p._version != version]
+        if any(bool(parameter.sum().isnan()) for parameter in written):
+            return False
+        for parameter in written:
+            size = parameter.ds_tensor.ds_numel
+            start = size * torch.distributed.get_rank(parameter.ds_process_group)
+            numel = max(min(size, parameter.ds_numel - start), 0)  # the last ranks' parts end in padding
+            part = parameter.data.view(-1).narrow(0, start, numel) if numel else parameter.data.new_empty(0)
+            parameter.ds_tensor.data.view(-1)[:numel].copy_(part)
+            parameter.ds_secondary_tensor = None  # a node's second copy (hpZ) is of what was there before
+        return True
+    finally:
+        for parameter, data in stored:
+            parameter.data = data
 
 
 def _modules_children_first(
@@ -109,42 +170,39 @@ RESIDUAL_WRITERS = (
 """Ends of the names of the linear layers whose output is added to the residual stream."""
 
 
-def scale_residual_writers(model: PreTrainedModel) -> None:
-    """Divide the weights that write into a residual stream by the root of how many layers do: attention and
-    feed-forward of each block, and a decoder's attention to its encoder.
+def _residual_writers(model: PreTrainedModel) -> dict[int, float]:
+    """Id of each weight that writes into a residual stream → the root of how many layers do: attention and feed-forward
+    of each block, and a decoder's attention to its encoder.
 
     Raises:
-        ModelError: The family has none under a known name.
+        ModelError: The family has none under a known name, or scales them itself.
 
     Source: Radford et al. 2019, section 2.3 ("Language models are unsupervised multitask learners").
     """
-    if model.config.model_type in SCALED_BY_THEMSELVES:
+    config = model.config
+    if config.model_type in SCALED_BY_THEMSELVES:
         raise ModelError(
-            f"{model.config.model_type} draws these weights smaller by itself",
+            f"{config.model_type} draws these weights smaller by itself",
             "model.initialisation",
             "use family",
         )
     writers = [
-        module.weight
+        id(module.weight)
         for name, module in model.named_modules()
         if any(name.endswith(f".{end}") for end in RESIDUAL_WRITERS) and hasattr(module, "weight")
     ]
-    stacked = [p for name, p in model.named_parameters() if name.endswith(".experts.down_proj")]
+    stacked = [id(p) for name, p in model.named_parameters() if name.endswith(".experts.down_proj")]
     if not writers:
         raise ModelError(
-            f"which matrices of {model.config.model_type} write into the residual stream is not known",
+            f"which matrices of {config.model_type} write into the residual stream is not known",
             "model.initialisation",
             "use family",
         )
-    config = model.config
     num_layers, decoder = 2 * config.num_hidden_layers, set()
     if config.is_encoder_decoder:
         decoder = {id(parameter) for parameter in model.get_decoder().parameters()}
     of_decoder = 3 * getattr(config, "num_decoder_layers", getattr(config, "decoder_layers", 0))
-    with torch.no_grad():
-        for parameter in (*writers, *stacked):
-            with _whole([parameter]):
-                parameter.data /= (of_decoder if id(parameter) in decoder else num_layers) ** 0.5
+    return {writer: (of_decoder if writer in decoder else num_layers) ** 0.5 for writer in (*writers, *stacked)}
 
 
 def grow_vocabulary(model: PreTrainedModel, vocab_size: int) -> None:

@@ -33,6 +33,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "intermediate_size": 64,
         },
     ),
+    "mistral: weights into the residual stream drawn smaller": (
+        "causal",
+        {
+            "family": "mistral",
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "intermediate_size": 64,
+            "initialisation": "depth_scaled",
+        },
+    ),
     "qwen3_moe: experts": (
         "causal",
         {

@@ -61,6 +61,6 @@ def test_tied_weights_decay_clipping_validation_and_export_are_those_of_a_plain_
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_building_never_holds_more_than_the_partition_and_the_layer_that_is_drawn(precision: str) -> None:
     for held in run_ranks(jobs.building_memory, 2, precision):
-        # A layer is drawn in fp32, and gloo gathers through a copy.
-        assert held["peak"] < held["partition"] + 2 * held["largest_layer"] + (8 << 20)
+        # A layer is drawn in fp32. Beyond the two: modules, names, the allocator's leftovers (1.5 MiB, measured).
+        assert held["peak"] < held["partition"] + held["largest_layer"] + (4 << 20)
         assert held["peak"] < 0.75 * held["whole"], "a rank that holds all would pass the line above"

@@ -20,7 +20,7 @@ from launcher.config.objectives import Head
 from launcher.errors import MissingDependencyError, ModelError
 from launcher.models.build import build_model
 from launcher.models.configuration import build_config, num_new_tokens, told_of_tokens
-from launcher.models.initial import SCALED_BY_THEMSELVES, scale_residual_writers
+from launcher.models.initial import SCALED_BY_THEMSELVES, draw_weights
 
 
 def build(head: Head, family: str, config: dict[str, Any], **options: Any) -> Any:
@@ -61,7 +61,7 @@ def test_a_family_whose_writers_are_not_known_is_told() -> None:
     model: Any = torch.nn.Sequential(torch.nn.Linear(2, 2))
     model.config = SimpleNamespace(model_type="toy", num_hidden_layers=1)
     with pytest.raises(ModelError, match="which matrices of toy write into the residual stream is not known"):
-        scale_residual_writers(model)
+        draw_weights(model, 1, depth_scaled=True)
 
 
 @pytest.mark.parametrize(("every", "expected"), [(False, []), (True, [0, 1, 2, 3]), (1, [0, 1, 2, 3]), (2, [0, 2])])
