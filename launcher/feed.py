@@ -156,7 +156,7 @@ def made_batches(
             batch = data.objective.batch(data.train.fetch(positions))
             if part == 0:  # of each sample once
                 digests.append(combine(digest(positions, batch)))
-            batch = part_of(batch, part, plan.ranks_per_sample)
+            batch = part_of(batch, part, plan.sequence_parallel)
             num_targets += int(np.count_nonzero(batch["labels"] != IGNORE_INDEX))
             num_tokens += int(batch["attention_mask"].sum())
             num_pairs += int(np.count_nonzero(batch.get("pair_labels", _NO_PAIRS) != IGNORE_INDEX))
@@ -180,7 +180,7 @@ def longest_step(data: Data, plan: BatchPlan, step: int, rank: int) -> StepBatch
     batch = data.objective.batch(data.train.fetch(np.arange(first, first + min(size, LOOKED_AT), dtype=np.int64)))
     is_target_BS, is_token_BS = batch["labels"] != IGNORE_INDEX, batch["attention_mask"] != 0
     row = int(np.argmax(is_target_BS.sum(axis=1) + is_token_BS.sum(axis=1)))
-    batch = part_of(batch, rank % plan.ranks_per_sample, plan.ranks_per_sample)
+    batch = part_of(batch, rank % plan.ranks_per_sample, plan.sequence_parallel)
     inputs = {name: np.repeat(array[row : row + 1], plan.micro_batch, 0) for name, array in model_inputs(batch).items()}
     # Two passes show what accumulating takes; more take no more.
     passes: list[Arrays] = [inputs] * min(plan.passes_at(step), 2)
@@ -195,12 +195,13 @@ def longest_step(data: Data, plan: BatchPlan, step: int, rank: int) -> StepBatch
 
 
 def validation_batches(
-    recipe: Recipe, data: Data, world_size: int, rank: int, ranks_per_sample: int = 1
+    recipe: Recipe, data: Data, world_size: int, rank: int, sequence_parallel: int = 1, tensor_parallel: int = 1
 ) -> Iterator[EvalBatch]:
     """This rank's validation batches; as many on every rank, since a forward pass under ZeRO-3 is a collective.
 
     Each is of one corpus, and of a mixture of objectives made by one part, so that both can be measured by themselves.
     """
+    ranks_per_sample = sequence_parallel * tensor_parallel
     (rank, part), world_size = divmod(rank, ranks_per_sample), world_size // ranks_per_sample
     size = recipe.eval.micro_batch
     every = size * world_size
@@ -219,7 +220,7 @@ def validation_batches(
                 for name in ("labels", "pair_labels"):
                     if name in batch:
                         batch[name][wanted > last] = IGNORE_INDEX
-                batch = part_of(batch, part, ranks_per_sample)
+                batch = part_of(batch, part, sequence_parallel)
                 is_text = (batch["labels"] >= 0) & ~np.isin(batch["labels"], markers)
                 num_text = int(is_text.sum())
                 yield EvalBatch(corpus=corpus, part=made_by, inputs=model_inputs(batch), num_text_targets=num_text)

@@ -22,7 +22,6 @@ from launcher.cluster.rank import FIRST_PORT, NUM_PORTS
 from launcher.cluster.render import RENDERERS, Start, shown
 from launcher.cluster.submit import submit
 from launcher.config.arguments import positive
-from launcher.config.batch import plan_batch
 from launcher.config.deepspeed import load_ds_config
 from launcher.config.loading import LoadedRecipe, load_recipe
 from launcher.errors import EXIT_DONE, ClusterError, MissingDependencyError, RequeueError, UsageError
@@ -106,7 +105,7 @@ def describe_job(options: argparse.Namespace, loaded: LoadedRecipe, env: dict[st
     recipe = loaded.recipe
     world_size = request.nodes * asked if options.via == "slurm" and asked else sum(host.slots for host in hosts)
     if options.via != "slurm" or asked:
-        plan_batch(recipe.batch.schedule, recipe.batch.micro_batch, world_size, recipe.model.sequence_parallel)
+        recipe.cut_batch(world_size)
     variables = forwarded(env, options.env)
     added = frozenset(name for name, value in variables.items() if env.get(name) != value)
     return Job(

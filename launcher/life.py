@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from launcher.checkpoint.folder import complete_steps
 from launcher.cluster.hosts import free_port
 from launcher.cluster.rank import FIRST_PORT, NUM_PORTS
-from launcher.config.batch import plan_batch
 from launcher.config.command_line import parse
 from launcher.config.deepspeed import load_ds_config
 from launcher.config.loading import load_recipe
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str]) -> int:
         words = parse(options.words)
         recipe = load_recipe(words.recipe, words.overrides).recipe
         load_ds_config(words.ds_config)
-        plan_batch(recipe.batch.schedule, recipe.batch.micro_batch, options.ranks, recipe.model.sequence_parallel)
+        recipe.cut_batch(options.ranks)
         steps = complete_steps(recipe.run_folder / "checkpoints")
         print(free_port(FIRST_PORT + options.job % NUM_PORTS), steps[-1] if steps else 0)
     except LauncherError as error:

@@ -218,8 +218,9 @@ def validate(run: Run, metrics: Log) -> None:
     if not run.data.validation:
         return
     run.watch.pulse.begin("a validation")
-    world_size, rank, sharing = run.engine.world_size, run.engine.global_rank, run.plan.ranks_per_sample
-    batches = validation_batches(run.recipe, run.data, world_size, rank, sharing)
+    world_size, rank, plan = run.engine.world_size, run.engine.global_rank, run.plan
+    sharing = plan.sequence_parallel, plan.tensor_parallel
+    batches = validation_batches(run.recipe, run.data, world_size, rank, *sharing)
     parts = part_names(run.recipe.objective)
     watched = run.watch.pulse.during(batches)
     with run.ledger.during("evaluation"):

@@ -33,7 +33,7 @@ from launcher.cluster.hostfile import refuse_ignored_hostfile
 from launcher.cluster.rank import Place, find_place, threads_per_rank, with_master
 from launcher.cluster.signals import StopSignals
 from launcher.config import deepspeed as ds
-from launcher.config.batch import BatchPlan, plan_batch
+from launcher.config.batch import BatchPlan
 from launcher.config.command_line import parse
 from launcher.config.doubts import doubts
 from launcher.config.loading import (
@@ -133,7 +133,7 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], budget_s: float | None,
     """
     recipe = loaded.recipe
     console = Console(quiet=place.rank != 0, file=cast(TextIO, SteadyStream(sys.stdout)), markup=False)
-    plan = plan_batch(recipe.batch.schedule, recipe.batch.micro_batch, place.world_size, recipe.model.sequence_parallel)
+    plan = recipe.cut_batch(place.world_size)
     for line in doubts(recipe, ds_file):
         console.print(f"note: {line}", highlight=False, soft_wrap=True)
     complete = is_complete(recipe, budget_s)
@@ -292,7 +292,7 @@ def start(recipe: Recipe, model: Any, ds_config: dict[str, Any]) -> Any:
     watch_shared_experts(engine.module)
     if recipe.model.compile:
         engine.compile()
-    seed_generators(recipe.train.seed, engine.global_rank)
+    seed_generators(recipe.train.seed, engine.global_rank // recipe.model.tensor_parallel)
     return engine
 
 

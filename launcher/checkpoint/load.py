@@ -18,12 +18,13 @@ from launcher.checkpoint.buffers import PREFIX as BUFFER
 from launcher.checkpoint.buffers import restore_buffers
 from launcher.checkpoint.find import Found, newest_sound, problem_of, put_aside
 from launcher.checkpoint.loss_scale import restore_loss_scale
+from launcher.checkpoint.pieces import Columns, blocks_of, plain_pieces, plain_shapes
 from launcher.checkpoint.ranks import Ranks
 from launcher.checkpoint.rng import PREFIX as RANDOM
 from launcher.checkpoint.rng import restore_random_states, seed_generators
-from launcher.checkpoint.shared_experts import plain_pieces, plain_shapes
 from launcher.checkpoint.slices import MASTER, set_optimizer_step, slices_to_fill
 from launcher.checkpoint.swapped import partition_to_fill
+from launcher.engine.process import ranks_per_model
 from launcher.errors import CheckpointError, DamagedCheckpointError
 
 _INDEX = re.compile(r"rank-\d{5,}\.json")
@@ -34,6 +35,8 @@ class _Slice(NamedTuple):
 
     start: int
     numel: int
+    columns: Columns | None
+    """The columns it is a range of; None for the whole parameter."""
     file: str
     stored: str
     """First part of the tensors' names in the file."""
@@ -61,8 +64,9 @@ class CheckpointReader:
             for entry in layout.read_json(index, "slices")["slices"]:
                 self.shapes[entry["name"]] = tuple(entry["shape"])
                 stored = entry.get("stored", entry["name"])  # older checkpoints have one range of a name in a file
+                columns = Columns(*entry["columns"]) if "columns" in entry else None
                 self._slices[entry["name"]].append(
-                    _Slice(entry["start"], entry["numel"], index.stem + ".safetensors", stored)
+                    _Slice(entry["start"], entry["numel"], columns, index.stem + ".safetensors", stored)
                 )
 
     def __enter__(self) -> CheckpointReader:
@@ -79,14 +83,15 @@ class CheckpointReader:
         """Number of ranks that wrote it."""
         return len(self._indices)
 
-    def read(self, name: str, key: str, start: int, numel: int) -> torch.Tensor:
-        """A range of a flattened parameter.
+    def read(self, name: str, key: str, start: int, numel: int, columns: Columns | None = None) -> torch.Tensor:
+        """A range of a flattened parameter, or of some of its columns, flattened.
 
         Args:
             name: The parameter.
             key: `master`, `exp_avg` or `exp_avg_sq`.
             start: First value.
             numel: Number of values.
+            columns: Those it is a range of; None for the whole parameter.
 
         Returns:
             fp32 [numel].
@@ -97,10 +102,13 @@ class CheckpointReader:
         values = torch.empty(numel, dtype=torch.float32)
         filled = 0
         for there in self._slices.get(name, []):
+            stored = f"{there.stored}|{key}"
+            if columns != there.columns:
+                filled += self._copy_blocks(values, start, columns, there, stored, self.shapes[name])
+                continue
             first, last = max(start, there.start), min(start + numel, there.start + there.numel)
             if first < last:
-                tensor = self._open(there.file).get_slice(f"{there.stored}|{key}")
-                part = tensor[first - there.start : last - there.start]
+                part = self._open(there.file).get_slice(stored)[first - there.start : last - there.start]
                 values[first - start : last - start] = part
                 filled += last - first
         if filled != numel:
@@ -115,6 +123,35 @@ class CheckpointReader:
         """A whole parameter in its own shape, fp32."""
         shape = self.shapes[name]
         return self.read(name, key, 0, torch.Size(shape).numel()).view(shape)
+
+    def _copy_blocks(
+        self,
+        values: torch.Tensor,
+        start: int,
+        columns: Columns | None,
+        there: _Slice,
+        stored: str,
+        shape: tuple[int, ...],
+    ) -> int:
+        """Copy what a slice holds of a range, where either is of some columns only; returns the number of values."""
+        everything = Columns(0, shape[-1])
+        copied = 0
+        for wanted in blocks_of(start, values.numel(), columns or everything):
+            for held in blocks_of(there.start, there.numel, there.columns or everything):
+                top = max(wanted.first_row, held.first_row)
+                bottom = min(wanted.first_row + wanted.num_rows, held.first_row + held.num_rows)
+                left = max(wanted.first_column, held.first_column)
+                right = min(wanted.first_column + wanted.num_columns, held.first_column + held.num_columns)
+                if top >= bottom or left >= right:
+                    continue
+                first = held.offset + (top - held.first_row) * held.num_columns
+                rows = self._open(there.file).get_slice(stored)[first : first + (bottom - top) * held.num_columns]
+                part = rows.view(-1, held.num_columns)[:, left - held.first_column : right - held.first_column]
+                into = values.narrow(0, wanted.offset, wanted.num_rows * wanted.num_columns).view(wanted.num_rows, -1)
+                into = into[top - wanted.first_row : bottom - wanted.first_row]
+                into[:, left - wanted.first_column : right - wanted.first_column] = part
+                copied += part.numel()
+        return copied
 
     def buffers(self) -> dict[str, torch.Tensor]:
         """The model's persistent buffers by name."""
@@ -181,7 +218,7 @@ def restore(engine: Any, reader: CheckpointReader, seed: int) -> None:
     _check_same_model(engine, reader)
     for held in slices_to_fill(engine):
         for key, tensor in held.tensors.items():
-            tensor.copy_(reader.read(held.name, key, held.start, held.numel))
+            tensor.copy_(reader.read(held.name, key, held.start, held.numel, held.columns))
     set_optimizer_step(engine, int(reader.state["optimizer_step"]))
     restore_loss_scale(engine, reader.state["loss_scale"])
     _restore_working_weights(engine, reader)
@@ -191,7 +228,7 @@ def restore(engine: Any, reader: CheckpointReader, seed: int) -> None:
     if states:  # what was taken over from DeepSpeed has none
         restore_random_states(states)
     else:
-        seed_generators(seed, rank, int(reader.state["step"]))
+        seed_generators(seed, rank // ranks_per_model(engine), int(reader.state["step"]))
 
 
 def _check_same_model(engine: Any, reader: CheckpointReader) -> None:
@@ -213,7 +250,7 @@ def _restore_working_weights(engine: Any, reader: CheckpointReader) -> None:
     """The weights the forward pass reads, in the model's own precision; of what does not learn there are no others."""
     for name, parameter in engine.module.named_parameters():
         if not hasattr(parameter, "ds_id"):
-            parameter.data.copy_(reader.read_whole(name))
+            _read_into(parameter.data.view(-1), engine, reader, name, parameter, 0)
             continue
         size = parameter.ds_tensor.ds_numel
         start = size * torch.distributed.get_rank(parameter.ds_process_group)
@@ -230,5 +267,5 @@ def _read_into(
     values: torch.Tensor, engine: Any, reader: CheckpointReader, name: str, parameter: Any, start: int
 ) -> None:
     for piece in plain_pieces(engine.module, name, parameter, start, values.numel()):
-        part = reader.read(piece.name, MASTER, piece.start, piece.numel)
+        part = reader.read(piece.name, MASTER, piece.start, piece.numel, piece.columns)
         values.narrow(0, piece.offset, piece.numel).copy_(part)

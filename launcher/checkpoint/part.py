@@ -38,9 +38,9 @@ class Part:
                 # Of an expert shared among ranks a rank holds several ranges: each is a tensor of its own.
                 stored = held.name if held.name not in names else f"{held.name}@{held.start}"
                 names.add(held.name)
-                self.slices.append(
-                    {"name": held.name, "shape": held.shape, "start": held.start, "numel": held.numel, "stored": stored}
-                )
+                entry = {"name": held.name, "shape": held.shape, "start": held.start, "numel": held.numel}
+                columns = {} if held.columns is None else {"columns": held.columns}
+                self.slices.append({**entry, **columns, "stored": stored})
                 of_slices += [(f"{stored}|{key}", torch.float32, (held.numel,)) for key in held.tensors]
         self._small = self._small_tensors()
         wide, narrow = self._by_width()

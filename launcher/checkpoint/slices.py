@@ -19,8 +19,10 @@ from typing import Any
 import torch
 import torch.distributed
 
-from launcher.checkpoint.shared_experts import plain_pieces
+from launcher.checkpoint.pieces import Columns, plain_pieces
 from launcher.checkpoint.swapped import group_to_fill, group_to_read
+from launcher.engine.process import ranks_per_model
+from launcher.models.tensor_parallel import shard_of
 
 MASTER = "master"
 GroupVisit = Callable[[Any, int], AbstractContextManager[None]]
@@ -36,9 +38,11 @@ class HeldSlice:
     shape: tuple[int, ...]
     """Of the whole parameter."""
     start: int
-    """First value of the range, in the flattened parameter."""
+    """First value of the range, in the flattened parameter, or in its columns, flattened."""
     numel: int
     """Values in the range."""
+    columns: Columns | None = None
+    """The columns it is a range of; None for the whole parameter."""
     tensors: dict[str, torch.Tensor]
     """`master` and, of a parameter that learns, each moment (`exp_avg`, `exp_avg_sq`), fp32 [numel]."""
     mine_to_save: bool
@@ -157,19 +161,9 @@ def _partitions(engine: Any, parameters: list[tuple[str, Any]], visit: GroupVisi
 
 
 def _partition_pieces(engine: Any, name: str, parameter: Any, flat: torch.Tensor, offset: int) -> Iterator[HeldSlice]:
-    size = parameter.ds_tensor.ds_numel
-    start = size * torch.distributed.get_rank(parameter.ds_process_group)
-    numel = max(min(size, parameter.ds_numel - start), 0)  # the last ranks' partitions end in padding
+    start, numel = _own_range(parameter)
     tensors = {MASTER: flat.data.narrow(0, offset, numel), **_moments(engine.basic_optimizer, flat, offset, numel)}
-    for piece in plain_pieces(engine.module, name, parameter, start, numel):
-        yield HeldSlice(
-            name=piece.name,
-            shape=piece.shape,
-            start=piece.start,
-            numel=piece.numel,
-            tensors={key: tensor.narrow(0, piece.offset, piece.numel) for key, tensor in tensors.items()},
-            mine_to_save=piece.numel > 0,
-        )
+    yield from _plain(engine, name, parameter, start, tensors, mine_to_save=numel > 0)
 
 
 def _fragments(engine: Any, parameters: list[tuple[str, Any]]) -> Iterator[HeldSlice]:
@@ -184,58 +178,58 @@ def _fragments(engine: Any, parameters: list[tuple[str, Any]]) -> Iterator[HeldS
             MASTER: flat.data.narrow(0, there.start, there.numel),
             **_moments(engine.basic_optimizer, flat, there.start, there.numel),
         }
-        yield HeldSlice(
-            name=name,
-            shape=tuple(parameter.shape),
-            start=here.start,
-            numel=here.numel,
-            tensors=tensors,
-            mine_to_save=True,
-        )
+        yield from _plain(engine, name, parameter, here.start, tensors, mine_to_save=True)
 
 
 def _whole_parameters(engine: Any, parameters: list[tuple[str, Any]]) -> Iterator[HeldSlice]:
     masters = _unfused_masters(engine)
-    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     for index, (name, parameter) in enumerate(parameters):
         master = masters.get(id(parameter), parameter)
-        numel = master.numel()
-        tensors = {MASTER: master.data.view(-1), **_moments(engine.basic_optimizer, master, 0, numel)}
-        yield HeldSlice(
-            name=name,
-            shape=tuple(parameter.shape),
-            start=0,
-            numel=numel,
-            tensors=tensors,
-            mine_to_save=index % world_size == rank,
-        )
+        tensors = {MASTER: master.data.view(-1), **_moments(engine.basic_optimizer, master, 0, master.numel())}
+        yield from _plain(engine, name, parameter, 0, tensors, mine_to_save=_in_turn(engine, index))
 
 
 def _frozen(engine: Any) -> Iterator[HeldSlice]:
     """Parameters that do not learn, as the forward pass reads them: no optimizer has a copy."""
-    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     frozen = [(name, p) for name, p in engine.module.named_parameters() if not p.requires_grad]
     for index, (name, parameter) in enumerate(frozen):
         if not hasattr(parameter, "ds_id"):
-            yield HeldSlice(
-                name=name,
-                shape=tuple(parameter.shape),
-                start=0,
-                numel=parameter.numel(),
-                tensors={MASTER: parameter.data.view(-1).float()},
-                mine_to_save=index % world_size == rank,
-            )
+            tensors = {MASTER: parameter.data.view(-1).float()}
+            yield from _plain(engine, name, parameter, 0, tensors, mine_to_save=_in_turn(engine, index))
             continue
-        size = parameter.ds_tensor.ds_numel
-        start = size * torch.distributed.get_rank(parameter.ds_process_group)
-        numel = max(min(size, parameter.ds_numel - start), 0)
+        start, numel = _own_range(parameter)
+        tensors = {MASTER: parameter.ds_tensor.data.view(-1)[:numel].float()}
+        yield from _plain(engine, name, parameter, start, tensors, mine_to_save=numel > 0)
+
+
+def _own_range(parameter: Any) -> tuple[int, int]:
+    """First value and number of values of this rank's partition of a parameter."""
+    size = parameter.ds_tensor.ds_numel
+    start = size * torch.distributed.get_rank(parameter.ds_process_group)
+    return start, max(min(size, parameter.ds_numel - start), 0)  # the last ranks' partitions end in padding
+
+
+def _in_turn(engine: Any, index: int) -> bool:
+    """Whether this rank writes a parameter that all data-parallel ranks hold."""
+    sharing = ranks_per_model(engine)
+    return index % (torch.distributed.get_world_size() // sharing) == torch.distributed.get_rank() // sharing
+
+
+def _plain(
+    engine: Any, name: str, parameter: Any, start: int, tensors: dict[str, torch.Tensor], *, mine_to_save: bool
+) -> Iterator[HeldSlice]:
+    """A range of the engine's parameter as ranges of transformers' parameters."""
+    first_of_group = torch.distributed.get_rank() % ranks_per_model(engine) == 0
+    for piece in plain_pieces(engine.module, name, parameter, start, tensors[MASTER].numel()):
         yield HeldSlice(
-            name=name,
-            shape=tuple(parameter.ds_shape),
-            start=start,
-            numel=numel,
-            tensors={MASTER: parameter.ds_tensor.data.view(-1)[:numel].float()},
-            mine_to_save=numel > 0,
+            name=piece.name,
+            shape=piece.shape,
+            start=piece.start,
+            numel=piece.numel,
+            columns=piece.columns,
+            tensors={key: tensor.narrow(0, piece.offset, piece.numel) for key, tensor in tensors.items()},
+            # What ranks that share a model all have whole, the first of them writes.
+            mine_to_save=mine_to_save and piece.numel > 0 and (first_of_group or shard_of(parameter) is not None),
         )
 
 

@@ -74,8 +74,15 @@ class BatchPlan:
     """Samples of one pass on one rank."""
     world_size: int
     """Data-parallel ranks, or groups of ranks that compute each sample together."""
-    ranks_per_sample: int = 1
-    """Ranks of such a group; they stand side by side."""
+    sequence_parallel: int = 1
+    """Ranks of such a group that compute a part of each sequence each."""
+    tensor_parallel: int = 1
+    """Ranks of such a group that compute whole sequences with a part of each matrix."""
+
+    @property
+    def ranks_per_sample(self) -> int:
+        """Ranks of such a group; they stand side by side."""
+        return self.sequence_parallel * self.tensor_parallel
 
     @property
     def global_batch(self) -> int:
@@ -105,7 +112,8 @@ def plan_batch(
     global_batch: int | BatchSchedule,
     micro_batch: int | Literal["auto"] | None,
     world_size: int,
-    ranks_per_sample: int = 1,
+    sequence_parallel: int = 1,
+    tensor_parallel: int = 1,
 ) -> BatchPlan:
     """Solve the number of accumulation passes from the world size; the global batch never changes.
 
@@ -114,18 +122,20 @@ def plan_batch(
         micro_batch: Samples of one pass on one rank; None takes a rank's whole share in one pass (of a warm-up, the
             most that divides the share of every step); `auto` is one until it has been measured what fits.
         world_size: Number of ranks.
-        ranks_per_sample: Ranks that compute each sample together.
+        sequence_parallel: Ranks that compute each sample together, a part of it each.
+        tensor_parallel: Ranks that compute each sample together, with a part of each matrix.
 
     Raises:
         BatchShapeError: A batch does not divide; the fix names the nearest ones that do, and the nearest numbers of
             ranks that can keep this one.
         RecipeError: The ranks cannot be cut into such groups.
     """
+    ranks_per_sample = sequence_parallel * tensor_parallel
     if world_size % ranks_per_sample:
         fitting = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
         raise RecipeError(
             f"a world size of {world_size} cannot be cut into groups of {ranks_per_sample} ranks",
-            "model.sequence_parallel",
+            "model.tensor_parallel" if tensor_parallel > 1 else "model.sequence_parallel",
             f"use one of: {fitting}",
         )
     world_size //= ranks_per_sample
@@ -139,7 +149,8 @@ def plan_batch(
         schedule=schedule,
         micro_batch=1 if micro == "auto" else micro,
         world_size=world_size,
-        ranks_per_sample=ranks_per_sample,
+        sequence_parallel=sequence_parallel,
+        tensor_parallel=tensor_parallel,
     )
 
 

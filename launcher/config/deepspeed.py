@@ -26,6 +26,21 @@ _PRECISIONS: dict[str, dict[str, Any]] = {
 }
 
 
+SHARED_MATRICES = {
+    "q_proj": "column",
+    "k_proj": "column",
+    "v_proj": "column",
+    "gate_proj": "column",
+    "up_proj": "column",
+    "o_proj": "row",
+    "down_proj": "row",
+    "q_norm": "skip",
+    "k_norm": "skip",
+}
+"""How AutoTP cuts the layers of `models.tensor_parallel.FAMILIES`; what it calls column are rows of the weight. Of what
+every rank has whole, but computes with on its own heads only ("skip": Qwen3's norms), it adds up the gradients."""
+
+
 def load_ds_config(name_or_path: str) -> dict[str, Any]:
     """Read a DeepSpeed JSON.
 
@@ -94,7 +109,8 @@ def resolve_ds_config(file: dict[str, Any], recipe: Recipe, batch: BatchPlan, pr
         **batch_keys(batch),
         "gradient_clipping": recipe.optim.grad_clip,
         **_PRECISIONS[precision],
-        **({"sequence_parallel_size": batch.ranks_per_sample} if batch.ranks_per_sample > 1 else {}),
+        **({"sequence_parallel_size": batch.sequence_parallel} if batch.sequence_parallel > 1 else {}),
+        **_tensor_parallel(batch.tensor_parallel, file.get("zero_optimization", {})),
         **_expert_parallel(recipe.model.expert_parallel, batch.world_size, zero_stage(file)),
     }
     for key, field in RECIPE_KEYS.items():
@@ -159,6 +175,29 @@ def _expert_parallel(ranks: int, world_size: int, stage: int) -> dict[str, Any]:
             "use --ds_config zero3, or model.expert_parallel=1",
         )
     return {"expert_parallel": {"enabled": True, "autoep_size": ranks}}
+
+
+def _tensor_parallel(ranks: int, zero: dict[str, Any]) -> dict[str, Any]:
+    if ranks == 1:
+        return {}
+    offloads = (zero.get("offload_param") or {}).get("device", "none") != "none"
+    if offloads or zero.get("zero_hpz_partition_size", 1) > 1:
+        raise RecipeError(
+            f"matrices that ranks share were not tried with {'offload_param' if offloads else 'hpZ'}",
+            "model.tensor_parallel",
+            "use --ds_config zero3 or zero3_offload, or model.tensor_parallel=1",
+        )
+    specs = [
+        {"patterns": [rf".*\.{name}\.weight$"], "partition_type": how, "grad_allreduce": how == "skip"}
+        for name, how in SHARED_MATRICES.items()
+    ]
+    return {
+        "tensor_parallel": {
+            "autotp_size": ranks,
+            "vocab_parallel_lm_head": False,
+            "partition_config": {"use_default_specs": False, "layer_specs": specs},
+        }
+    }
 
 
 def _with_own_folders(zero: dict[str, Any], run: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -47,14 +48,13 @@ RECIPE_KEYS = {
     "checkpoint": "checkpoint",
     "expert_parallel": "model.expert_parallel",
     "sequence_parallel_size": "model.sequence_parallel",
+    "tensor_parallel": "model.tensor_parallel",
 }
 """Keys whose value the recipe decides → the recipe's field that does."""
 _OWN_METRICS = "a run writes metrics.jsonl and tensorboard/ itself"
 _OWN_DATA = "the order of samples is the recipe's"
 NOT_HERE = {
-    "tensor_parallel": "AutoTP's ranks hold columns of matrices, which no checkpoint here can name; ranks share long "
-    "sequences by model.sequence_parallel, experts by model.expert_parallel, and all weights by ZeRO stage 3",
-    "data_parallel_size": "it follows from the number of ranks and model.sequence_parallel",
+    "data_parallel_size": "it follows from the number of ranks, model.sequence_parallel and model.tensor_parallel",
     "pipeline": "a transformers model is no list of stages",
     "use_data_before_expert_parallelism": "groups of ranks stand side by side, so that they are on one node",
     "seq_parallel_communication_data_type": "gradients of ranks that share sequences are added up in fp32",
@@ -260,6 +260,9 @@ def _check_batch(config: Mapping[str, Any], where: str) -> None:
     for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise DsConfigError(f"{name} is {json.dumps(value)}", where, "use a whole number from 1 on")
+    clip = config.get("gradient_clipping")
+    if isinstance(clip, int | float) and not 0 <= clip < math.inf:
+        raise DsConfigError(f"gradient_clipping is {json.dumps(clip)}", where, "use at least 0, which clips nothing")
     batch, micro, passes = (sizes.get(name) for name in names)
     if batch and batch % ((micro or 1) * (passes or 1)):
         raise DsConfigError(
@@ -339,6 +342,9 @@ def _warnings(config: Mapping[str, Any], zero: Mapping[str, Any], stage: int) ->
             "activation_checkpointing in DeepSpeed's JSON is for models that call deepspeed.checkpointing; those of "
             "transformers recompute by the recipe's model.activation_checkpointing"
         )
+    for key in ("optimizer", "scheduler", "checkpoint"):
+        if config.get(key) not in (None, "auto"):
+            yield f"{key}: the recipe decides it ({RECIPE_KEYS[key]}); a run refuses a file that has it"
     yield from _nvme_warnings(config, zero)
     unused = sorted(key for key in zero if key.startswith("stage3_")) if stage < 3 else []
     if unused:

@@ -28,6 +28,7 @@ FREE_TO_CHANGE = (
     "model.experts",
     "model.expert_parallel",
     "model.sequence_parallel",
+    "model.tensor_parallel",
     "optim.host_adam",
     "eval.",
     "checkpoint.",

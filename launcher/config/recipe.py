@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from launcher.config.batch import BatchSchedule, BatchStage
+from launcher.config.batch import BatchPlan, BatchSchedule, BatchStage, plan_batch
 from launcher.config.data import DataConfig
 from launcher.config.guards import GuardsConfig
 from launcher.config.model import ModelConfig
@@ -268,6 +268,30 @@ class Recipe(Record):
             if refused:
                 raise RecipeError(what, where, f"{fix}; or model.sequence_parallel=1")
         return self
+
+    @model_validator(mode="after")
+    def _matrices_can_be_shared(self) -> Recipe:
+        model = self.model
+        if model.tensor_parallel == 1:
+            return self
+        for refused, what, where, fix in (
+            (model.sequence_parallel > 1, "ranks share either sequences or matrices", "model.sequence_parallel",
+             "use model.sequence_parallel=1"),
+            (model.expert_parallel > 1, "ranks share either experts or matrices", "model.expert_parallel",
+             "use model.expert_parallel=1"),
+            (model.liger, "Liger's layers do not add up what ranks have of a matrix", "model.liger",
+             "use model.liger=false"),
+            (model.compile, "torch.compile was not tried with matrices that ranks share", "model.compile",
+             "use model.compile=false"),
+        ):  # fmt: skip
+            if refused:
+                raise RecipeError(what, where, f"{fix}; or model.tensor_parallel=1")
+        return self
+
+    def cut_batch(self, world_size: int) -> BatchPlan:
+        """How the steps of this run are cut on so many ranks; raises what `plan_batch` does."""
+        model, batch = self.model, self.batch
+        return plan_batch(batch.schedule, batch.micro_batch, world_size, model.sequence_parallel, model.tensor_parallel)
 
     @property
     def run_folder(self) -> Path:

@@ -14,7 +14,6 @@ from launcher.checkpoint.find import newest_sound, problem_at_a_glance
 from launcher.checkpoint.folder import complete_steps
 from launcher.cluster.hostfile import read_hostfile
 from launcher.cluster.hosts import check_names
-from launcher.config.batch import plan_batch
 from launcher.config.deepspeed import find_ds_config, load_ds_config, resolve_ds_config, zero_stage
 from launcher.config.deepspeed_check import check_ds_config
 from launcher.config.doubts import recipe_doubts
@@ -50,8 +49,13 @@ class Job:
     """Says both."""
 
 
-def look_at_job(job: Job, env: Mapping[str, str]) -> Iterator[Finding]:
+def look_at_job(job: Job, env: Mapping[str, str], device_bytes: int | None = None) -> Iterator[Finding]:
     """Everything about a run that can be told before it is queued.
+
+    Args:
+        job: What is to be run.
+        env: The environment.
+        device_bytes: Memory of the smallest accelerator of this machine; None where it has none.
 
     Raises:
         UsageError: Hostfile and numbers were both given, or numbers that cannot be.
@@ -77,14 +81,14 @@ def look_at_job(job: Job, env: Mapping[str, str]) -> Iterator[Finding]:
     except LauncherError as error:
         yield from_error("hostfile", error)
     yield from _batch(recipe, world)
-    ds_file, findings = _ds_config(job, recipe, world)
+    ds_file, findings = _ds_config(job, recipe, world, device_bytes)
     yield from findings
     manifests, findings = _data(loaded)
     yield from findings
     yield from _run_folder(recipe)
     yield from look_at_packages(recipe, ds_file)
     yield from look_at_hub(env, tuple(word for word in recipe.data.corpus if word.startswith(HUB)))
-    yield from look_at_space(recipe, manifests, ds_file, world)
+    yield from look_at_space(recipe, manifests, ds_file, world, device_bytes)
 
 
 def _world(job: Job) -> World | None:
@@ -112,7 +116,7 @@ def _batch(recipe: Recipe, world: World | None) -> Iterator[Finding]:
         yield Finding(name="batch", state="note", found=found, fix="--ranks N [--nodes N], or --hostfile FILE")
         return
     try:
-        plan = plan_batch(recipe.batch.schedule, recipe.batch.micro_batch, world.ranks, recipe.model.sequence_parallel)
+        plan = recipe.cut_batch(world.ranks)
     except LauncherError as error:
         yield from_error("batch", error)
         return
@@ -125,7 +129,9 @@ def _batch(recipe: Recipe, world: World | None) -> Iterator[Finding]:
     yield Finding(name="batch", state="ok", found=found)
 
 
-def _ds_config(job: Job, recipe: Recipe, world: World | None) -> tuple[dict[str, Any], list[Finding]]:
+def _ds_config(
+    job: Job, recipe: Recipe, world: World | None, device_bytes: int | None
+) -> tuple[dict[str, Any], list[Finding]]:
     """The DeepSpeed JSON by itself, and joined with the recipe."""
     name = "ds_config"
     if job.ds_config is None:
@@ -135,18 +141,15 @@ def _ds_config(job: Job, recipe: Recipe, world: World | None) -> tuple[dict[str,
     try:
         path = find_ds_config(job.ds_config)
         file = load_ds_config(job.ds_config)
+        told = check_ds_config(file, str(path), device_bytes=device_bytes)
     except LauncherError as error:
         return {}, [from_error(name, error)]
-    doubts = [
-        Finding(name=name, state="note", found=doubt, fix=f"see pretrain ds-config --check {path}")
-        for doubt in check_ds_config(file, str(path))
-    ]
+    fix = f"see pretrain ds-config --check {path}"
+    doubts = [Finding(name=name, state="note", found=doubt, fix=fix) for doubt in told]
     found = f"{path}: ZeRO stage {zero_stage(file)}"
     if world is not None:
         try:
-            plan = plan_batch(
-                recipe.batch.schedule, recipe.batch.micro_batch, world.ranks, recipe.model.sequence_parallel
-            )
+            plan = recipe.cut_batch(world.ranks)
         except LauncherError:
             return file, [Finding(name=name, state="ok", found=found), *doubts]  # told with the batch
         precision = "bf16_autocast" if recipe.train.precision == "auto" else recipe.train.precision

@@ -104,6 +104,11 @@ def leave_ranks(say_farewell: Callable[[], None]) -> None:
         torch.distributed.destroy_process_group()
 
 
+def ranks_per_model(engine: Any) -> int:
+    """Ranks side by side that have a part each of every shared matrix, and compute the same samples (AutoTP)."""
+    return max(int(engine.autotp_size()), 1)
+
+
 def gather(values: NDArray[Any]) -> NDArray[Any]:
     """Collect a small vector of 64-bit numbers from every rank.
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from launcher.cluster.rank import find_place
 from launcher.config.recipe import OptimConfig
 from launcher.engine.optimizer import build_optimizer, parameter_groups
+from launcher.engine.process import ranks_per_model
 from launcher.engine.swap_files import check_room
 
 
@@ -35,10 +36,12 @@ def start_engine(model: PreTrainedModel, optim: OptimConfig, ds_config: dict[str
     check_room(ds_config, model, find_place(os.environ))
     optimizer = build_optimizer(parameter_groups(model, optim.weight_decay), optim, ds_config)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
-    groups = getattr(model, "sequence_groups", None)
+    groups = getattr(model, "rank_groups", None)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config, mpu=groups)
     if engine.dp_world_size is None:  # DeepSpeed 0.19.8 knows no groups of data-parallel ranks beside Ulysses'
         engine.dp_world_size = engine.seq_dp_world_size // engine.sequence_parallel_size
+    if ranks_per_model(engine) > 1:  # the feed gives the ranks of a group the same samples; this would pickle them
+        engine.first_dataloader_check.remove()
     _put_back(engine.module, buffers)
     _count_from_zero(engine.basic_optimizer)
     return engine

@@ -17,7 +17,7 @@ from launcher.engine.guards import Guard
 from launcher.engine.length import Length
 from launcher.engine.loss import losses
 from launcher.engine.pace import Pace
-from launcher.engine.process import gather
+from launcher.engine.process import gather, ranks_per_model
 from launcher.engine.records import Arrays, EvalBatch, EvalResult, StepBatch, StepResult
 from launcher.engine.routing import has_routers, router_losses
 from launcher.engine.schedule import learning_rate
@@ -56,12 +56,13 @@ def train_steps(
     """
     world_size = torch.distributed.get_world_size()
     pace = Pace(engine, recipe.guards.pace_every_steps)
-    num_averaged = _num_averaged(engine, world_size)
+    num_averaged, counts = _num_averaged(engine, world_size), _counts(engine)
     started = time.perf_counter()
     for step, batch in enumerate(batches, start=first_step):
         waited = time.perf_counter() - started
         digest = np.uint64(batch.digest).astype(np.int64)
-        everyone = gather(np.array([batch.num_targets, batch.num_tokens, digest, batch.num_pairs], dtype=np.int64))
+        own = np.array([batch.num_targets, batch.num_tokens, digest, batch.num_pairs], dtype=np.int64)
+        everyone = gather(own * counts)
         num_targets, num_pairs = int(everyone[:, 0].sum()), int(everyone[:, 3].sum())
         _set_passes(engine, len(batch.passes))
         lr = learning_rate(length.position(step), recipe.optim.lr, recipe.schedule, recipe.train.num_steps)
@@ -82,7 +83,7 @@ def train_steps(
             norm, scale_of_norm = _plain_norm(engine), _scale_of_norm(engine)
             totals += torch.cat([sums[1:3], sums[4:6], routers[1:]]).tolist()
             if number == len(batch.passes):  # all is known of the step but its update, to every rank
-                of_ranks = gather(np.append(totals, (stop.code, pace.result(step, waited))))
+                of_ranks = gather(np.append(totals * counts, (stop.code, pace.result(step, waited))))
                 loss, square, pair_loss, right_pairs, balance, router_z = of_ranks[:, :-2].sum(axis=0).tolist()
                 guard.before_update(loss / max(num_targets, 1), norm)
             engine.step()
@@ -146,7 +147,7 @@ def evaluate(
                     _raise_if_asked(stop)
     finally:
         engine.train()
-    everyone_CP7 = gather(totals_CP7.reshape(-1)).sum(axis=0).reshape(totals_CP7.shape)
+    everyone_CP7 = gather(totals_CP7.reshape(-1) * _counts(engine)).sum(axis=0).reshape(totals_CP7.shape)
     return EvalResult.of(everyone_CP7, bytes_per_token, parts)
 
 
@@ -156,8 +157,14 @@ def _raise_if_asked(stop: StopRequest) -> None:
         raise StopAsked(code)
 
 
+def _counts(engine: Any) -> int:
+    """1 where what this rank computes counts; 0 where it shares the model with one that computes the same."""
+    return int(torch.distributed.get_rank() % ranks_per_model(engine) == 0)
+
+
 def _num_averaged(engine: Any, world_size: int) -> int:
     """What DeepSpeed divides the sum of the ranks' gradients by."""
+    world_size //= ranks_per_model(engine)
     by_reduce_scatter = engine.zero_optimization_stage() == 3 and engine.optimizer.reduce_scatter
     # 0.19.8 adds up what ranks that share a sequence have, but for this one way, in which it takes the mean of all.
     return world_size if by_reduce_scatter else world_size // engine.sequence_parallel_size
@@ -183,8 +190,11 @@ def _plain_norm(engine: Any) -> float | None:
     """The gradient's norm where DeepSpeed keeps none: at stage 0 with fp32 weights it clips but does not tell."""
     if engine.optimizer is not engine.basic_optimizer or not engine.is_gradient_accumulation_boundary():
         return None
-    grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(grads))
+    counts = _counts(engine)
+    counted = [p for p in engine.module.parameters() if counts or getattr(p, "tensor_model_parallel", False)]
+    norm = float(torch.nn.utils.get_total_norm([p.grad for p in counted if p.grad is not None]))
+    sharing = ranks_per_model(engine)
+    return norm if sharing == 1 else math.sqrt(gather(np.array([norm**2]))[:sharing].sum())
 
 
 def _scale_of_norm(engine: Any) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -37,6 +38,7 @@ from launcher.models.moe import choose_experts, follow_autocast, gather_routed_b
 from launcher.models.places import predict_only_places
 from launcher.models.routing import watch_routers
 from launcher.models.sequence_parallel import share_sequences
+from launcher.models.tensor_parallel import shard_of, share_matrices
 
 ATTENTION_TROUBLE = re.compile(r"attention.implementation|attn_implementation|(flash|flex).?attention", re.IGNORECASE)
 AUTO_CLASSES: dict[Head, Any] = {
@@ -83,11 +85,12 @@ def build_model(
             their losses.
     """
     stage = (ds_config or {}).get("zero_optimization", {}).get("stage", 0)
+    partitions = stage == 3 and model.tensor_parallel == 1  # AutoTP cuts whole matrices, and ZeRO what is left of them
     try:
         if model.continue_from is not None:
-            built = _load(config, model, head, seed, ds_config if stage == 3 else None)
+            built = _load(config, model, head, seed, ds_config if partitions else None)
         else:
-            with _empty_weights(ds_config if stage == 3 else None, device):
+            with _empty_weights(ds_config if partitions else None, device):
                 built = AUTO_CLASSES[head].from_config(config, dtype=torch.float32, attn_implementation=model.attention)
             built.tie_weights()
             draw_weights(built, seed, depth_scaled=model.initialisation == "depth_scaled")
@@ -135,6 +138,8 @@ def build_model(
     watch_routers(built, model)
     if model.sequence_parallel > 1:
         share_sequences(built, model, seq_len)
+    if model.tensor_parallel > 1:
+        share_matrices(built, model)
     built.train()
     return built
 
@@ -222,4 +227,5 @@ def parameters_per_token(model: PreTrainedModel, predicted_share: float = 1.0) -
 
 
 def _numel(parameter: Any) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
+    shard = shard_of(parameter)
+    return math.prod(shard.shape) if shard else int(getattr(parameter, "ds_numel", parameter.numel()))

@@ -47,7 +47,7 @@ def share_sequences(model: PreTrainedModel, record: ModelConfig, seq_len: int) -
         module.shares_sequences = True
     # transformers finds attention by this name, and looks at the name elsewhere: to be called, one must bear it.
     ALL_ATTENTION_FUNCTIONS[name] = attention
-    model.sequence_groups = groups
+    model.rank_groups = groups
 
 
 class _SharedAttention:

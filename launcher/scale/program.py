@@ -139,7 +139,8 @@ def _batch(sweep: Sweep, recipe: Recipe, size: int) -> int:
     batch = recipe.batch.global_batch
     if sweep.is_weak:
         batch = batch * size // sweep.sizes[0]
-    plan_batch(batch, recipe.batch.micro_batch, sweep.ranks(size))
+    sharing = recipe.model.sequence_parallel, recipe.model.tensor_parallel
+    plan_batch(batch, recipe.batch.micro_batch, sweep.ranks(size), *sharing)
     return batch
 
 

@@ -217,7 +217,7 @@ def live_logits(arguments: list[str]) -> Any:
 
     program = runpy.run_module("launcher.train", run_name="launcher_train")
     recipe, data, engine = begin(program, arguments)
-    plan = program["plan_batch"](recipe.batch.schedule, None, engine.world_size)
+    plan = recipe.cut_batch(engine.world_size)
     progress = program["Progress"](precision="fp32")
     program["keep_inputs"](recipe, {}, engine.global_rank)
     with StopSignals() as signals, Watch(recipe.guards, recipe.run_folder, engine.global_rank, signals) as watch:
@@ -259,7 +259,7 @@ def _steps(arguments: list[str]) -> Iterator[tuple[Any, Any]]:
 
     program = runpy.run_module("launcher.train", run_name="launcher_train")
     recipe, data, engine = begin(program, arguments)
-    plan = program["plan_batch"](recipe.batch.schedule, recipe.batch.micro_batch, engine.world_size)
+    plan = recipe.cut_batch(engine.world_size)
     batches = step_batches(data, plan, engine.global_rank, 0, recipe.train.num_steps)
     length = FixedLength(recipe.train.num_steps)
     with Guard(engine, recipe.guards, Health()) as guard:
@@ -291,9 +291,7 @@ def held(arguments: list[str]) -> tuple[list[int], dict[str, int], dict[str, int
 
     program = runpy.run_module("launcher.train", run_name="launcher_train")
     recipe, data, engine = begin(program, arguments)
-    plan = program["plan_batch"](
-        recipe.batch.schedule, recipe.batch.micro_batch, engine.world_size, recipe.model.sequence_parallel
-    )
+    plan = recipe.cut_batch(engine.world_size)
     amid, step = [], engine.step
 
     def watched() -> None:
@@ -316,7 +314,7 @@ def begin(program: dict[str, Any], arguments: list[str]) -> tuple[Any, Any, Any]
     options = program["parse"](arguments)
     recipe = program["load_recipe"](options.recipe, options.overrides).recipe
     place = program["find_place"](os.environ)
-    plan = program["plan_batch"](recipe.batch.schedule, recipe.batch.micro_batch, place.world_size)
+    plan = recipe.cut_batch(place.world_size)
     device = str(join_ranks(place, 1))
     data = program["open_data"](recipe)
     file = program["ds"].load_ds_config(options.ds_config)

@@ -1,0 +1,86 @@
+"""Columns of matrices that ranks shared, read as any later run wants them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from launcher.checkpoint import folder as layout
+from launcher.checkpoint.load import CheckpointReader
+from launcher.checkpoint.pieces import Columns, blocks_of
+from launcher.errors import CheckpointError
+
+ROWS, ALL = 5, 12
+WHOLE = torch.arange(ROWS * ALL, dtype=torch.float32).view(ROWS, ALL)
+
+
+def range_of(columns: Columns | None, start: int, numel: int) -> torch.Tensor:
+    part = WHOLE if columns is None else WHOLE[:, columns.first : columns.first + columns.width]
+    return part.reshape(-1)[start : start + numel].clone()
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 9), st.integers(1, 7))
+def test_a_range_of_columns_is_at_most_three_rectangles_that_hold_it_in_order(
+    start: int, numel: int, first: int, width: int
+) -> None:
+    blocks = list(blocks_of(start, numel, Columns(first, width)))
+    assert len(blocks) <= 3
+    places = [
+        (row, column)
+        for block in blocks
+        for row in range(block.first_row, block.first_row + block.num_rows)
+        for column in range(block.first_column, block.first_column + block.num_columns)
+    ]
+    assert places == [(value // width, first + value % width) for value in range(start, start + numel)]
+    assert [block.offset for block in blocks] == [
+        sum(block.num_rows * block.num_columns for block in blocks[:number]) for number in range(len(blocks))
+    ]
+
+
+@pytest.mark.parametrize("cut", [(12,), (6, 6), (4, 4, 4)], ids=str)
+@pytest.mark.parametrize("split", [60, 7, 13], ids="flat pieces of {}".format)
+def test_any_range_is_read_whoever_shared_the_matrix(cut: tuple[int, ...], split: int, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, cut, split)
+    with CheckpointReader(tmp_path) as reader:
+        assert torch.equal(reader.read_whole("w"), WHOLE)
+        for columns in (None, Columns(0, 6), Columns(6, 6), Columns(3, 3), Columns(8, 4)):
+            numel = ROWS * (ALL if columns is None else columns.width)
+            for start in range(0, numel, 3):
+                for wanted in (1, 4, 11, numel):
+                    length = min(wanted, numel - start)
+                    values = reader.read("w", "master", start, length, columns)
+                    assert torch.equal(values, range_of(columns, start, length)), (columns, start, length)
+
+
+def test_columns_that_are_not_there_are_told(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, (6, 6), 60, leave_out=1)
+    with CheckpointReader(tmp_path) as reader, pytest.raises(CheckpointError, match="30 of 60 values from 0 on"):
+        reader.read_whole("w")
+
+
+def write_checkpoint(folder: Path, cut: tuple[int, ...], split: int, leave_out: int = 0) -> None:
+    """A checkpoint of one matrix: as many groups of columns as there are numbers, each in ranges over ranks."""
+    pieces = []
+    for number, width in enumerate(cut):
+        columns = None if len(cut) == 1 else Columns(sum(cut[:number]), width)
+        for start in range(0, ROWS * width, split):
+            pieces.append((columns, start, min(split, ROWS * width - start)))
+    names = ["state.json"]
+    (folder / "state.json").write_text(json.dumps({"format_version": layout.FORMAT_VERSION, "step": 1}))
+    for rank, (columns, start, numel) in enumerate(pieces[: len(pieces) - leave_out]):
+        stem = f"rank-{rank:05d}"
+        entry = {"name": "w", "shape": [ROWS, ALL], "start": start, "numel": numel, "stored": "w"}
+        entry |= {} if columns is None else {"columns": columns}
+        index = {"format_version": layout.FORMAT_VERSION, "slices": [entry]}
+        (folder / f"{stem}.json").write_text(json.dumps(index))
+        save_file({"w|master": range_of(columns, start, numel)}, folder / f"{stem}.safetensors")
+        names += [f"{stem}.json", f"{stem}.safetensors"]
+    files = [{"name": name, "bytes": 0, "xxh3": ""} for name in names]
+    manifest = {"format_version": layout.FORMAT_VERSION, "step": 1, "files": files}
+    (folder / layout.MANIFEST).write_text(json.dumps(manifest))
