@@ -1,6 +1,8 @@
-"""Numbers as people read them, and random bits as a pure function of integers."""
+"""Numbers as people read them, bytes by what they are for, and random bits as a pure function of integers."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +33,25 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateBytes:
+    """What a rank's tensors take, by what they are for: counted (`engine.held`) or foreseen (`plan.memory`)."""
+
+    parameters: int
+    """Weights the model computes with."""
+    gradients: int
+    """That wait for the step."""
+    optimizer: int
+    """fp32 weights of mixed precision, of stages 1 to 3 always, and AdamW's two moments."""
+    buffers: int
+    """All else: the buckets of communication, what a model computes with and does not learn."""
+
+    @property
+    def total(self) -> int:
+        """Of all four."""
+        return self.parameters + self.gradients + self.optimizer + self.buffers
 
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from launcher.config.record import Record
 
-Origin = Literal["given", "derived", "default"]
+Origin = Literal["given", "derived", "default", "file"]
 Device = Literal["none", "cpu", "nvme"]
 LEAST_SIZE = 1_000_000
 """Values of a bucket or a group that are derived, at least."""
@@ -48,7 +48,7 @@ class Setting:
     value: Any
     origin: Origin
     why: str
-    """The reason of a derived or default value; who asked for a given one."""
+    """The reason of a derived or default value; who asked for a given one; which file another is of."""
     meaning: str
     memory: str
     """What it does to memory."""

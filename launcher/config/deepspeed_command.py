@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,17 @@ from launcher.config.deepspeed_keys import keys_of
 from launcher.errors import DsConfigError
 
 OFF = ("none", "cpu", "nvme")
+ELSEWHERE = {
+    "--activation-checkpointing": (
+        "transformers' models recompute activations by themselves: DeepSpeed's block is for models that call it",
+        "set model.activation_checkpointing in the recipe",
+    ),
+    "--checkpoint-engine": (
+        "checkpoints are the launcher's own, so that DeepSpeed's engines have nothing to write",
+        "see checkpoint in the recipe (pretrain recipe NAME --explain)",
+    ),
+}
+"""Choices that are not made here: why, and where they are."""
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -53,6 +65,8 @@ def add_options(command: argparse.ArgumentParser) -> None:
     own.add_argument("--micro-batch", type=_number, metavar="SAMPLES")
     own.add_argument("--grad-accum-steps", type=_number, metavar="PASSES")
     own.add_argument("--grad-clip", type=float, metavar="NORM")
+    for option, (_, where) in ELSEWHERE.items():
+        own.add_argument(option, nargs="?", const="", metavar="…", help=f"not here: {where}")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -61,6 +75,9 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         DsConfigError: The file or the choices cannot be.
     """
+    for option, (why, where) in ELSEWHERE.items():
+        if getattr(options, option[2:].replace("-", "_")) is not None:
+            raise DsConfigError(why, option, where)
     device_bytes = None if options.device_memory_gb is None else int(options.device_memory_gb * 1e9)
     given = {name: getattr(options, name) for name in DsChoices.model_fields if getattr(options, name) is not None}
     if options.check is not None:
@@ -75,21 +92,47 @@ def run(options: argparse.Namespace) -> None:
         base = _without_replaced(base, given)
         given = {**_chosen_before(base), **given}
     settings = build_ds_config(DsChoices.model_validate(given))
+    changed = settings
     if base:  # only what was asked for changes; the rest of the file is the user's
-        settings = [setting for setting in settings if setting.origin != "default"]
-    config = as_json(settings, base)
+        changed = [setting for setting in settings if setting.origin != "default"]
+    config = as_json(changed, base)
     known = {key: value for key, value in config.items() if key not in strange}
     warnings = check_ds_config(known, options.base or "the choices", device_bytes=device_bytes)
     warnings += [f"unknown key {key!r} of {options.base} is kept: DeepSpeed ignores it" for key in strange]
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
     if options.explain:
-        _explain(settings, as_object=options.json)
+        explained = _of_file(config, settings, base, options.base) if base else settings
+        _explain(explained, as_object=options.json)
     if options.out is not None:
         _write(config, options.out, overwrite=options.overwrite)
         print(f"written: {options.out}", file=sys.stderr)
     elif not options.explain:
         print(json.dumps(config, indent=2))
+
+
+def _of_file(config: dict[str, Any], settings: list[Setting], base: dict[str, Any], file: str) -> list[Setting]:
+    """Every key of a changed file: those the builder knows with their meaning, and where each value is from."""
+    known, before = {setting.key: setting for setting in settings}, dict(_leaves(base))
+    told = []
+    for key, value in _leaves(config):
+        setting = known.get(key)
+        if setting is None:
+            text = "no choice of the builder's: see DeepSpeed's documentation"
+            told.append(Setting(key=key, value=value, origin="file", why=file, meaning=text, memory="not known here"))
+        elif before.get(key) == value:
+            told.append(replace(setting, value=value, origin="file", why=file))
+        else:
+            told.append(setting)
+    return told
+
+
+def _leaves(block: dict[str, Any], outer: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in block.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{outer}{name}.")
+        else:
+            yield f"{outer}{name}", value
 
 
 def _without_replaced(base: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,8 @@ def examine(job: Job | None, env: Mapping[str, str]) -> list[Finding]:
 
 def _look(job: Job | None, env: Mapping[str, str]) -> Iterator[Finding]:
     yield from look_at_versions()
-    yield from look_at_devices(ask_driver(), torch_cuda())
+    devices = ask_driver()
+    yield from look_at_devices(devices, torch_cuda())
     yield from look_at_ops(env)
     yield from look_at_programs()
     yield from look_at_optional()
@@ -37,4 +38,5 @@ def _look(job: Job | None, env: Mapping[str, str]) -> Iterator[Finding]:
     if job is None:
         yield from look_at_hub(env)
     else:
-        yield from look_at_job(job, env)
+        smallest = min((device.memory_bytes for device in devices.devices), default=None)
+        yield from look_at_job(job, env, smallest)

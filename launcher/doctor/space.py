@@ -12,11 +12,12 @@ from typing import Any
 from launcher import units
 from launcher.cluster.host_memory import available_bytes
 from launcher.config.compiled_ops import check_ops, offload_devices
-from launcher.config.deepspeed import swap_folders
+from launcher.config.deepspeed import swap_folders, zero_stage
 from launcher.config.recipe import Recipe
 from launcher.doctor.findings import Finding, from_error
 from launcher.doctor.versions import OPTIONAL, installed
 from launcher.errors import MissingDependencyError
+from launcher.plan.memory import REDUCE_BUCKET, left_on_device, offloaded_bytes, state_bytes
 from launcher.plan.parameters import count_parameters
 from launcher.shards.manifest import Manifest
 
@@ -24,9 +25,6 @@ CHECKPOINT_BYTES = 12
 """Of a parameter in a checkpoint: its master weight and two moments in fp32. Source: checkpoint/save.py."""
 EXPORT_BYTES = 4
 """Of a parameter in the exported folder, at most."""
-OFFLOADED_BYTES = 16
-"""Of a parameter whose optimizer is offloaded, on the host or on NVMe: master, two moments, a gradient. Source:
-Rajbhandari et al. 2021 (ZeRO-Infinity, arXiv:2104.07857), section 3."""
 OPEN_FILES_BESIDES = 512
 """Of a rank beside its shards: libraries, sockets, logs (assumption)."""
 GPU_PACKAGES = {"flash_attention_2": "flash-attn", "flash_attention_3": "flash-attn-3"}
@@ -63,9 +61,21 @@ def look_at_packages(recipe: Recipe, ds_file: Mapping[str, Any]) -> Iterator[Fin
 
 
 def look_at_space(
-    recipe: Recipe, manifests: Mapping[str, Manifest], ds_file: Mapping[str, Any], world: World | None
+    recipe: Recipe,
+    manifests: Mapping[str, Manifest],
+    ds_file: Mapping[str, Any],
+    world: World | None,
+    device_bytes: int | None,
 ) -> Iterator[Finding]:
-    """Whether disk, memory and open files suffice."""
+    """Whether disk, memory and open files suffice.
+
+    Args:
+        recipe: Of the run.
+        manifests: Of its shards.
+        ds_file: The DeepSpeed JSON; empty where none was given.
+        world: How many ranks there will be.
+        device_bytes: Memory of the smallest accelerator of this machine; None where it has none.
+    """
     yield from _open_files(manifests)
     if not manifests:
         return
@@ -80,6 +90,8 @@ def look_at_space(
     yield Finding(name="model", state="ok", found=f"about {units.count(num_parameters)} parameters")
     yield _disk(recipe, num_parameters)
     device, _ = offload_devices(dict(ds_file))
+    if ds_file and world is not None:
+        yield _state(recipe, dict(ds_file), num_parameters, world, device_bytes)
     if device == "cpu" and world is not None:
         yield _host_memory(num_parameters, world)
     if world is not None:
@@ -106,9 +118,37 @@ def _disk(recipe: Recipe, num_parameters: int) -> Finding:
     return Finding(name="disk", state="wrong", found=told, fix=fix)
 
 
+def _state(
+    recipe: Recipe, ds_file: dict[str, Any], num_parameters: int, world: World, device_bytes: int | None
+) -> Finding:
+    """What a rank holds between passes, against its device, or its part of this machine where there is none."""
+    zero, sharing = ds_file.get("zero_optimization", {}), recipe.model.tensor_parallel
+    optimizer, parameters = (device != "none" for device in offload_devices(ds_file))
+    whole = state_bytes(
+        num_parameters // sharing,
+        stage=zero_stage(ds_file),
+        world_size=max(world.ranks // sharing, 1),
+        weight_bytes=2 if recipe.train.precision in ("bf16", "fp16") else 4,
+        reduce_bucket=int(zero.get("reduce_bucket_size", REDUCE_BUCKET)),
+        ranks_of_second_copy=int(zero.get("zero_hpz_partition_size", 1)),
+    )
+    held = left_on_device(whole, offloads_optimizer=optimizer, offloads_parameters=parameters)
+    room = device_bytes or memory().total_bytes // world.ranks_per_node
+    parts = ("parameters", "gradients", "optimizer", "buffers")
+    found = (
+        f"a rank holds {units.size(held.total)} ({', '.join(f'{p} {units.size(getattr(held, p))}' for p in parts)}), "
+        f"and activations besides; {'an accelerator' if device_bytes else 'its part of the memory'} here has "
+        f"{units.size(room)}"
+    )
+    if held.total < room:
+        return Finding(name="memory", state="ok", found=found)
+    fix = "a higher stage, offload or more ranks (--ds_config, --ranks); compute nodes may have more than this machine"
+    return Finding(name="memory", state="note", found=found, fix=fix)
+
+
 def _host_memory(num_parameters: int, world: World) -> Finding:
     """The optimizer's state is cut into as many parts as there are ranks; a node holds those of its own."""
-    needed = OFFLOADED_BYTES * num_parameters * world.ranks_per_node // world.ranks
+    needed = offloaded_bytes(num_parameters, world.ranks_per_node, world.ranks)
     there = memory().total_bytes
     told = f"the offloaded optimizer takes {units.size(needed)} of a node's; this machine has {units.size(there)}"
     if needed <= there:
@@ -119,7 +159,7 @@ def _host_memory(num_parameters: int, world: World) -> Finding:
 
 def _drive(folder: Path, num_parameters: int, world: World) -> Finding:
     """A drive that state is offloaded to; the run looks again on each of its nodes."""
-    needed = OFFLOADED_BYTES * num_parameters * world.ranks_per_node // world.ranks
+    needed = offloaded_bytes(num_parameters, world.ranks_per_node, world.ranks)
     if not folder.is_dir():
         told = f"there is no folder {folder} on this machine; on every node it takes {units.size(needed)}"
         fix = "pretrain ds-config --from FILE --nvme-path FOLDER --out FILE, unless the compute nodes have it"

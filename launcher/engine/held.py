@@ -7,32 +7,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HeldBytes:
-    """What a rank's tensors take; `launcher.plan.memory.StateBytes` is what they should."""
-
-    parameters: int
-    """Weights the model computes with."""
-    gradients: int
-    """Of this step."""
-    optimizer: int
-    """Weights of the optimizer's own, and moments."""
-    buffers: int
-    """All other tensors of this process."""
-
-    @property
-    def total(self) -> int:
-        """Of all four."""
-        return self.parameters + self.gradients + self.optimizer + self.buffers
+from launcher.units import StateBytes
 
 
-def held_bytes(engine: Any) -> HeldBytes:
+def held_bytes(engine: Any) -> StateBytes:
     """Bytes of the storages this process holds now; those of a storage that several tensors see count once.
 
     Args:
@@ -45,7 +27,7 @@ def held_bytes(engine: Any) -> HeldBytes:
     gradients = _bytes_of(_gradients(engine, optimizer), seen)
     state = _bytes_of(_optimizer_state(engine, optimizer), seen)
     buffers = _bytes_of((thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor)), seen)
-    return HeldBytes(parameters=parameters, gradients=gradients, optimizer=state, buffers=buffers)
+    return StateBytes(parameters=parameters, gradients=gradients, optimizer=state, buffers=buffers)
 
 
 def _weights(module: Any) -> Iterator[torch.Tensor]:

@@ -5,29 +5,16 @@ Activations are not in it: `batch.micro_batch: auto` measures them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import replace
+
+from launcher.units import StateBytes
 
 REDUCE_BUCKET = 500_000_000
 """Values of a bucket where the configuration names none. Source: DeepSpeed 0.19.8, zero/config.py."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StateBytes:
-    """What a rank's tensors take when a backward pass is done and the optimizer has not stepped yet."""
-
-    parameters: int
-    """Weights the model computes with."""
-    gradients: int
-    """That wait for the step."""
-    optimizer: int
-    """fp32 weights of mixed precision, of stages 1 to 3 always, and AdamW's two moments."""
-    buffers: int
-    """All else: the buckets of communication, what a model computes with and does not learn."""
-
-    @property
-    def total(self) -> int:
-        """Of all four."""
-        return self.parameters + self.gradients + self.optimizer + self.buffers
+OFFLOADED_BYTES = 16
+"""Of a parameter whose optimizer is offloaded, on the host or on NVMe: master, two moments, a gradient. Source:
+Rajbhandari et al. 2021 (ZeRO-Infinity, arXiv:2104.07857), section 3."""
 
 
 def state_bytes(
@@ -38,6 +25,7 @@ def state_bytes(
     weight_bytes: int = 4,
     persistent_parameters: int = 0,
     reduce_bucket: int = REDUCE_BUCKET,
+    ranks_of_second_copy: int = 1,
 ) -> StateBytes:
     """What AdamW and ZeRO hold on each of `world_size` ranks.
 
@@ -50,6 +38,7 @@ def state_bytes(
             keeps whole.
         reduce_bucket: `reduce_bucket_size`; of stage 3, which keeps one bucket for good (the others give theirs back
             before the optimizer steps).
+        ranks_of_second_copy: `zero_hpz_partition_size`: ranks that hold all weights once more together; 1 for none.
 
     Source: Rajbhandari et al. 2020 (ZeRO), section 3.1; measured: `python -m benchmarks.memory`. DeepSpeed keeps fp32
         weights of its own from stage 1 on even where the model's are fp32 already: 4/N bytes more than the paper's.
@@ -58,9 +47,22 @@ def state_bytes(
     if stage == 0:
         state = (8 if weight_bytes == 4 else 12) * num_parameters
         return StateBytes(parameters=weights, gradients=weights, optimizer=state, buffers=0)
+    again = num_parameters / ranks_of_second_copy if ranks_of_second_copy > 1 else 0
     return StateBytes(
-        parameters=weights if stage < 3 else round(weight_bytes * (share + persistent_parameters)),
+        parameters=weights if stage < 3 else round(weight_bytes * (share + again + persistent_parameters)),
         gradients=round(weight_bytes * share),
         optimizer=round(12 * share),
         buffers=weight_bytes * reduce_bucket if stage == 3 else 0,
     )
+
+
+def left_on_device(state: StateBytes, *, offloads_optimizer: bool, offloads_parameters: bool) -> StateBytes:
+    """What of a rank's state stays on its device where the rest is offloaded: gradients go with the optimizer."""
+    if offloads_optimizer:
+        state = replace(state, gradients=0, optimizer=0)
+    return replace(state, parameters=0) if offloads_parameters else state
+
+
+def offloaded_bytes(num_parameters: int, num_ranks: int, world_size: int) -> int:
+    """What an offloaded optimizer takes for `num_ranks` ranks of a node, of `world_size` that share it."""
+    return OFFLOADED_BYTES * num_parameters * num_ranks // world_size

@@ -129,6 +129,29 @@ def test_the_command_builds_explains_and_writes(tmp_path: Path, capsys: pytest.C
     assert {"key", "value", "origin", "why", "meaning", "memory"} == settings[0].keys()
 
 
+def test_every_key_of_a_changed_file_is_explained_with_where_it_is_from(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["ds-config", "--from", "zero3", "--offload-optimizer", "cpu", "--explain", "--json"]) == 0
+    settings = json.loads(capsys.readouterr().out)["settings"]
+    origins = {setting["key"].removeprefix("zero_optimization."): setting["origin"] for setting in settings}
+    assert (origins["stage"], origins["overlap_comm"]) == ("file", "file")
+    assert origins["offload_optimizer.device"] == "given"
+    assert len(settings) == len(load_ds_config("zero3")["zero_optimization"]) + 1
+
+
+@pytest.mark.parametrize(
+    ("option", "where"),
+    [
+        (["--activation-checkpointing"], "set model.activation_checkpointing in the recipe"),
+        (["--checkpoint-engine", "fast"], "see checkpoint in the recipe"),
+    ],
+)
+def test_a_choice_that_is_the_recipes_says_where_it_is_made(
+    option: list[str], where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["ds-config", "--stage", "3", *option]) == 2
+    assert where in capsys.readouterr().err
+
+
 def test_a_changed_file_keeps_the_rest_and_what_is_unknown_with_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

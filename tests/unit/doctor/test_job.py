@@ -94,6 +94,14 @@ def test_a_disk_or_a_limit_that_is_too_small_is_told(
     assert (found["open files"].state, "hard limit" in found["open files"].fix) == ("wrong", True)
 
 
+def test_what_a_rank_holds_is_held_against_its_device(tmp_path: Path, shards: Path) -> None:
+    tree = tiny.recipe_tree("mlm", shards, tmp_path / "runs")
+    job = Job(recipe=str(tiny.write_recipe(tmp_path / "r.yaml", tree)), ds_config="zero0", ranks=2)
+    for device_bytes, state in ((1 << 30, "ok"), (1000, "note")):
+        found = {finding.name: finding for finding in look_at_job(job, {}, device_bytes)}["memory"]
+        assert (found.state, "and activations besides; an accelerator here has" in found.found) == (state, True)
+
+
 def test_offload_is_held_against_memory_and_compilers(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launcher.plan.memory import state_bytes
+from launcher.plan.memory import left_on_device, state_bytes
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,15 @@ def test_a_stage_shares_what_it_says(stage: int, weight_bytes: int, bytes_per_pa
 def test_stage_3_keeps_small_parameters_whole_and_a_bucket() -> None:
     held = state_bytes(1000, stage=3, world_size=10, weight_bytes=2, persistent_parameters=50, reduce_bucket=300)
     assert (held.parameters, held.gradients, held.optimizer, held.buffers) == (300, 200, 1200, 600)
+
+
+def test_weights_held_once_more_in_a_node_are_counted() -> None:
+    held = state_bytes(1600, stage=3, world_size=16, weight_bytes=2, reduce_bucket=0, ranks_of_second_copy=8)
+    assert held.parameters == 2 * (1600 / 16 + 1600 / 8)
+
+
+def test_what_is_offloaded_is_not_on_the_device() -> None:
+    whole = state_bytes(1000, stage=3, world_size=2, reduce_bucket=10)
+    held = left_on_device(whole, offloads_optimizer=True, offloads_parameters=False)
+    assert held.total == whole.parameters + whole.buffers
+    assert left_on_device(whole, offloads_optimizer=True, offloads_parameters=True).total == whole.buffers
