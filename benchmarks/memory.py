@@ -56,6 +56,10 @@ class Memory:
     """Of state and configured buffers; 0 where there is no formula."""
     optimizer_between_mib: float
     """Of the optimizer, in memory between two steps."""
+    tensors_peak_mib: float
+    """The most that tensors took inside of a step."""
+    groups: int
+    """In which the optimizer of a rank steps, one after another."""
     rss_between_mib: float
     rss_peak_mib: float
     """Inside a step, over what the process had before the model was built."""
@@ -69,7 +73,8 @@ class Memory:
         return (
             f"{self.name}: tensors {self.total_mib:.0f} MiB{beside}: parameters"
             f" {self.parameters_mib:.0f}, gradients {self.gradients_mib:.0f}, optimizer {self.optimizer_mib:.0f}"
-            f" ({self.optimizer_between_mib:.0f} between steps), buffers {self.buffers_mib:.0f};"
+            f" ({self.optimizer_between_mib:.0f} between steps, {self.groups} groups), buffers {self.buffers_mib:.0f};"
+            f" at most {self.tensors_peak_mib:.0f} inside a step;"
             f" RSS {self.rss_between_mib:.0f}, peak inside a step {self.rss_peak_mib:.0f}"
         )
 
@@ -217,8 +222,9 @@ class Ranks:
         if self.file is None:
             return
         told, memory = self.told[0], self.ask("memory")[0]
-        mib = {key: value / 2**20 for key, value in memory.items()}
-        yield Memory(name=self.name, **{f"{key}_mib": value for key, value in mib.items()})
+        groups = memory.pop("groups")
+        mib = {f"{key}_mib": value / 2**20 for key, value in memory.items()}
+        yield Memory(name=self.name, groups=groups, **mib)
         if "build_peak" in told:
             sizes = (told[key] / 2**20 for key in ("build_peak", "partition", "largest_layer"))
             yield Build(self.name, *sizes)

@@ -118,13 +118,17 @@ class Engine:
         self.steps(1)
         self.engine.step = step
         between = held_bytes(self.engine)
+        rss_between, rss_peak = host_memory.resident_bytes(), host_memory.peak_resident_bytes()
+        inside = between.total + peak_bytes(lambda: self.steps(1))
         return {
             **dataclasses.asdict(held[0]),
             "total": held[0].total,
             "formula": self.formula(),
             "optimizer_between": between.optimizer,
-            "rss_between": host_memory.resident_bytes() - self.before,
-            "rss_peak": host_memory.peak_resident_bytes() - self.before,
+            "tensors_peak": inside,
+            "groups": len(steps_of(self.engine)),
+            "rss_between": rss_between - self.before,
+            "rss_peak": rss_peak - self.before,
         }
 
     def formula(self) -> int:
@@ -142,6 +146,12 @@ class Engine:
             persistent_parameters=sum(size for size in sizes if size < threshold),
             reduce_bucket=int(zero.get("reduce_bucket_size", REDUCE_BUCKET)),
         ).total
+
+
+def steps_of(engine: Any) -> list[Any]:
+    """What the optimizer steps one after another."""
+    groups = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)  # of stage 3, where `sub_group_size` cuts
+    return list(engine.basic_optimizer.param_groups if groups is None else groups)
 
 
 def peak_bytes(act: Callable[[], None]) -> int:

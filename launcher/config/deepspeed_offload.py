@@ -8,10 +8,11 @@ from launcher.config.deepspeed_check import ADAM_BUFFERS
 from launcher.config.deepspeed_choices import LEAST_SIZE, DsChoices, Origin, Setting
 from launcher.config.deepspeed_keys import keys_of
 
-SUB_GROUPS = 16
-"""Groups in which an offloaded optimizer steps, so that copying and computing overlap and no step holds all."""
-NVME_GROUP = 5_000_000
-"""Values of a group on NVMe where the model's size is not known: files of 20 MB, of which a step holds four."""
+SUB_GROUPS = 32
+"""Groups in which an offloaded optimizer would step if they could end anywhere: copying and computing overlap, and
+no step holds all. DeepSpeed ends one behind the parameter that fills it: of 100M parameters 16 or more are left."""
+NVME_GROUP = 1_500_000
+"""Values of a group on NVMe where the model's size is not known: files of 6 MB, of which a step holds four."""
 MEANINGS = {
     ("offload_optimizer", "cpu"): (
         "the optimizer's state and step are the host's",
@@ -122,7 +123,8 @@ def _nvme_block(choices: DsChoices, block: str) -> Iterator[Setting]:
 def _sub_group(choices: DsChoices) -> Iterator[Setting]:
     size, origin, why = _sub_group_size(choices)
     if size is not None:
-        held = "four copies of the largest group" if choices.offload_optimizer == "nvme" else "the copies of one group"
+        on_nvme = choices.offload_optimizer == "nvme"
+        held = "four copies of the largest group (no parameter is cut)" if on_nvme else "the copies of one group"
         yield Setting(
             key="zero_optimization.sub_group_size",
             value=size,
@@ -141,7 +143,8 @@ def _sub_group_size(choices: DsChoices) -> tuple[int | None, Origin, str]:
     if choices.num_parameters is not None:
         ranks = choices.num_ranks or 1
         size = max(choices.num_parameters // ranks // SUB_GROUPS, LEAST_SIZE)
-        return size, "derived", f"{SUB_GROUPS} groups of {choices.num_parameters} parameters on {ranks} ranks"
+        why = f"1/{SUB_GROUPS} of {choices.num_parameters} parameters on {ranks} ranks; a group ends with a parameter"
+        return size, "derived", why
     if choices.offload_optimizer == "nvme":
         return NVME_GROUP, "derived", "DeepSpeed's 1000000000 makes one group of most models, and holds all in memory"
     return None, "default", ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -84,15 +85,41 @@ def test_sizes_follow_from_the_model_unless_given() -> None:
     assert value_of({"stage": 2, "num_parameters": 160_000_000}, ".reduce_bucket_size") == 10_000_000
     assert value_of({"stage": 2, "num_parameters": 160_000_000, "bucket_size": 7}, ".reduce_bucket_size") == 7
     groups = {"stage": 3, "offload_optimizer": "cpu", "num_parameters": 110_000_000}
-    assert 110_000_000 // value_of(groups, ".sub_group_size") >= SUB_GROUPS
+    assert value_of(groups, ".sub_group_size") == 110_000_000 // SUB_GROUPS
 
 
-def test_a_rank_has_enough_groups_on_nvme_whether_the_models_size_is_known_or_not() -> None:
+def gpt2() -> list[int]:
+    """Sizes of the parameters of GPT-2 (124M): a third of them in one."""
+    width = 768
+    layer = [3 * width**2, width**2, 4 * width**2, 4 * width**2]
+    return [50257 * width, 1024 * width, *(layer * 12)]
+
+
+def llama() -> list[int]:
+    """Sizes of the parameters of a Llama of 107M."""
+    width = 768
+    layer = [width**2] * 4 + [4 * width**2] * 3
+    return [8192 * width, *(layer * 10), 8192 * width]
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("sizes", [gpt2(), llama()], ids=["gpt2", "llama"])
+@pytest.mark.parametrize("is_known", [False, True], ids=["of any model", "of this size"])
+def test_deepspeed_cuts_at_least_sixteen_groups_of_a_hundred_million_parameters(
+    is_known: bool, sizes: list[int], ranks: int
+) -> None:
+    from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+
     nvme = {"stage": 3, "offload_optimizer": "nvme", "nvme_path": "/nvme"}
-    assert 100_000_000 // value_of(nvme, ".sub_group_size") >= SUB_GROUPS
-    shared = {**nvme, "num_parameters": 7_000_000_000, "num_ranks": 8}
-    assert 7_000_000_000 // 8 // value_of(shared, ".sub_group_size") >= SUB_GROUPS
-    assert value_of({**nvme, "num_parameters": 1000}, ".sub_group_size") * 4 >= LEAST_SWAPPED, "nothing would reach it"
+    numbers = {"num_parameters": sum(sizes), "num_ranks": ranks} if is_known else {}
+    optimizer = SimpleNamespace(sub_group_size=value_of({**nvme, **numbers}, ".sub_group_size"))
+    parameters = [SimpleNamespace(partition_numel=lambda size=size: size // ranks) for size in sizes]
+    assert len(DeepSpeedZeroOptimizer_Stage3._create_fp16_sub_groups(optimizer, parameters)) >= 16
+
+
+def test_groups_on_nvme_are_large_enough_to_reach_it() -> None:
+    nvme = {"stage": 3, "offload_optimizer": "nvme", "nvme_path": "/nvme"}
+    assert value_of({**nvme, "num_parameters": 1000}, ".sub_group_size") * 4 >= LEAST_SWAPPED
     assert value_of({**nvme, "offload_param": "nvme", "num_parameters": 3000}, ".offload_param.buffer_size") == 3000
 
 
@@ -120,7 +147,7 @@ def test_the_command_builds_explains_and_writes(tmp_path: Path, capsys: pytest.C
     assert cli.main([*words, "--out", str(out)]) == 0
     told = capsys.readouterr().out
     assert 'zero_optimization.offload_optimizer.device = "cpu"' in told
-    assert "origin   derived: 16 groups of 7000000000 parameters" in told
+    assert "origin   derived: 1/32 of 7000000000 parameters on 1 ranks" in told
     assert load_ds_config(str(out))["zero_optimization"]["stage"] == 3
     assert cli.main([*words, "--out", str(out)]) == 2
     assert "the file is there already" in capsys.readouterr().err
