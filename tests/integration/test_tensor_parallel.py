@@ -7,12 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import jobs
-import numpy as np
 import pytest
-from ranks import run_ranks
-from sharing import DECODERS, SIZE, assert_alike, steps, write
+from sharing import DECODERS, SIZE, assert_a_run_moves, assert_gpus_share, assert_losses_are_alike, write
 
-from launcher import cli, tracing
 from launcher.config.deepspeed import load_ds_config, resolve_ds_config
 from launcher.config.loading import load_recipe
 from launcher.config.model import ModelConfig
@@ -37,30 +34,11 @@ RECOMPUTED = {"activation_checkpointing": True, "chunked_loss": "on"}
 def test_losses_equal_those_of_ranks_with_a_model_of_their_own(
     family: str, stage: int, ranks: int, group: int, changes: dict[str, Any], shards: Path, tmp_path: Path
 ) -> None:
-    whole = write(shards, tmp_path, "whole", family, **changes)
-    assert run_ranks(jobs.train, 1, ["--ds_config", "zero0", "--recipe", str(whole)]) == [0]
-    shared = write(shards, tmp_path, "shared", family, **changes)
-    arguments = ["--ds_config", f"zero{stage}", "--recipe", str(shared), f"model.tensor_parallel={group}"]
-    assert run_ranks(jobs.train, ranks, arguments) == [0] * ranks
-    assert_alike(tmp_path / "whole", tmp_path / "shared")
+    assert_losses_are_alike("model.tensor_parallel", family, stage, ranks, group, changes, shards, tmp_path)
 
 
 def test_a_run_goes_on_with_other_groups_is_exported_and_traced(shards: Path, tmp_path: Path) -> None:
-    whole = write(shards, tmp_path, "whole", "llama", 8)
-    assert run_ranks(jobs.train, 1, ["--ds_config", "zero1", "--recipe", str(whole)]) == [0]
-    for num_steps, stage, ranks, group in ((2, 1, 2, 2), (4, 2, 2, 1), (6, 3, 4, 2), (8, 0, 2, 2)):
-        shared = write(shards, tmp_path, "shared", "llama", num_steps)
-        arguments = ["--ds_config", f"zero{stage}", "--recipe", str(shared), f"model.tensor_parallel={group}"]
-        assert run_ranks(jobs.train, ranks, arguments) == [0] * ranks
-    one, other = steps(tmp_path / "whole"), steps(tmp_path / "shared")
-    assert max(abs(a["loss"] - b["loss"]) for a, b in zip(one, other, strict=True)) < 1e-5
-    assert tracing.trace_step(tmp_path / "shared", 8)[1].startswith("the digest is the run's")
-    inputs = {"input_ids": np.arange(5, 29).reshape(1, 24)}
-    logits = []
-    for name in ("whole", "shared"):
-        assert cli.main(["export", str(tmp_path / name), "--out", str(tmp_path / f"{name}-out")]) == 0
-        logits += run_ranks(jobs.exported_logits, 1, str(tmp_path / f"{name}-out"), "causal", inputs)
-    np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=1e-4)
+    assert_a_run_moves("model.tensor_parallel", [(1, 2, 2), (2, 2, 1), (3, 4, 2), (0, 2, 2)], shards, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -117,11 +95,4 @@ def test_matrices_are_shared_on_gpus(shards: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.device_count() < 2:
         pytest.skip("a group of ranks needs a GPU for each")
-    changes = {"train__precision": "bf16", "data__packing": "bestfit"}
-    whole = write(shards, tmp_path, "whole", "llama", **changes)
-    assert run_ranks(jobs.train, 1, ["--ds_config", "zero1", "--recipe", str(whole)]) == [0]
-    shared = write(shards, tmp_path, "shared", "llama", **changes)
-    arguments = ["--ds_config", "zero1", "--recipe", str(shared), "model.tensor_parallel=2"]
-    assert run_ranks(jobs.train, 2, arguments) == [0, 0]
-    pairs = list(zip(steps(tmp_path / "whole"), steps(tmp_path / "shared"), strict=True))
-    assert max(abs(a["loss"] - b["loss"]) for a, b in pairs) < 0.03  # bf16 has eight bits
+    assert_gpus_share("model.tensor_parallel", 1, shards, tmp_path)

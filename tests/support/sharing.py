@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import jobs
+import numpy as np
 import tiny
+from ranks import run_ranks
 
+from launcher import cli, tracing
 from launcher.engine.metrics import read_metrics
 
 SIZE = {
@@ -53,3 +57,53 @@ def assert_alike(one: Path, other: Path) -> None:
     for a, b in zip(validations(one), validations(other), strict=True):
         assert abs(a["loss"] - b["loss"]) < 1e-5
         assert (a["num_targets"], round(a["accuracy"], 9)) == (b["num_targets"], round(b["accuracy"], 9))
+
+
+def assert_losses_are_alike(
+    field: str, family: str, stage: int, ranks: int, group: int, changes: dict[str, Any], shards: Path, folder: Path
+) -> None:
+    """A run whose ranks share by `field` in groups takes the steps of one rank by itself."""
+    whole = write(shards, folder, "whole", family, **changes)
+    assert run_ranks(jobs.train, 1, ["--ds_config", "zero0", "--recipe", str(whole)]) == [0]
+    shared = write(shards, folder, "shared", family, **changes)
+    arguments = ["--ds_config", f"zero{stage}", "--recipe", str(shared), f"{field}={group}"]
+    assert run_ranks(jobs.train, ranks, arguments) == [0] * ranks
+    assert_alike(folder / "whole", folder / "shared")
+
+
+def assert_a_run_moves(field: str, lives: list[tuple[int, int, int]], shards: Path, folder: Path) -> None:
+    """A run that goes on in other groups is one that was not interrupted, and is exported and traced as that is.
+
+    Args:
+        field: By which ranks share.
+        lives: Stage, ranks, and ranks of a group, of two steps each.
+        shards: To train on.
+        folder: For both runs.
+    """
+    whole = write(shards, folder, "whole", "llama", 2 * len(lives))
+    assert run_ranks(jobs.train, 1, ["--ds_config", "zero1", "--recipe", str(whole)]) == [0]
+    for number, (stage, ranks, group) in enumerate(lives, start=1):
+        shared = write(shards, folder, "shared", "llama", 2 * number)
+        arguments = ["--ds_config", f"zero{stage}", "--recipe", str(shared), f"{field}={group}"]
+        assert run_ranks(jobs.train, ranks, arguments) == [0] * ranks
+    one, other = steps(folder / "whole"), steps(folder / "shared")
+    assert max(abs(a["loss"] - b["loss"]) for a, b in zip(one, other, strict=True)) < 1e-5
+    assert tracing.trace_step(folder / "shared", 2 * len(lives))[1].startswith("the digest is the run's")
+    inputs = {"input_ids": np.arange(5, 29).reshape(1, 24)}
+    logits = []
+    for name in ("whole", "shared"):
+        assert cli.main(["export", str(folder / name), "--out", str(folder / f"{name}-out")]) == 0
+        logits += run_ranks(jobs.exported_logits, 1, str(folder / f"{name}-out"), "causal", inputs)
+    np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=1e-4)
+
+
+def assert_gpus_share(field: str, stage: int, shards: Path, folder: Path) -> None:
+    """On two GPUs, in bf16, which has eight bits."""
+    changes = {"train__precision": "bf16", "data__packing": "bestfit"}
+    whole = write(shards, folder, "whole", "llama", **changes)
+    assert run_ranks(jobs.train, 1, ["--ds_config", "zero1", "--recipe", str(whole)]) == [0]
+    shared = write(shards, folder, "shared", "llama", **changes)
+    arguments = ["--ds_config", f"zero{stage}", "--recipe", str(shared), f"{field}=2"]
+    assert run_ranks(jobs.train, 2, arguments) == [0, 0]
+    pairs = list(zip(steps(folder / "whole"), steps(folder / "shared"), strict=True))
+    assert max(abs(a["loss"] - b["loss"]) for a, b in pairs) < 0.03
