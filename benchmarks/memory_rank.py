@@ -21,6 +21,7 @@ from launcher.cluster.signals import StopRequest
 from launcher.config import deepspeed as ds
 from launcher.config.batch import plan_batch
 from launcher.config.loading import check_recipe
+from launcher.engine.compiled_ops import load_op
 from launcher.engine.guards import Guard
 from launcher.engine.held import held_bytes
 from launcher.engine.length import FixedLength
@@ -77,7 +78,9 @@ class Engine:
         self.recipe, self.options = recipe_of(options), options
         plan = plan_batch(options.micro_batch * options.ranks, options.micro_batch, options.ranks)
         self.config = ds.resolve_ds_config(file, self.recipe, plan, options.precision)
-        prepare_swap_files(self.config, find_place(os.environ))
+        if ds.swap_folders(self.config):
+            prepare_swap_files(self.config, find_place(os.environ))
+            load_op("async_io")
         stage = ds.zero_stage(file)
         built: list[Any] = []
 
