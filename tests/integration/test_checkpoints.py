@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import time
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,15 @@ def damage(file: Path, how: str) -> None:
         file.unlink()
 
 
+@pytest.fixture(scope="module")
+def four_steps(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The runs' folder of two ranks that took four steps at stage 3."""
+    runs = tmp_path_factory.mktemp("four-steps")
+    changes = {"checkpoint__every_steps": 2, "schedule__kind": "constant"}
+    assert run_ranks(jobs.train, 2, [*words(shards, runs, 3, **changes), "train.num_steps=4"]) == [0, 0]
+    return runs
+
+
 @pytest.mark.parametrize(
     ("name", "how", "told"),
     [
@@ -56,10 +65,10 @@ def damage(file: Path, how: str) -> None:
     ],
 )
 def test_a_run_goes_on_from_the_newest_sound_checkpoint_and_says_what_it_skipped(
-    name: str, how: str, told: str, shards: Path, tmp_path: Path
+    name: str, how: str, told: str, four_steps: Path, shards: Path, tmp_path: Path
 ) -> None:
+    shutil.copytree(four_steps, tmp_path, dirs_exist_ok=True)
     arguments = words(shards, tmp_path, 3, checkpoint__every_steps=2, schedule__kind="constant")
-    assert run_ranks(jobs.train, 2, [*arguments, "train.num_steps=4"]) == [0, 0]
     before = step_lines(tmp_path / "tiny")
     checkpoints = tmp_path / "tiny" / "checkpoints"
     assert (checkpoints / "latest").read_text() == "step-00000004\n"
@@ -129,9 +138,8 @@ def test_a_run_whose_last_save_fails_asks_to_be_started_again(asynchronous: bool
 
 
 def test_a_save_is_tried_again_until_the_file_system_is_back(shards: Path, tmp_path: Path) -> None:
-    arguments = words(shards, tmp_path, 2, train__num_steps=2, checkpoint__retry_s=90)
-    until = time.monotonic() + 20
-    assert run_ranks(jobs.train_with_writes_refused, 2, arguments, until, "rank-00001.safetensors") == [0, 0]
+    arguments = words(shards, tmp_path, 2, train__num_steps=2, checkpoint__retry_s=0.6)
+    assert run_ranks(jobs.train_with_writes_refused, 2, arguments, 3, "rank-00001.safetensors") == [0, 0]
     assert complete_steps(tmp_path / "tiny" / "checkpoints") == [2]
 
 

@@ -15,13 +15,13 @@ from forked_lives import ForkedLife
 from launcher.cli import main
 from launcher.drill.bench import Bench
 from launcher.drill.drills import DRILLS
-from launcher.drill.life import Life
+from launcher.drill.life import CommandLife, Life
 
 ROOT = Path(__file__).resolve().parents[2]
 NEED_A_LAUNCHER = ("kill-launcher", "kill-node-launcher", "sigterm", "clock-jump")
 HELD = {  # with the ZeRO stage; what the tests beside this file show as well, or is alike but for the place, is slow
     "stop-rank": "zero2",
-    "kill-in-save-rename": "zero3",
+    "kill-in-save-rename": "zero2",
     "fill-disk": "zero2",
     "flip-checkpoint": "zero2",
     "cut-shard": "zero2",
@@ -47,11 +47,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("drills")
 
 
-def hold(name: str, folder: Path, config: str, times: int = 1, seed: int = 0) -> str:
-    lives: list[ForkedLife] = []
+def hold(name: str, folder: Path, config: str, times: int = 1, seed: int = 0, by_command: bool = False) -> str:
+    """A drill on forked ranks; `by_command`: the life that is disturbed is started by `deepspeed`."""
+    lives: list[ForkedLife | CommandLife] = []
 
     def start(words: Sequence[str], env: Mapping[str, str], out: Path) -> Life:
-        lives.append(ForkedLife(words, env, out, 2))
+        kind = CommandLife if by_command and out.name == "first" else ForkedLife
+        lives.append(kind(words, env, out, 2))
         return lives[-1]
 
     try:
@@ -90,12 +92,15 @@ def test_a_rank_killed_at_random_moments_fifty_times_loses_nothing(config: str, 
         assert hold("kill-rank", folder, config, times=5, seed=seed)
 
 
-@pytest.mark.parametrize(
-    "name", ["kill-launcher", *(pytest.param(name, marks=pytest.mark.slow) for name in NEED_A_LAUNCHER[1:])]
-)
+def test_ranks_whose_launcher_is_killed_lose_nothing(folder: Path) -> None:
+    assert hold("kill-launcher", folder, "zero2", by_command=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NEED_A_LAUNCHER)
 def test_a_drill_holds_with_the_command_itself(name: str, folder: Path) -> None:
     skip_unless_possible(name)
-    words = [sys.executable, "-m", "launcher.cli", "drill", name, "--json", "--out", str(folder / "command")]
+    words = [sys.executable, "-m", "launcher.cli", "drill", name, "--json", "--out", str(folder)]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     outcome = json.loads(done.stdout)
     assert (done.returncode, outcome["outcome"]) == (0, "holds"), outcome["told"]

@@ -26,9 +26,9 @@ def step_lines(run: Path) -> list[tuple[int, float, float | None, str]]:
 @pytest.mark.parametrize(
     ("stage", "ranks", "killed_after", "precision"),
     [
-        (0, 1, 4, "fp32"),
+        pytest.param(0, 1, 4, "fp32", marks=pytest.mark.slow),
         (0, 2, 5, "bf16"),
-        (1, 2, 7, "fp32"),
+        pytest.param(1, 2, 7, "fp32", marks=pytest.mark.slow),  # as stage 2, but for the gradients
         (1, 2, 8, "bf16"),
         (2, 1, 3, "bf16_autocast"),
         (2, 2, 1, "fp32"),  # before the first checkpoint: from the beginning
@@ -92,7 +92,9 @@ def test_an_offloaded_optimizer_goes_on_and_agrees_with_one_that_is_not(
     assert max(abs(a[1] - b[1]) for a, b in pairs) < 1e-5
 
 
-def test_a_complete_run_is_not_trained_again(shards: Path, tmp_path: Path) -> None:
+def test_a_complete_run_is_not_trained_again_nor_with_another_recipe_and_goes_on_to_more_steps(
+    shards: Path, tmp_path: Path
+) -> None:
     path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("mlm", shards, tmp_path, train__num_steps=2))
     arguments = ["--ds_config", "zero1", "--recipe", str(path)]
     run_ranks(jobs.train, 1, arguments)
@@ -100,19 +102,10 @@ def test_a_complete_run_is_not_trained_again(shards: Path, tmp_path: Path) -> No
     assert run_ranks(jobs.train, 1, arguments) == [0]
     assert (tmp_path / "tiny" / "metrics.jsonl").read_bytes() == before
 
-
-def test_more_steps_go_on_from_the_end(shards: Path, tmp_path: Path) -> None:
-    path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("mlm", shards, tmp_path, train__num_steps=2))
-    arguments = ["--ds_config", "zero1", "--recipe", str(path)]
-    run_ranks(jobs.train, 1, arguments)
-    run_ranks(jobs.train, 1, [*arguments, "train.num_steps=4"])
-    assert [line[0] for line in step_lines(tmp_path / "tiny")] == [1, 2, 3, 4]
-
-
-def test_another_recipe_under_the_same_name_is_refused(shards: Path, tmp_path: Path) -> None:
-    path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("mlm", shards, tmp_path, train__num_steps=2))
-    arguments = ["--ds_config", "zero1", "--recipe", str(path)]
-    run_ranks(jobs.train, 1, arguments)
     ((code, told),) = run_ranks(jobs.train_and_tell, 1, [*arguments, "optim.lr=0.1"])
     assert code == 2
     assert "CheckpointError: the run was started with another recipe: optim.lr: 0.003 → 0.1" in told
+    assert (tmp_path / "tiny" / "metrics.jsonl").read_bytes() == before
+
+    assert run_ranks(jobs.train, 1, [*arguments, "train.num_steps=4"]) == [0]
+    assert [line[0] for line in step_lines(tmp_path / "tiny")] == [1, 2, 3, 4]

@@ -15,6 +15,9 @@ from launcher.checkpoint.folder import complete_steps
 from launcher.engine.completion import completed_step
 from launcher.engine.records import read_metrics
 
+STEPS = 150
+"""Two seconds or more: a signal after the fifth comes before the last."""
+
 
 def words_of(name: str, shards: Path, folder: Path, **changes: object) -> list[str]:
     tree = tiny.recipe_tree("clm", shards, folder, name=name, **changes)
@@ -37,7 +40,7 @@ def losses(run: Path) -> list[tuple[int, float, str]]:
 def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[int, float, str]]:
     """The steps of a run that nobody disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    life = Life(jobs.train, 2, folder / "out", words_of("whole", shards, folder, train__num_steps=300))
+    life = Life(jobs.train, 2, folder / "out", words_of("whole", shards, folder, train__num_steps=STEPS))
     assert life.wait() == [0, 0], life.told()
     return losses(folder / "whole")
 
@@ -53,14 +56,14 @@ def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[
 def test_a_signal_to_one_rank_stops_all_after_the_same_step_saved(
     number: int, rank: int, code: int, shards: Path, tmp_path: Path, whole: list[tuple[int, float, str]]
 ) -> None:
-    words = words_of("stopped", shards, tmp_path, train__num_steps=300)
+    words = words_of("stopped", shards, tmp_path, train__num_steps=STEPS)
     run = tmp_path / "stopped"
     life = Life(jobs.train, 2, tmp_path / "out", words)
     life.wait_until(came_to(run, 5))
     life.signal(rank, number)
     assert life.wait() == [code, code], life.told()
     (saved,) = complete_steps(run / "checkpoints")
-    assert saved == losses(run)[-1][0] < 300
+    assert saved == losses(run)[-1][0] < STEPS
     assert f"stopped after step {saved} as asked" in life.told()
     assert "Traceback" not in life.told()
 

@@ -128,23 +128,24 @@ def train_aloud(arguments: list[str]) -> tuple[int, str]:
     return code, told.getvalue()
 
 
-def train_with_writes_refused(arguments: list[str], refused_until: float, name: str) -> int:
-    """The training program on a file system that refuses a file until a moment; returns its exit code.
+def train_with_writes_refused(arguments: list[str], times: float, name: str) -> int:
+    """The training program on a file system that refuses a file so many times; returns its exit code.
 
     Args:
         arguments: Of the program.
-        refused_until: Of time.monotonic.
+        times: How often.
         name: Of the file.
     """
     import errno
-    import time
 
     from launcher.checkpoint import tensor_file
 
-    plain = tensor_file._open_new
+    plain, refused = tensor_file._open_new, 0
 
     def open_new(path: Path) -> int:
-        if path.name == name and time.monotonic() < refused_until:
+        nonlocal refused
+        if path.name == name and refused < times:
+            refused += 1
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         return plain(path)
 
