@@ -2,8 +2,9 @@
 
 The state is copied to host memory, in a buffer that is kept for the next save, and hashed and written from there by a
 thread of the lowest priority. Master weights and moments change only when the optimizer steps: on a CPU the copy is
-made while the next gradients are computed, in the moments that training leaves idle, and the optimizer waits for what
-is left of it. From a device it is made at once.
+made while the next gradients are computed, in the moments that training leaves idle, and training itself makes what is
+left of it when the optimizer is about to step. (It waited for the thread before: 6.5 s for 0.07 s of processor time,
+measured where twelve processes shared two cores.) From a device it is made at once.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,8 +31,50 @@ from launcher.config.recipe import CheckpointConfig
 from launcher.units import size
 
 LOWEST_PRIORITY = 19
+PIECE_BYTES = 1 << 26
+"""Large enough to be shared by the threads of `copy_bytes`: assumption."""
 SHARE_OF_MEMORY = 0.8
 """Of the memory a host has left, what copies may take; the rest is for the steps' own peaks: assumption."""
+
+
+class Copy:
+    """Bytes on their way to host memory, piece by piece, by as many threads as call `go_on`.
+
+    Args:
+        tensors: Whose bytes, one after another.
+        target: uint8 [N] on the host, filled from its beginning.
+    """
+
+    def __init__(self, tensors: Iterable[torch.Tensor], target: torch.Tensor) -> None:
+        self._pieces: deque[tuple[torch.Tensor, torch.Tensor]] = deque()
+        end = 0
+        for tensor in tensors:
+            values = tensor.detach().reshape(-1).view(torch.uint8)
+            for first in range(0, len(values), PIECE_BYTES):
+                part = values[first : first + PIECE_BYTES]
+                begin, end = end, end + len(part)
+                self._pieces.append((part, target[begin:end]))
+        self._num_left = len(self._pieces)
+        self._lock = threading.Lock()
+        self.done = threading.Event()
+
+    def go_on(self) -> None:
+        """Copy what nobody has begun with, then wait for what others have."""
+        while not self.done.is_set():
+            with self._lock:
+                piece = self._pieces.popleft() if self._pieces else None
+            if piece is None:
+                self.done.wait()
+                return
+            try:
+                copy_bytes(*piece)
+            except BaseException:
+                self.done.set()  # nobody waits for what will never be whole; the error is the save's
+                raise
+            with self._lock:
+                self._num_left -= 1
+                if not self._num_left:
+                    self.done.set()
 
 
 class BackgroundSaver(Saver):
@@ -48,8 +92,7 @@ class BackgroundSaver(Saver):
         self._bug: BaseException | None = None
         self._buffer: torch.Tensor | None = None
         self._has_room: bool | None = None
-        self._copied = threading.Event()
-        self._copied.set()
+        self._copy: Copy | None = None
         self._blocked_s = 0.0
         for optimizer in (engine.basic_optimizer, getattr(engine.optimizer, "backup_optimizer", None)):
             if optimizer is not None:  # the second steps what `offload_optimizer.ratio` leaves on the device
@@ -67,10 +110,10 @@ class BackgroundSaver(Saver):
             super().save(state, texts)
             return
         job = self._job(state, texts)
-        tensors = list(part.tensors())  # of what changes with every pass these are copies, of the rest views
-        self._copied.clear()
+        copy = self._copy = self._begin_copy(part)
         if get_accelerator().device_name() != "cpu":
-            self._copy(part, tensors)
+            copy.go_on()
+            get_accelerator().synchronize()
 
         def write(saving: Path) -> dict[str, Any]:
             buffer = self._buffer
@@ -83,14 +126,11 @@ class BackgroundSaver(Saver):
             try:
                 with suppress(OSError):  # of this thread alone
                     os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
-                if not self._copied.is_set():
-                    self._copy(part, tensors)
+                copy.go_on()
                 ended = self._run(job, part, write)
                 self._done(ended, job, self._blocked_s)
             except BaseException as error:
                 self._bug = error
-            finally:
-                self._copied.set()
 
         # daemon: an error elsewhere ends the process; what was half written has no name
         self._thread = threading.Thread(target=run, name="save", daemon=True)
@@ -106,6 +146,9 @@ class BackgroundSaver(Saver):
     def wait(self) -> None:
         """Wait for the save in flight, if there is one."""
         if self._thread is not None:
+            if self._thread.is_alive() and self._thread.native_id is not None:
+                with suppress(OSError):  # who waits for it lends it their priority, where the system lets them
+                    os.setpriority(os.PRIO_PROCESS, self._thread.native_id, os.getpriority(os.PRIO_PROCESS, 0))
             self._thread.join()
             self._thread = None
         if self._bug is not None:
@@ -118,9 +161,9 @@ class BackgroundSaver(Saver):
 
     def _let_the_copy_be_made(self, *_: Any) -> None:
         """The optimizer is about to step."""
-        if not self._copied.is_set():
+        if self._copy is not None and not self._copy.done.is_set():
             started = time.perf_counter()
-            self._copied.wait()
+            self._copy.go_on()
             self._blocked_s += time.perf_counter() - started
 
     def _can_copy(self, part: Part) -> bool:
@@ -134,19 +177,13 @@ class BackgroundSaver(Saver):
                 logging.getLogger(__name__).warning(told, size(needed), size(left))
         return self._has_room
 
-    def _copy(self, part: Part, tensors: list[torch.Tensor]) -> None:
-        on_device = get_accelerator().device_name() != "cpu"
+    def _begin_copy(self, part: Part) -> Copy:
         if self._buffer is None:
-            self._buffer = aligned_buffer(part.layout.num_bytes, pinned=on_device)
-        end = len(part.layout.header)
-        self._buffer[:end].copy_(torch.frombuffer(bytearray(part.layout.header), dtype=torch.uint8))
-        for tensor in tensors:
-            values = tensor.detach().reshape(-1).view(torch.uint8)
-            begin, end = end, end + len(values)
-            copy_bytes(values, self._buffer[begin:end])
-        if on_device:
-            get_accelerator().synchronize()
-        self._copied.set()
+            pinned = get_accelerator().device_name() != "cpu"
+            self._buffer = aligned_buffer(part.layout.num_bytes, pinned=pinned)
+        header = torch.frombuffer(bytearray(part.layout.header), dtype=torch.uint8)
+        # Of what changes with every pass the part's tensors are copies, of the rest views.
+        return Copy([header, *part.tensors()], self._buffer)
 
 
 def make_saver(engine: Any, folder: Path, keep: CheckpointConfig) -> Saver:
