@@ -68,7 +68,8 @@ def run_steps(run: Run) -> int:
             finish_saves(run, metrics)
         except StopAsked as asked:
             step = run.progress.step
-            run.saver.wait()
+            with run.ledger.during("checkpoint"):
+                run.saver.wait()
             tell_saves(run, metrics)
             if step > run.progress.saved_step:
                 save_run(run)

@@ -114,9 +114,11 @@ class Ledger:
     def during(self, kind: str) -> Iterator[None]:
         """Count the time of a validation, a save or a return to a checkpoint."""
         began = time.monotonic()
-        yield
-        self._last[kind] = time.monotonic() - began
-        self._spent[kind] += self._last[kind]
+        try:
+            yield
+        finally:
+            self._last[kind] = time.monotonic() - began
+            self._spent[kind] += self._last[kind]
 
     def saved(self, step: int) -> None:
         """A checkpoint stands."""
@@ -154,8 +156,11 @@ class Ledger:
             **fields,
         }
         try:
-            with self._file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            with self._file.open("ab+") as file:
+                if file.tell():  # behind what a crash or a full disk tore a line of its own begins
+                    file.seek(-1, os.SEEK_END)
+                    file.write(b"" if file.read(1) == b"\n" else b"\n")
+                file.write(json.dumps(line).encode() + b"\n")
         except OSError as error:  # the next line tells as much as this one would have
             logging.getLogger(__name__).warning("the ledger cannot be written: %s", error)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,17 @@ def test_a_torn_line_is_left_out(tmp_path: Path) -> None:
     with (tmp_path / NAME).open("a") as file:
         file.write('{"event": "start", "life": 2, "ho')
     assert [life.ended for life in read_ledger(tmp_path)] == ["done"]
+    live(tmp_path, 10, 20, "done")  # and takes nothing of the next life with it
+    assert [(life.number, life.step) for life in read_ledger(tmp_path)] == [(1, 10), (2, 20)]
+
+
+def test_a_validation_that_is_broken_off_counts(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, 1)
+    with contextlib.suppress(KeyError), ledger.during("evaluation"):
+        time.sleep(0.01)
+        raise KeyError
+    ledger.end("stopped")
+    assert read_ledger(tmp_path)[0].spent_s["evaluation"] >= 0.01
 
 
 def test_only_the_first_reason_to_end_counts(tmp_path: Path) -> None:
