@@ -31,7 +31,7 @@ from rich.console import Console
 from launcher.cluster.environment import stay_inside
 from launcher.cluster.hostfile import refuse_ignored_hostfile
 from launcher.cluster.rank import Place, find_place, threads_per_rank, with_master
-from launcher.cluster.signals import StopSignals
+from launcher.cluster.signals import Launchers, StopSignals
 from launcher.config import deepspeed as ds
 from launcher.config.batch import BatchPlan
 from launcher.config.command_line import parse
@@ -87,7 +87,9 @@ def main(arguments: Sequence[str]) -> int:
             ds_file = ds.load_ds_config(options.ds_config)
             signals = opened.enter_context(StopSignals())
             recipe = loaded.recipe
-            watch = opened.enter_context(Watch(recipe.guards, recipe.run_folder, rank, signals))
+            # Alone, it was started by hand: a shell that is logged out of (nohup) does not end it.
+            launchers = Launchers() if place.source != "alone" else None
+            watch = opened.enter_context(Watch(recipe.guards, recipe.run_folder, rank, signals, launchers))
             if rank == 0:
                 lock = opened.enter_context(RunLock(recipe.run_folder, os.environ, watch.end_for))
                 watch.on_end.append(lambda _: lock.release())

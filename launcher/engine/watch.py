@@ -50,16 +50,19 @@ class Watch:
         folder: Of the run.
         rank: This one.
         signals: Installed by the main thread.
+        launchers: The processes above; None where there are none without which this one has no business to run.
 
     `on_end` has what is to be done before the process ends, by whomever; each is told why it does.
     """
 
-    def __init__(self, guards: GuardsConfig, folder: Path, rank: int, signals: StopSignals) -> None:
+    def __init__(
+        self, guards: GuardsConfig, folder: Path, rank: int, signals: StopSignals, launchers: Launchers | None = None
+    ) -> None:
         self.stop = StopRequest()
         self.pulse = Pulse(guards)
         self.on_end: list[Callable[[str], None]] = []
         self._guards, self._folder, self._rank, self._signals = guards, folder, rank, signals
-        self._launchers = Launchers()
+        self._launchers = launchers
         self._bus_errors = BusErrors()
         self._harm: LauncherError | None = None
         self._peers: Peers | None = None
@@ -153,7 +156,7 @@ class Watch:
                 self._take(number)
             if time.monotonic() - looked_at > 4 * LOOK_EVERY_S:
                 looked_at = time.monotonic()
-                gone = self._launchers.gone()
+                gone = self._launchers.gone() if self._launchers is not None else ""
                 if gone:
                     self.stop.ask(EXIT_REQUEUE, gone)
             if self.stop.code:

@@ -22,7 +22,8 @@ from launcher.errors import RunInUseError
 module.LAST_WORDS_S, module.END_WITHIN_S = 0.1, 1.0
 watch = None
 {before}
-with StopSignals() as signals, module.Watch(GuardsConfig(slow_s={slow_s}), Path(sys.argv[1]), 0, signals) as watch:
+guards, launchers = GuardsConfig(slow_s={slow_s}), module.Launchers()
+with StopSignals() as signals, module.Watch(guards, Path(sys.argv[1]), 0, signals, launchers) as watch:
     {then}
     time.sleep(60)
 """

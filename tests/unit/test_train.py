@@ -1,0 +1,41 @@
+"""What the training program does before it imports torch."""
+
+from __future__ import annotations
+
+import os
+import runpy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+
+from launcher.cluster.signals import Launchers
+from launcher.engine import watch
+from launcher.errors import UsageError
+
+BY_A_LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "2"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "kind"),
+    [
+        (BY_A_LAUNCHER, Launchers),  # deepspeed's leave their ranks behind
+        ({}, type(None)),  # started by hand: nohup, and the shell is logged out of
+    ],
+)
+def test_a_rank_ends_with_its_launcher_and_not_with_a_shell(
+    variables: dict[str, str], kind: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    def look(*arguments: Any) -> None:
+        seen.append(arguments[-1])
+        raise UsageError("seen")
+
+    monkeypatch.setattr(watch, "Watch", look)
+    monkeypatch.setattr(os, "environ", {**variables, "PATH": os.environ["PATH"]})
+    recipe = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("clm", tmp_path, tmp_path))
+    program = runpy.run_module("launcher.train", run_name="launcher_train")
+    assert program["main"](["--ds_config", "zero1", "--recipe", str(recipe)]) == 2
+    assert [type(launchers) for launchers in seen] == [kind]
