@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
+from launcher.config.loading import check_recipe, read_yaml
 from launcher.errors import ModelError, UsageError
 from launcher.models.configuration import positions_of
-from launcher.models.local import LOCAL, read_config, reading_weights, refuse_incomplete
+from launcher.models.local import has_own_class, local, read_config, reading_weights, refuse_incomplete
 from launcher.models.moe import choose_experts_that_fit
 
 MASK_WORD = "[MASK]"
@@ -77,31 +79,49 @@ def exported_folder(run_or_folder: Path) -> Path:
     )
 
 
-def fill(folder: Path, prompts: list[str], top: int = 3) -> list[Answer]:
+def trusted_by(run_or_folder: Path) -> tuple[str, ...]:
+    """Files of code that the recipe of a run allows to run; none for a folder that is no run's.
+
+    Raises:
+        RecipeError: The run's recipe cannot be read.
+    """
+    recipe = run_or_folder / "recipe.yaml"
+    return check_recipe(read_yaml(recipe), str(recipe)).model.trusted_code if recipe.is_file() else ()
+
+
+def fill(folder: Path, prompts: list[str], top: int = 3, trusted: Collection[str] = ()) -> list[Answer]:
     """Fill the `[MASK]`s of each text with a masked language model.
 
     Args:
         folder: A `transformers` folder.
         prompts: Texts; `[MASK]` stands for the model's own mask token.
         top: Words to name for each blank.
+        trusted: Files in the folder whose code may run.
 
     Raises:
         ModelError: The model is no masked language model, or not whole.
         UsageError: A text has no blank, or is too long for the model.
     """
-    config, tokenizer = _open(folder)
-    if type(config) not in MODEL_FOR_MASKED_LM_MAPPING or config.is_encoder_decoder or _is_decoder(config):
+    config, tokenizer = _open(folder, trusted)
+    is_masked = type(config) in MODEL_FOR_MASKED_LM_MAPPING or has_own_class(config, "AutoModelForMaskedLM")
+    if not is_masked or config.is_encoder_decoder or _is_decoder(config):
         raise ModelError(f"{config.model_type} is no masked language model", str(folder), "use `pretrain generate`")
     if tokenizer.mask_token is None:
         raise ModelError("its tokenizer has no mask token", str(folder), "give the folder of a masked language model")
     for prompt in prompts:
         check_blanks(prompt, tokenizer.mask_token)
         _room(tokenizer, prompt.replace(MASK_WORD, tokenizer.mask_token), 2, config)
-    model = _read(AutoModelForMaskedLM, folder)
+    model = _read(AutoModelForMaskedLM, folder, trusted)
     return [_fill_one(model, tokenizer, prompt, top) for prompt in prompts]
 
 
-def generate(folder: Path, prompts: list[str], max_tokens: int = 40, sampling: Sampling = GREEDY) -> list[Answer]:
+def generate(
+    folder: Path,
+    prompts: list[str],
+    max_tokens: int = 40,
+    sampling: Sampling = GREEDY,
+    trusted: Collection[str] = (),
+) -> list[Answer]:
     """Go on from each text with a causal model, or write the missing spans with an encoder-decoder.
 
     Args:
@@ -109,19 +129,21 @@ def generate(folder: Path, prompts: list[str], max_tokens: int = 40, sampling: S
         prompts: Texts; for an encoder-decoder with sentinels (`<extra_id_0>`) where spans are missing.
         max_tokens: Longest answer; shorter where the model ends it, or its positions end before.
         sampling: How tokens are taken.
+        trusted: Files in the folder whose code may run.
 
     Raises:
         ModelError: The model can do neither, or is not whole.
         UsageError: A text has no tokens, or is too long for the model.
     """
-    config, tokenizer = _open(folder)
+    config, tokenizer = _open(folder, trusted)
     rooms = [_room(tokenizer, prompt, 1, config) for prompt in prompts]
-    if type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
-        model = _read(AutoModelForSeq2SeqLM, folder)
-    elif type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and (
-        type(config) not in MODEL_FOR_MASKED_LM_MAPPING or _is_decoder(config)
+    if type(config) in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING or has_own_class(config, "AutoModelForSeq2SeqLM"):
+        model = _read(AutoModelForSeq2SeqLM, folder, trusted)
+    elif has_own_class(config, "AutoModelForCausalLM") or (
+        type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+        and (type(config) not in MODEL_FOR_MASKED_LM_MAPPING or _is_decoder(config))
     ):
-        model = _read(AutoModelForCausalLM, folder)
+        model = _read(AutoModelForCausalLM, folder, trusted)
     else:
         raise ModelError(f"{config.model_type} does not generate text", str(folder), "use `pretrain fill`")
     choose_experts_that_fit(model, model.dtype.itemsize)
@@ -165,20 +187,20 @@ def check_blanks(prompt: str, mask_token: str) -> None:
         raise UsageError(f"there is no blank in {prompt!r}", fix=f"write {MASK_WORD} where a word is missing")
 
 
-def _open(folder: Path) -> tuple[Any, Any]:
+def _open(folder: Path, trusted: Collection[str]) -> tuple[Any, Any]:
     disable_progress_bar()
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
         raise ModelError("the folder holds no tokenizer", str(folder), "copy the files of the model's tokenizer there")
     try:
-        return read_config(folder), AutoTokenizer.from_pretrained(folder, **LOCAL)
+        return read_config(folder, trusted), AutoTokenizer.from_pretrained(folder, **local(folder))
     except (OSError, ValueError, KeyError) as error:
         first_sentence = " ".join(str(error).split()).partition(". ")[0]
         raise ModelError(f"transformers cannot open this folder: {first_sentence}", str(folder)) from None
 
 
-def _read(auto_class: Any, folder: Path) -> Any:
+def _read(auto_class: Any, folder: Path, trusted: Collection[str]) -> Any:
     with reading_weights(folder):
-        model, told = auto_class.from_pretrained(folder, output_loading_info=True, **LOCAL)
+        model, told = auto_class.from_pretrained(folder, output_loading_info=True, **local(folder, trusted))
     refuse_incomplete(told["missing_keys"], folder, "give the folder of a model that was saved with its head")
     return model.eval()
 

@@ -18,7 +18,7 @@ from launcher.config.loading import check_recipe, read_yaml
 from launcher.config.recipe import Recipe
 from launcher.errors import CheckpointError, UsageError
 from launcher.models.build import AUTO_CLASSES
-from launcher.models.local import read_config
+from launcher.models.local import read_config, runs_code
 from launcher.units import count
 
 SHARD_BYTES = 5 * 10**9
@@ -104,10 +104,11 @@ def _refuse_other_content(out: Path) -> None:
 
 
 def _write(path: Path, recipe: Recipe, run: Path, folder: Path, shard_bytes: int) -> None:
-    config = read_config(path)
+    trusted = recipe.model.trusted_code
+    config = read_config(path, trusted)
     auto = AUTO_CLASSES[recipe.objective.head]
     with torch.device("meta"):
-        model = auto.from_config(config, dtype=torch.float32)
+        model = auto.from_config(config, dtype=torch.float32, trust_remote_code=runs_code(path, trusted))
     model.tie_weights()
     with CheckpointReader(path) as reader:
         write_model_files(model, reader, folder, shard_bytes)
@@ -117,6 +118,8 @@ def _write(path: Path, recipe: Recipe, run: Path, folder: Path, shard_bytes: int
     model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
+    for name in trusted:
+        shutil.copyfile(path / name, folder / name)
     shutil.copytree(run / "tokenizer", folder, dirs_exist_ok=True)
     # The shards' tokenizer knows no length; the model's is what users' truncation=True should cut to.
     tokenizer_config = folder / "tokenizer_config.json"

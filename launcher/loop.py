@@ -240,6 +240,8 @@ def save_run(run: Run) -> None:
     state = run_state(recipe, progress, cursor, run.data.manifests)
     config = run.engine.module.config.to_json_string(use_diff=False)
     texts = {"recipe.yaml": resolved_yaml(recipe), "config.json": config}
+    if (came_from := recipe.model.continue_from) is not None:  # without that code the configuration means nothing
+        texts |= {name: (came_from / name).read_text(encoding="utf-8") for name in recipe.model.trusted_code}
     with run.ledger.during("checkpoint"):
         run.saver.save(state, texts)
 

@@ -394,7 +394,7 @@ def summarise(recipe: Recipe, console: Console) -> int:
     folder = export_checkpoint(path, run, run / "export")
     prompts, ask = list(recipe.eval.prompts), generate if recipe.objective.head in ("causal", "seq2seq") else fill
     try:
-        answers = ask(folder, prompts) if prompts else []
+        answers = ask(folder, prompts, trusted=recipe.model.trusted_code) if prompts else []
     except UsageError as error:  # a finished run does not fail for a question
         console.print(f"note: eval.prompts: {error}", highlight=False, soft_wrap=True)
         answers = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from launcher.config.record import FolderPath, Record
 
@@ -16,6 +16,10 @@ class ModelConfig(Record):
     """`model_type` of transformers: bert, modernbert, gpt2, llama, qwen3_moe, t5, … Needed from scratch."""
     continue_from: FolderPath | None = None
     """Folder of a `transformers` model whose weights training starts from, in place of `family` and the numbers."""
+    trusted_code: tuple[str, ...] = ()
+    """Python files in continue_from's folder that may run, by name, where transformers itself does not have the family:
+    `[configuration_mine.py, modeling_mine.py]`. Read them first. Without it no code that came with a model is run; what
+    lies beside a tokenizer never is."""
     hidden_size: PositiveInt | None = None
     """Width of the residual stream."""
     num_hidden_layers: PositiveInt | None = None
@@ -69,6 +73,19 @@ class ModelConfig(Record):
     router_z_loss: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 0.0
     """Mixtures of experts: weight of the routers' mean squared log partition function (ST-MoE's is 1e-3, Zoph et al.
     2022, section 3.3)."""
+
+    @field_validator("trusted_code", mode="before")
+    @classmethod
+    def _as_names(cls, value: object) -> object:
+        return tuple(value) if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _trusts_files_of_the_folder(self) -> ModelConfig:
+        if self.trusted_code and self.continue_from is None:
+            raise ValueError("trusted_code are files in continue_from's folder, and there is none")
+        if odd := [name for name in self.trusted_code if "/" in name or not name.endswith(".py")]:
+            raise ValueError(f"trusted_code are names of Python files, not {odd[0]!r}")
+        return self
 
     @field_validator("freeze", mode="before")
     @classmethod

@@ -11,14 +11,8 @@ from typing import Any
 
 import deepspeed
 import torch
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForPreTraining,
-    AutoModelForSeq2SeqLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+import transformers
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.integrations.deepspeed import HfDeepSpeedConfig, prevent_arange_dtype_change
 
@@ -27,13 +21,13 @@ from launcher.config.objectives import Head
 from launcher.errors import ModelError
 from launcher.models.attention import check_attention
 from launcher.models.chunked_loss import compute_loss_in_output_layer, worth_chunking
-from launcher.models.configuration import num_new_tokens
+from launcher.models.configuration import AUTO_NAMES, num_new_tokens
 from launcher.models.documents import keep_documents_apart
 from launcher.models.expert_parallel import prepare_expert_parallel
 from launcher.models.freezing import freeze
 from launcher.models.initial import draw_weights, grow_vocabulary
 from launcher.models.liger import use_liger
-from launcher.models.local import LOCAL, reading_weights, refuse_incomplete
+from launcher.models.local import local, reading_weights, refuse_incomplete
 from launcher.models.moe import choose_experts, follow_autocast, gather_routed_blocks_whole
 from launcher.models.places import predict_only_places
 from launcher.models.routing import watch_routers
@@ -41,13 +35,7 @@ from launcher.models.sequence_parallel import share_sequences
 from launcher.models.tensor_parallel import shard_of, share_matrices
 
 ATTENTION_TROUBLE = re.compile(r"attention.implementation|attn_implementation|(flash|flex).?attention", re.IGNORECASE)
-AUTO_CLASSES: dict[Head, Any] = {
-    "masked": AutoModelForMaskedLM,
-    "next_sentence": AutoModelForPreTraining,
-    "sentence_order": AutoModelForPreTraining,
-    "causal": AutoModelForCausalLM,
-    "seq2seq": AutoModelForSeq2SeqLM,
-}
+AUTO_CLASSES: dict[Head, Any] = {head: getattr(transformers, name) for head, name in AUTO_NAMES.items()}
 
 PAIR_SCORES: dict[Head, str] = {"next_sentence": "seq_relationship_logits", "sentence_order": "sop_logits"}
 """What the models that tell pairs call the scores of that; those of tokens they call `prediction_logits`."""
@@ -172,7 +160,7 @@ def _load(
             dtype=torch.float32,
             attn_implementation=model.attention,
             output_loading_info=True,
-            **LOCAL,
+            **local(folder, model.trusted_code),
         )
     refuse_incomplete(told["missing_keys"], folder, f"continue from a model that was saved with its {head} head")
     if config.vocab_size > own.vocab_size:

@@ -18,7 +18,7 @@ from transformers import (
 from launcher.config.model import ModelConfig
 from launcher.config.objectives import Head
 from launcher.errors import ModelError, did_you_mean
-from launcher.models.local import read_config
+from launcher.models.local import has_own_class, read_config
 from launcher.shards.identity import num_renamed, open_tokenizer
 from launcher.shards.manifest import TokenizerInfo
 
@@ -84,6 +84,13 @@ MAPPINGS: dict[Head, Any] = {
     "causal": MODEL_FOR_CAUSAL_LM_MAPPING,
     "seq2seq": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
 }
+AUTO_NAMES: dict[Head, str] = {
+    "masked": "AutoModelForMaskedLM",
+    "next_sentence": "AutoModelForPreTraining",
+    "sentence_order": "AutoModelForPreTraining",
+    "causal": "AutoModelForCausalLM",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+}
 TASKS: dict[Head, str] = {
     "masked": "masked language modelling",
     "next_sentence": "masked tokens and the next sentence",
@@ -119,7 +126,8 @@ def build_config(model: ModelConfig, head: Head, tokenizer: TokenizerInfo, seq_l
             positions that is too small.
     """
     config = _continued(model, tokenizer) if model.continue_from else _from_scratch(model, tokenizer)
-    if type(config) not in MAPPINGS[head] or not _takes_pairs(config, head):
+    has_class = type(config) in MAPPINGS[head] or (head not in PAIR_LABELS and has_own_class(config, AUTO_NAMES[head]))
+    if not has_class or not _takes_pairs(config, head):
         raise ModelError(
             f"{config.model_type} cannot be trained with an objective for {TASKS[head]}",
             "objective.sentence_pairs" if head in PAIR_LABELS else "objective.kind",
@@ -248,7 +256,7 @@ def _continued(model: ModelConfig, tokenizer: TokenizerInfo) -> PreTrainedConfig
             "model",
             "delete these fields, or model.continue_from to train from scratch",
         )
-    config = read_config(folder)
+    config = read_config(folder, model.trusted_code)
     # A smaller vocabulary grows: `build_model` adds the rows.
     config.vocab_size = max(config.vocab_size, tokenizer.vocab_size)
     return config
@@ -258,7 +266,7 @@ def num_new_tokens(config: PreTrainedConfig, model: ModelConfig) -> int:
     """Tokens that the model to continue from does not know; 0 from scratch."""
     if model.continue_from is None:
         return 0
-    return int(config.vocab_size - read_config(model.continue_from).vocab_size)
+    return int(config.vocab_size - read_config(model.continue_from, model.trusted_code).vocab_size)
 
 
 def told_of_tokens(config: PreTrainedConfig, model: ModelConfig, tokenizer_folder: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import jobs
@@ -13,7 +14,8 @@ from checkpoints import flip
 from ranks import run_ranks
 from safetensors.torch import load_file
 
-from launcher import cli
+from launcher import ask, cli
+from launcher.engine.records import read_metrics
 
 
 @pytest.mark.parametrize(
@@ -185,3 +187,47 @@ def test_export_never_deletes_what_it_did_not_write(
     (tmp_path / "link").symlink_to(tmp_path / "out")
     assert cli.main(["export", str(tmp_path / "tiny"), "--out", str(tmp_path / "link")]) == 0
     assert (tmp_path / "link").is_symlink()
+
+
+def test_a_model_whose_code_came_with_it_is_trained_where_the_recipe_names_that_code(
+    shards: Path, tmp_path: Path
+) -> None:
+    tree = tiny.recipe_tree("clm", shards, tmp_path, name="first", train__num_steps=3)
+    assert run_ranks(
+        jobs.train, 2, ["--ds_config", "zero1", "--recipe", str(tiny.write_recipe(tmp_path / "r", tree))]
+    ) == [0, 0]
+    plain, mine, ran = tmp_path / "first" / "export", tmp_path / "mine", tmp_path / "ran"
+    shutil.copytree(plain, mine)
+    names = {"AutoConfig": "configuration_mine.MineConfig", "AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}
+    config = json.loads((plain / "config.json").read_text())
+    (mine / "config.json").write_text(json.dumps({**config, "model_type": "mine", "auto_map": names}))
+    (mine / "configuration_mine.py").write_text(
+        f"from transformers import GPT2Config\nopen({str(ran)!r}, 'w').close()\n"
+        "class MineConfig(GPT2Config):\n    model_type = 'mine'\n"
+    )
+    (mine / "modeling_mine.py").write_text(
+        "from transformers import GPT2LMHeadModel\nfrom .configuration_mine import MineConfig\n"
+        "class MineForCausalLM(GPT2LMHeadModel):\n    config_class = MineConfig\n"
+    )
+    for name, folder, code, ends_with in [
+        ("plain", plain, [], 0),
+        ("unnamed", mine, [], 2),
+        ("half", mine, ["modeling_mine.py"], 2),
+        ("named", mine, ["modeling_mine.py", "configuration_mine.py"], 0),
+    ]:
+        tree = tiny.recipe_tree("clm", shards, tmp_path, name=name, train__num_steps=3, eval__prompts=["the"])
+        tree["model"] = {"continue_from": str(folder), "trusted_code": code}
+        words = ["--ds_config", "zero3", "--recipe", str(tiny.write_recipe(tmp_path / "r.yaml", tree))]
+        ranks = 2 if ends_with == 0 else 1
+        assert run_ranks(jobs.train, ranks, words) == [ends_with] * ranks
+        assert ran.exists() == (name == "named")
+    losses = [
+        [line["loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl") if "batch_digest" in line]
+        for name in ("plain", "named")
+    ]
+    assert losses[0] == losses[1]
+    exported = tmp_path / "named" / "export"
+    assert {"modeling_mine.py", "configuration_mine.py"} <= {path.name for path in exported.iterdir()}
+    assert json.loads((exported / "config.json").read_text())["auto_map"] == names
+    assert set(ask.trusted_by(tmp_path / "named")) == {"modeling_mine.py", "configuration_mine.py"}
+    assert ask.trusted_by(exported) == ()
