@@ -127,6 +127,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--ranks", type=positive, metavar="N", help="ranks of the run, on all nodes together")
     command.add_argument("--nodes", type=positive, metavar="N", help="nodes they are spread over (1)")
     command.add_argument("--hostfile", type=Path, metavar="FILE", help="tells ranks and nodes")
+    slurm = command.add_argument_group(
+        "Slurm, on its login node (without them: the #SBATCH lines of slurm/pretrain.sh)"
+    )
+    slurm.add_argument("--partition", metavar="NAME", help="where the run is submitted to")
+    slurm.add_argument("--account", metavar="NAME", help="who pays for it")
+    slurm.add_argument("--time", metavar="LIMIT", help="as sbatch takes it: 4:00:00")
     command.add_argument("--json", action="store_true", help="one JSON object")
 
     command = add("check", check, "inside of an allocation, on every rank: name what would stop or slow the run")
@@ -252,7 +258,8 @@ def doctor(options: argparse.Namespace) -> int:
     from launcher.doctor.job import Job
     from launcher.doctor.program import examine
 
-    about_a_job = any((options.recipe, options.ds_config, options.ranks, options.nodes, options.hostfile))
+    of_slurm = (options.partition, options.account, options.time)
+    about_a_job = any((options.recipe, options.ds_config, options.ranks, options.nodes, options.hostfile, *of_slurm))
     job = Job(
         recipe=options.recipe or DEFAULT_RECIPE,
         overrides=options.overrides,
@@ -260,6 +267,9 @@ def doctor(options: argparse.Namespace) -> int:
         ranks=options.ranks,
         nodes=options.nodes,
         hostfile=options.hostfile,
+        partition=options.partition,
+        account=options.account,
+        time=options.time,
     )
     findings = examine(job if about_a_job else None, os.environ)
     print(as_json(findings) if options.json else "\n".join(as_lines(findings)))
@@ -303,7 +313,8 @@ def fill(options: argparse.Namespace) -> None:
     stay_inside(os.environ)
     from launcher import ask
 
-    _show_answers(options, ask.fill(ask.exported_folder(options.model), _prompts(options), options.top))
+    folder, trusted = ask.exported_folder(options.model), ask.trusted_by(options.model)
+    _show_answers(options, ask.fill(folder, _prompts(options), options.top, trusted))
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -317,8 +328,8 @@ def generate(options: argparse.Namespace) -> None:
         top_p=options.top_p or 1.0,
         seed=options.seed,
     )
-    folder, prompts = ask.exported_folder(options.model), _prompts(options)
-    _show_answers(options, ask.generate(folder, prompts, options.max_tokens, sampling))
+    folder, trusted = ask.exported_folder(options.model), ask.trusted_by(options.model)
+    _show_answers(options, ask.generate(folder, _prompts(options), options.max_tokens, sampling, trusted))
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:

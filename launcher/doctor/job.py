@@ -14,13 +14,16 @@ from launcher.checkpoint.find import newest_sound, problem_at_a_glance
 from launcher.checkpoint.folder import complete_steps
 from launcher.cluster.hostfile import read_hostfile
 from launcher.cluster.hosts import check_names
+from launcher.cluster.render import BATCH_SCRIPT
 from launcher.config.deepspeed import find_ds_config, load_ds_config, resolve_ds_config, zero_stage
 from launcher.config.deepspeed_check import check_ds_config
 from launcher.config.doubts import recipe_doubts
 from launcher.config.loading import LoadedRecipe, load_recipe, refuse_other_recipe
+from launcher.config.places import ROOT
 from launcher.config.recipe import Recipe
 from launcher.doctor.findings import Finding, from_error
 from launcher.doctor.machine import look_at_hub
+from launcher.doctor.slurm import Wanted, look_at_slurm, of_script
 from launcher.doctor.space import World, look_at_packages, look_at_space
 from launcher.errors import LauncherError, UsageError
 from launcher.feed import build_objective, one_tokenizer
@@ -47,6 +50,11 @@ class Job:
     """They are spread over."""
     hostfile: Path | None = None
     """Says both."""
+    partition: str | None = None
+    """Of Slurm, as the two below; what is not given is read from the #SBATCH lines of slurm/pretrain.sh."""
+    account: str | None = None
+    time: str | None = None
+    """Limit of the job."""
 
 
 def look_at_job(job: Job, env: Mapping[str, str], device_bytes: int | None = None) -> Iterator[Finding]:
@@ -89,6 +97,8 @@ def look_at_job(job: Job, env: Mapping[str, str], device_bytes: int | None = Non
     yield from look_at_packages(recipe, ds_file)
     yield from look_at_hub(env, tuple(word for word in recipe.data.corpus if word.startswith(HUB)))
     yield from look_at_space(recipe, manifests, ds_file, world, device_bytes)
+    if job.hostfile is None:
+        yield from look_at_slurm(_wanted_of_slurm(job, recipe))
 
 
 def _world(job: Job) -> World | None:
@@ -107,6 +117,19 @@ def _world(job: Job) -> World | None:
     if nodes > job.ranks:
         raise UsageError(f"{job.ranks} ranks on {nodes} nodes: some have none", "--ranks", "it counts all nodes' ranks")
     return World(job.ranks, nodes)
+
+
+def _wanted_of_slurm(job: Job, recipe: Recipe) -> Wanted:
+    of_lines = of_script(ROOT / BATCH_SCRIPT)
+    model = recipe.model
+    return Wanted(
+        nodes=job.nodes,
+        ranks_per_node=-(-job.ranks // (job.nodes or 1)) if job.ranks else None,
+        partition=job.partition or of_lines.get("partition"),
+        account=job.account or of_lines.get("account"),
+        time=job.time or of_lines.get("time"),
+        needs_gpus=model.liger or model.experts == "megablocks" or model.attention.startswith("flash_attention"),
+    )
 
 
 def _batch(recipe: Recipe, world: World | None) -> Iterator[Finding]:
