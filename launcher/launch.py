@@ -106,7 +106,9 @@ def describe_job(options: argparse.Namespace, loaded: LoadedRecipe, env: dict[st
     world_size = request.nodes * asked if options.via == "slurm" and asked else sum(host.slots for host in hosts)
     if options.via != "slurm" or asked:
         recipe.cut_batch(world_size)
-    variables = forwarded(env, options.env)
+    # Slurm's batch script and mpirun's ranks choose a port by themselves, unless this names one.
+    named = [f"MASTER_PORT={options.port}"] if options.port else []
+    variables = forwarded(env, [*options.env, *named])
     added = frozenset(name for name, value in variables.items() if env.get(name) != value)
     return Job(
         arguments=("--ds_config", options.ds_config, "--recipe", options.recipe, *options.overrides),

@@ -35,7 +35,7 @@ NOT_OUTSIDE = {
 """Training needs nothing from outside: the libraries below are told not to ask, unless the user says otherwise."""
 
 _NAME = re.compile(r"^[A-Za-z_][A-Za-z0-9_]*$")
-_SECRET = re.compile(r"TOKEN(?!IZERS)|KEY|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+_SECRET = re.compile(r"TOKEN(?!IZERS)|KEY|SECRET|PASS|_PWD$|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
 _SECRET_VALUE = re.compile(r"^(hf_|ghp_|sk-)[A-Za-z0-9_-]{16,}$|://[^/\s:@]+:[^/\s@]+@")
 
 

@@ -45,13 +45,19 @@ def is_loopback(address: str) -> bool:
 
 
 def check_names(hosts: Sequence[Host]) -> None:
-    """Every name must mean the same machine to all: none may resolve to nothing, nor to "myself".
+    """Every name must mean a machine of its own, the same to all: none may resolve to nothing, nor to "myself".
 
     Raises:
         ClusterError: One does not.
     """
+    names: dict[str, str] = {}
     for host in hosts:
         address = address_of(host.name)
+        other = names.setdefault(address, host.name)
+        if other != host.name:
+            raise ClusterError(
+                f"{other} and {host.name} are one machine, {address}", "hostfile", "add up its slots on one line"
+            )
         if len(hosts) > 1 and is_loopback(address):
             raise ClusterError(
                 f"{host.name} resolves to {address}, which every host takes for itself",

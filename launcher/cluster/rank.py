@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import zlib
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from launcher.cluster.slurm import expand_nodelist, tasks_per_node
 from launcher.errors import ClusterError, MissingDependencyError
@@ -19,6 +21,9 @@ SIGNS_OF_MPI = (
     *("MPI_LOCALRANKID", "MV2_COMM_WORLD_RANK", "PALS_RANKID"),  # Hydra's, MVAPICH's, Cray's
 )
 """Variables of an MPI launcher that alone do not tell a process's place."""
+
+NAME_THE_HOST = "name it: mpirun -x MASTER_ADDR=HOST (MPICH, Intel MPI: mpiexec -genv MASTER_ADDR HOST)"
+"""What helps where mpi4py does not."""
 
 _WHERE = {
     "environment": "RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE or LOCAL_SIZE",
@@ -103,14 +108,7 @@ def with_master(place: Place) -> Place:
     """
     if place.master_addr:
         return place
-    try:
-        from mpi4py import MPI
-    except (ImportError, RuntimeError):
-        raise MissingDependencyError(
-            "the host of rank 0 is not known, and mpi4py, which could ask for it, is missing or finds no MPI library",
-            "MASTER_ADDR",
-            "pip install mpi4py, or pass -x MASTER_ADDR=HOST to mpirun",
-        ) from None
+    MPI = _mpi("the host of rank 0 is not known", "MASTER_ADDR", NAME_THE_HOST)
     # Under another MPI's mpirun every process is a world of its own: each would wait at an address of its own.
     if MPI.COMM_WORLD.Get_size() != place.world_size:
         raise ClusterError(
@@ -118,7 +116,7 @@ def with_master(place: Place) -> Place:
             "it uses another MPI than mpirun",
             "mpi4py",
             "pip install --force-reinstall --no-cache-dir --no-binary mpi4py mpi4py with this MPI's mpicc on the PATH, "
-            "or pass -x MASTER_ADDR=HOST to mpirun",
+            f"or {NAME_THE_HOST}",
         )
     host = MPI.COMM_WORLD.bcast(socket.gethostname() if place.rank == 0 else "", root=0)
     return replace(place, master_addr=host)
@@ -135,15 +133,28 @@ def names_over_mpi() -> list[str]:
     Raises:
         MissingDependencyError: mpi4py is not installed, or finds no MPI library.
     """
+    MPI = _mpi("the ranks' hosts are not known", "mpirun", "write the hostfile by hand (see hostfiles/)")
+    return MPI.COMM_WORLD.gather(socket.gethostname(), root=0) or []
+
+
+def _mpi(unknown: str, where: str, instead: str) -> Any:
+    """mpi4py's MPI, for the MPI that started this process.
+
+    Raises:
+        MissingDependencyError: It is not installed, or finds no library of that MPI.
+    """
+    # Its wheels serve both kinds, and would take the first library they find.
+    os.environ.setdefault("MPI4PY_MPIABI", "openmpi" if "OMPI_COMM_WORLD_SIZE" in os.environ else "mpich")
     try:
         from mpi4py import MPI
-    except (ImportError, RuntimeError):
+    except (ImportError, RuntimeError) as error:
+        told = " ".join(str(error).split())
         raise MissingDependencyError(
-            "mpi4py, which asks all ranks for their hosts, is missing or finds no MPI library",
-            "mpirun",
-            "pip install mpi4py, or write the hostfile by hand (see hostfiles/)",
+            f"{unknown}, and mpi4py, which could ask for it, is missing or finds no MPI library ({told})",
+            where,
+            f"pip install mpi4py, or {instead}",
         ) from None
-    return MPI.COMM_WORLD.gather(socket.gethostname(), root=0) or []
+    return MPI
 
 
 def export(place: Place, env: MutableMapping[str, str]) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from launcher.config.loading import DEFAULT_RECIPE
-from launcher.errors import UsageError
+from launcher.errors import UsageError, did_you_mean
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -43,7 +43,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     except (argparse.ArgumentError, argparse.ArgumentTypeError) as error:
         raise UsageError(str(error), "command line", parser.format_usage().strip()) from None
     if unknown:
-        raise UsageError(f"unknown option {unknown[0]}", "command line", parser.format_usage().strip())
+        fix = did_you_mean(unknown[0].partition("=")[0], ("--ds_config", "--recipe", "--budget"))
+        raise UsageError(f"unknown option {unknown[0]}", "command line", fix)
     if options.ds_config is None:  # checked here: argparse would print and exit by itself
         raise UsageError("--ds_config is missing", "command line", "e.g. --ds_config zero3.json")
     return options

@@ -58,6 +58,20 @@ def test_mpirun_in_a_slurm_job(cluster: Cluster, tmp_path: Path) -> None:
     check_places(tmp_path, "mpi")
 
 
+def test_mpiexec_of_mpich(cluster: Cluster, tmp_path: Path) -> None:
+    """No variable tells the host of rank 0: mpi4py asks for it, with this MPI's library, though another's is there."""
+    library = Path("/usr/lib/x86_64-linux-gnu/libmpich.so.12")
+    if shutil.which("mpiexec.hydra") is None or not library.exists() or importlib.util.find_spec("mpi4py") is None:
+        unavailable("needs MPICH (apt: mpich) and mpi4py")
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libmpi.so.12").symlink_to(library)  # the name it has everywhere but on Debian
+    words = ["mpiexec.hydra", "-n", "4", "-ppn", "2", "-hosts", "node1,node2", "-iface", "eth0"]
+    words += ["-genvlist", "LD_LIBRARY_PATH,GLOO_SOCKET_IFNAME,OMP_NUM_THREADS", sys.executable, PROBE, str(tmp_path)]
+    done = cluster.run("node1", *words, **GLOO, LD_LIBRARY_PATH=str(tmp_path / "lib"))
+    assert done.returncode == 0, done.stderr
+    check_places(tmp_path, "mpi")
+
+
 def test_deepspeed_over_pdsh(cluster: Cluster, tmp_path: Path) -> None:
     deepspeed = str(Path(sys.executable).with_name("deepspeed"))
     hostfile = tmp_path / "hostfile"

@@ -274,6 +274,7 @@ def test_hosts_are_asked_before_ranks_are_started(
     [
         (["localhost"], ""),
         (["localhost", "127.0.0.2"], "localhost resolves to 127.0.0.1, which every host takes for itself"),
+        (["10.0.0.1", "10.1"], "10.0.0.1 and 10.1 are one machine, 10.0.0.1"),
         (["no-such-host.invalid"], "the name no-such-host.invalid resolves to no address here"),
     ],
 )

@@ -175,7 +175,7 @@ def test_without_mpi4py_the_user_is_told_to_name_the_master(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(MissingDependencyError) as caught:
         with_master(find_place(OPENMPI))
-    assert "pip install mpi4py, or pass -x MASTER_ADDR=HOST to mpirun" in str(caught.value)
+    assert "pip install mpi4py, or name it: mpirun -x MASTER_ADDR=HOST" in str(caught.value)
 
 
 @pytest.mark.parametrize("seen", [1, 4])
