@@ -19,22 +19,23 @@ if [ ! -f "$root/launcher/cli.py" ]; then
     exit 2
 fi
 cd "$root" || exit 2
-if [ -f .venv/bin/activate ]; then
-    # shellcheck disable=SC1091
-    . .venv/bin/activate
-fi
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+# Modules of the prologue; a container's words before python count, options of srun have no use here.
+# shellcheck disable=SC2034
+prologue=slurm/prologue.sh
+# shellcheck source=slurm/environment.sh
+. slurm/environment.sh
 
 # Tasks are numbered from 0 here, whatever the array counts from; its step is 1 unless somebody says otherwise.
 task=$(((${SLURM_ARRAY_TASK_ID:-0} - ${SLURM_ARRAY_TASK_MIN:-0}) / ${SLURM_ARRAY_TASK_STEP:-1}))
 tasks=$(((${SLURM_ARRAY_TASK_MAX:-0} - ${SLURM_ARRAY_TASK_MIN:-0}) / ${SLURM_ARRAY_TASK_STEP:-1} + 1))
 echo "prepare.sh: job ${SLURM_JOB_ID:-?}, task $task of $tasks: pretrain prepare $*"
-python -m launcher.cli prepare "$@" --task "$task" --tasks "$tasks"
+"${wrap[@]}" python -m launcher.cli prepare "$@" --task "$task" --tasks "$tasks"
 code=$?
 
 # 75: the file system refused; the same command goes on from the parts that are finished.
 if [ "$code" -eq 75 ]; then
     echo "prepare.sh: requeued"
-    scontrol requeue "$SLURM_JOB_ID" && exit 0
+    # The last task has the number of the whole array, which scontrol would take for all of them.
+    scontrol requeue "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}" && exit 0
 fi
 exit "$code"

@@ -38,7 +38,7 @@ RESTARTS=${PRETRAIN_RESTARTS:-5}     # lives in a row without a new checkpoint
 BACKOFF_S=${PRETRAIN_BACKOFF_S:-10}  # wait before the second of them, doubled for each further one, at most 10 minutes
 PROBE_S=${PRETRAIN_PROBE_S:-60}      # a node that does not answer within this is at fault
 LINGER_S=${PRETRAIN_LINGER_S:-60}    # after the first failed rank: srun would wait for a dead node until Slurm gives it up
-CHECK=${PRETRAIN_CHECK:-1}           # 1: pretrain check over all nodes before a life begins; 0: not
+CHECK=${PRETRAIN_CHECK:-1}           # pretrain check over all nodes before a life: 1, 0, or its options: '--wait 300'
 # ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 set -uo pipefail
 
@@ -50,16 +50,22 @@ refuse() {
 
 # sbatch runs a copy of this script from its spool folder: the project is where the job was submitted.
 root=${SLURM_SUBMIT_DIR:?this is a batch script: sbatch slurm/pretrain.sh}
-[ -f "$root/launcher/train.py" ] || refuse "there is no launcher/train.py in $root: submit from the project's folder"
+[ -f "$root/launcher/train.py" ] || refuse "there is no launcher/train.py in $root: submit from the project's folder," \
+    "or name it: sbatch --chdir=FOLDER"
 cd "$root" || exit 2
+[ -z "${SLURM_HET_SIZE:-}" ] || refuse "a job of $SLURM_HET_SIZE different parts cannot be one run: submit it without ':'"
 
 # ─── this script's words ─────────────────────────────────────────────────────────────────────────────────────────────
 spares=0 prologue=slurm/prologue.sh
 while :; do
     case ${1:-} in
+    --spares=* | --prologue=*)
+        set -- "${1%%=*}" "${1#*=}" "${@:2}"
+        continue
+        ;;
     --spares)
         spares=${2:-}
-        [[ $spares =~ ^[0-9]+$ ]] || refuse "--spares '$spares' is no number of nodes"
+        [[ $spares =~ ^(0|[1-9][0-9]*)$ ]] || refuse "--spares '$spares' is no number of nodes"
         ;;
     --prologue)
         prologue=${2:-}
@@ -73,29 +79,24 @@ case ${1:-} in
 '' | -* | *=*) ;;
 *) set -- --recipe "$@" ;;
 esac
+for word in "$@"; do
+    case $word in
+    --spares | --spares=* | --prologue | --prologue=*) refuse "$word stands before the recipe: slurm/pretrain.sh $word … RECIPE" ;;
+    esac
+done
 [[ " $* " == *" --ds_config"[\ =]* ]] || set -- --ds_config zero3.json "$@"
 
 # ─── the environment of every rank ───────────────────────────────────────────────────────────────────────────────────
-# An earlier launch in the submitting shell must not tell these ranks where they are.
-unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE LOCAL_SIZE
-container=() # further options of srun, e.g. pyxis' --container-image=…
-wrap=()      # words before python, e.g. apptainer exec --nv image.sif
-if [ -f .venv/bin/activate ]; then
-    # shellcheck disable=SC1091
-    . .venv/bin/activate
-fi
-if [ -f "$prologue" ]; then
-    # shellcheck disable=SC1090
-    . "$prologue"
-fi
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+# shellcheck source=slurm/environment.sh
+. slurm/environment.sh
 own_port=${MASTER_PORT:-}
 # Training asks nobody outside and reports to nobody.
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1
-# Since Slurm 22.05 srun no longer takes sbatch's --cpus-per-task: each task would be bound to one core.
-[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 
-job=$SLURM_JOB_ID life=${SLURM_RESTART_COUNT:-0}
+# As one of an array: its last task has the number of the whole array, which scontrol would take for all of them.
+job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+job=${job:-$SLURM_JOB_ID}
+life=${SLURM_RESTART_COUNT:-0}
 export PRETRAIN_LOGS="${PRETRAIN_LOGS:-$root/logs/pretrain-$job}"
 mkdir -p "$PRETRAIN_LOGS" || exit 75
 lives=$PRETRAIN_LOGS/lives.tsv # a line a life: when it ended, exit code, newest checkpoint before and after, nodes at fault
@@ -112,8 +113,10 @@ if [ -n "${SLURM_NTASKS:-}" ]; then
     # --ntasks or --ntasks-per-node was given: srun inherits it and how Slurm laid the tasks out.
     ranks=$SLURM_NTASKS
     layout=(--ntasks="$ranks")
+    per_node=${SLURM_TASKS_PER_NODE%%[,(]*}
+    [ "$per_node" -ge "${SLURM_GPUS_ON_NODE:-0}" ] || say "note: $per_node ranks on a node of $SLURM_GPUS_ON_NODE GPUs:" \
+        "the others do nothing (--ntasks-per-node=$SLURM_GPUS_ON_NODE)"
     if [ "$spares" -gt 0 ]; then
-        per_node=${SLURM_TASKS_PER_NODE%%(*}
         [[ $SLURM_TASKS_PER_NODE =~ ^[0-9]+(\(x[0-9]+\))?$ ]] ||
             refuse "with spares every node must have as many tasks ($SLURM_TASKS_PER_NODE): use --ntasks-per-node"
         ranks=$((wanted * per_node))
@@ -122,6 +125,7 @@ if [ -n "${SLURM_NTASKS:-}" ]; then
 else
     gpus=${SLURM_GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-1}}
     per_node=${gpus##*:}
+    [[ $per_node =~ ^[1-9][0-9]*$ ]] || refuse "GPUs a node: '$gpus' is no number: write --gpus-per-node=TYPE:N"
     cores=$((per_node * ${SLURM_CPUS_PER_TASK:-1}))
     [ "$cores" -le "${SLURM_CPUS_ON_NODE:-$cores}" ] || refuse "$per_node ranks a node need $cores cores, and the job" \
         "was given $SLURM_CPUS_ON_NODE: add --ntasks-per-node=$per_node to sbatch"
@@ -139,9 +143,10 @@ at_fault() { # NODE… → those at fault
     sinfo -h -N -n "$(joined "$@")" -o '%N %t' | awk '$2 ~ /\*$|^(down|drain|drng|fail|failg|unk)/ {print $1}' >"$folder/told"
     for node in "$@"; do
         # shellcheck disable=SC2016
-        if grep -qx -- "$node" "$folder/told"; then echo "$node"; else
+        if grep -qxF -- "$node" "$folder/told"; then echo "$node"; else
             timeout --kill-after=5 "$PROBE_S" srun --export=ALL --overlap --nodes=1 --ntasks=1 --nodelist="$node" --quiet \
                 bash -c 'for place in "${TMPDIR:-/tmp}" /dev/shm; do
+                    [ -d "$place" ] || place=/tmp # TMPDIR may be a folder of the submitting host alone
                     file=$place/.pretrain-probe-$SLURM_JOB_ID
                     head -c 1048576 /dev/zero >"$file"; code=$?; rm -f "$file"; [ $code -eq 0 ] || exit $code
                 done' >/dev/null 2>&1 || echo "$node"
@@ -152,22 +157,29 @@ at_fault() { # NODE… → those at fault
 
 # pretrain check on every rank, the spares' as well; leaves the nodes it finds unfit in bad.
 check() {
-    local shape=("${layout[@]}") unfit=$PRETRAIN_LOGS/unfit code
+    local shape=("${layout[@]}") unfit=$PRETRAIN_LOGS/unfit words=() code
+    [ "$CHECK" = 1 ] || read -ra words <<<"$CHECK"
     [ "$spares" -eq 0 ] || shape=(--nodes=${#nodes[@]} --ntasks=$((${#nodes[@]} * per_node)) --ntasks-per-node="$per_node")
     rm -f "$unfit"
-    srun --export=ALL "${shape[@]}" --nodelist="$(joined "${nodes[@]}")" --kill-on-bad-exit=0 "${container[@]}" \
-        "${wrap[@]}" python -m launcher.probe "$@" --exclude-to "$unfit"
+    srun --export=ALL "${again[@]}" "${shape[@]}" --nodelist="$(joined "${nodes[@]}")" --kill-on-bad-exit=0 "${container[@]}" \
+        "${wrap[@]}" python -m launcher.probe "$@" "${words[@]}" --exclude-to "$unfit"
     code=$?
     [ "$code" -ne 2 ] || exit 2 # it has said what is to be mended
     [ ! -s "$unfit" ] || IFS=, read -ra bad <"$unfit"
 }
 
-# What a node says before and after a life: a free port and the newest checkpoint. It also checks the recipe.
+# What a node says before and after a life: a free port and the newest checkpoint. It also checks the recipe, and that
+# python there can start the launcher at all: srun's own failures end with 1 as well, so those of python become a 2.
 ask() { # NODE WORDS OF launcher/train.py…
     local node=$1
     shift
+    # shellcheck disable=SC2016
     timeout --kill-after=5 $((PROBE_S + 60)) srun --export=ALL --overlap --nodes=1 --ntasks=1 --nodelist="$node" --quiet \
-        "${container[@]}" "${wrap[@]}" python -m launcher.life --job "$job" --ranks "$ranks" -- "$@"
+        "${container[@]}" bash -c '"$@"; code=$?
+            case $code in 1 | 126 | 127) ;; *) exit $code ;; esac
+            echo "pretrain.sh: python on $(hostname) cannot start the launcher: make setup makes .venv, or name yours in" \
+                "slurm/prologue.sh" >&2
+            exit 2' ask "${wrap[@]}" python -m launcher.life --job "$SLURM_JOB_ID" --ranks "$ranks" -- "$@"
 }
 
 is_running() {
@@ -192,9 +204,9 @@ record() { # CODE BEFORE AFTER NODE…
 }
 
 # The partition's other nodes must be enough, or the job would wait for ever.
-can_do_without() { # NODE…
+can_do_without() { # NODELIST
     local left
-    left=$(sinfo -h -N -p "${SLURM_JOB_PARTITION:-}" -o '%N' | sort -u | grep -cvxF -f <(printf '%s\n' "$@"))
+    left=$(sinfo -h -N -p "${SLURM_JOB_PARTITION:-}" -o '%N' | sort -u | grep -cvxF -f <(scontrol show hostnames "$1"))
     [ "$left" -ge ${#nodes[@]} ]
 }
 
@@ -203,16 +215,20 @@ requeue() { # SECONDS NODE…: end this life; the next begins after so many seco
     shift
     is_running || exit 75
     excluded=$(scontrol show job "$job" | sed -n 's/.*ExcNodeList=\([^ ]*\).*/\1/p')
+    case $excluded in '(null)' | '') excluded=$(joined "$@") ;; *) excluded=$(joined "$excluded" "$@") ;; esac
     # Slurm ends this script's whole process group as soon as the job is requeued; the rest must be said first.
     trap '' TERM USR1
     if ! scontrol requeue "$job"; then
         say "it could not be requeued; the same sbatch command goes on from the last checkpoint" >&2
         exit 75
     fi
-    if [ $# -gt 0 ] && can_do_without "$@"; then
-        [ "$excluded" != '(null)' ] && [ -n "$excluded" ] && set -- "$excluded" "$@"
-        scontrol update JobId="$job" ExcNodeList="$(joined "$@")" &&
-            say "the next life does without $(joined "$@") (scontrol update JobId=$job ExcNodeList= takes that back)"
+    if [ $# -eq 0 ]; then
+        :
+    elif can_do_without "$excluded"; then
+        scontrol update JobId="$job" ExcNodeList="$excluded" &&
+            say "the next life does without $excluded (scontrol update JobId=$job ExcNodeList= takes that back)"
+    else
+        say "the partition has too few other nodes to do without $excluded: mend them, or the next life may meet them again"
     fi
     [ "$delay" -eq 0 ] || scontrol update JobId="$job" StartTime="now+$delay"
     exit 0
@@ -223,13 +239,14 @@ go_on_without() { # NODE…
     local left=() node
     for node in "${nodes[@]}"; do [[ " $* " == *" $node "* ]] || left+=("$node"); done
     [ ${#left[@]} -ge "$wanted" ] || return 1
-    [[ " $* " == *" $SLURMD_NODENAME "* ]] && return 1 # this script runs there
+    [[ " $* " == *" ${SLURMD_NODENAME:-} "* ]] && return 1 # this script runs there
     if [ $# -gt 0 ]; then
         (cd "$PRETRAIN_LOGS" && scontrol update JobId="$job" NodeList="$(joined "${left[@]}")" >/dev/null &&
             rm -f "slurm_job_${job}_resize".*) || return 1
         say "$(joined "$@") left the job"
     fi
     nodes=("${left[@]}")
+    again=(--overlap) # what a dead node has not given back must not stand in the way
 }
 
 # The code of the task that failed first. srun itself tells the highest one: it ends the other tasks as soon as one has
@@ -282,20 +299,18 @@ await() { # PID → code
 trap 'stop USR1' USR1
 trap 'stop TERM' TERM
 
-bad=()
+bad=() before=0
 [ "$spares" -eq 0 ] || mapfile -t bad < <(at_fault "${nodes[@]}") # one that is dead would keep the check waiting
-[ "$CHECK" = 0 ] || [ ${#bad[@]} -gt 0 ] || check "$@"
 while :; do
     if [ ${#bad[@]} -gt 0 ]; then
         say "at fault: ${bad[*]}"
         if ! go_on_without "${bad[@]}"; then
-            record 75 0 0 "${bad[@]}"
+            record 75 "$before" "$before" "${bad[@]}"
             requeue "$delay" "${bad[@]}"
         fi
     fi
     chosen=("${nodes[@]:0:$wanted}")
     bad=()
-    [ -z "$stopping" ] || requeue 0
 
     told=$(ask "${chosen[0]}" "$@")
     code=$?
@@ -306,6 +321,12 @@ while :; do
         # Without an answer the ranks take the port that follows from the job's number.
         if [ -n "$port" ]; then export MASTER_PORT="$port"; else unset MASTER_PORT; fi
     fi
+    if [ "$CHECK" != 0 ]; then
+        check "$@"
+        CHECK=0
+        [ ${#bad[@]} -eq 0 ] || continue
+    fi
+    [ -z "$stopping" ] || requeue 0 # bash told it when the command before had ended
 
     # How the ranks meet (the first host of the step, and this port) they work out by themselves: launcher/cluster/rank.py.
     # OMP_NUM_THREADS is left alone: each rank takes its share of the node's cores.
@@ -315,6 +336,7 @@ while :; do
     srun --export=ALL "${again[@]}" "${layout[@]}" --nodelist="$(joined "${chosen[@]}")" --kill-on-bad-exit=1 "${container[@]}" \
         bash -c "$task" task "${wrap[@]}" python -u -m launcher.train "$@" &
     step=$!
+    [ -z "$stopping" ] || kill "-$stopping" "$step" 2>/dev/null
     await "$step" 2>/dev/null # bash would print the whole command of a step that is left behind
     code=$?
     step=''
@@ -340,7 +362,7 @@ while :; do
     record "$code" "$before" "${after##* }" "${bad[@]}"
     if [ -z "$stopping" ] && [ "$spares" -gt 0 ]; then
         [ "$delay" -eq 0 ] || sleep "$delay"
-        again=(--overlap) # what a dead node has not given back must not stand in the way
+        again=(--overlap)
         continue
     fi
     say "the run asks to go on: requeued"

@@ -2,7 +2,7 @@
 # script. What is exported here reaches every rank.
 # shellcheck shell=bash disable=SC2034
 
-# Modules:
+# Modules. The project's .venv is activated behind this file, unless it activates an environment of its own.
 #   module purge; module load cuda/12.8 nccl
 
 # Interfaces. By itself every rank takes the one that leads to the first host; NCCL finds InfiniBand by itself.

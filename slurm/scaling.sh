@@ -18,17 +18,11 @@ if [ ! -f "$root/launcher/train.py" ]; then
     exit 2
 fi
 cd "$root" || exit 2
-if [ -f .venv/bin/activate ]; then
-    # shellcheck disable=SC1091
-    . .venv/bin/activate
-fi
-# Modules and interfaces, as for pretrain.sh; its containers are not used here.
-if [ -f slurm/prologue.sh ]; then
-    # shellcheck disable=SC1091
-    . slurm/prologue.sh
-fi
-unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE LOCAL_SIZE
-export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
-# Since Slurm 22.05 srun no longer takes sbatch's --cpus-per-task: each task would be bound to one core.
-[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
-exec python -m launcher.cli scale "$@"
+# Modules, interfaces and containers, as for pretrain.sh. The table is made outside of a container: with one, the host needs
+# a python with numpy, pydantic, PyYAML and rich as well.
+# shellcheck disable=SC2034
+prologue=slurm/prologue.sh
+# shellcheck source=slurm/environment.sh
+. slurm/environment.sh
+inside=("${container[@]/#/--srun-option=}" "${wrap[@]/#/--before-python=}")
+exec python -m launcher.cli scale "$@" "${inside[@]}"

@@ -13,6 +13,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="[RECIPE] key=value", help="a recipe, and fields of it")
     parser.add_argument("--recipe", metavar="NAME_OR_PATH", help="as launcher/train.py takes it (the quick start's)")
     parser.add_argument("--ds_config", metavar="NAME_OR_PATH", help="DeepSpeed JSON of the run")
+    parser.add_argument("--budget", help=argparse.SUPPRESS)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--hostfile", type=Path, metavar="FILE", help="names the hosts, rank by rank")
     parser.add_argument("--exclude-to", type=Path, metavar="FILE", help="gets unfit hosts, for Slurm's --exclude")

@@ -24,4 +24,10 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--ds_config", default="zero3.json", metavar="FILE", help="DeepSpeed JSON (%(default)s)")
     command.add_argument("--steps", type=positive, default=LEAST_STEPS, metavar="N", help="timed, a size (%(default)s)")
     command.add_argument("--warm-up", type=positive, default=5, metavar="N", help="steps not timed (%(default)s)")
+    command.add_argument(
+        "--srun-option", action="append", default=[], metavar="WORD", help="of a container, e.g. --container-image=…"
+    )
+    command.add_argument(
+        "--before-python", action="append", default=[], metavar="WORD", help="of a container, e.g. apptainer"
+    )
     command.add_argument("--out", type=Path, metavar="DIR", help="for table and picture (default: scaling/RECIPE)")

@@ -43,6 +43,10 @@ class Sweep:
     out: Path
     per_node: int | None
     """Ranks of a node on Slurm; None on this machine, where sizes are ranks."""
+    srun_options: tuple[str, ...] = ()
+    """Further ones, of a container."""
+    before_python: tuple[str, ...] = ()
+    """Words of a container. In one, python is the container's."""
 
     def words(self, size: int, global_batch: int) -> list[str]:
         """What launcher/train.py gets for a size."""
@@ -60,12 +64,14 @@ class Sweep:
 
     def command(self, size: int, words: Sequence[str]) -> list[str]:
         """What starts the ranks of a size."""
-        train = [sys.executable, "-u", "-m", "launcher.train", *words]
+        train = ["-u", "-m", "launcher.train", *words]
         if self.per_node is None:
             place = ("--ranks", str(size), "--world-size", str(size), "--master", f"127.0.0.1:{free_port()}")
-            return [sys.executable, "-m", NODE, *place, "--", *train]
+            return [sys.executable, "-m", NODE, *place, "--", sys.executable, *train]
         layout = [f"--nodes={size}", f"--ntasks={self.ranks(size)}", f"--ntasks-per-node={self.per_node}"]
-        return ["srun", "--export=ALL", "--kill-on-bad-exit=1", *layout, *train]
+        python = "python" if self.srun_options or self.before_python else sys.executable
+        options = ["--export=ALL", "--kill-on-bad-exit=1", *layout, *self.srun_options]
+        return ["srun", *options, *self.before_python, python, *train]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -113,6 +119,8 @@ def _sweep(options: argparse.Namespace, env: Mapping[str, str]) -> Sweep:
                 "--sizes",
                 f"sbatch --nodes={sizes[-1]} slurm/scaling.sh …",
             )
+    elif options.srun_option or options.before_python:
+        raise UsageError("this is no job of Slurm", "--srun-option, --before-python", "leave them out")
     return Sweep(
         recipe=options.recipe,
         overrides=tuple(options.overrides),
@@ -123,6 +131,8 @@ def _sweep(options: argparse.Namespace, env: Mapping[str, str]) -> Sweep:
         warm_up=options.warm_up,
         out=out.absolute(),
         per_node=per_node,
+        srun_options=tuple(options.srun_option),
+        before_python=tuple(options.before_python),
     )
 
 

@@ -1,4 +1,4 @@
-"""A real Slurm of three machines, each in namespaces of its own on this host."""
+"""A real Slurm of four machines, each in namespaces of its own on this host."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from slurm_cluster import SCRIPT, Cluster, unavailable
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if os.geteuid() != 0:
         unavailable("a Slurm cluster of namespaces needs root")
-    # One that is up already (tests/cluster/cluster up 3) is used and left up, for work on these tests.
+    # One that is up already (tests/cluster/cluster up 4) is used and left up, for work on these tests.
     own = os.environ.get("CLUSTER_DIR")
     folder = Path(own) if own else tmp_path_factory.mktemp("cluster") / "state"
     env = {**os.environ, "CLUSTER_DIR": str(folder)}
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         env.pop(name, None)
-    up = subprocess.run([str(SCRIPT), "up", "3"], env=env, capture_output=True, text=True, timeout=540, check=False)
+    up = subprocess.run([str(SCRIPT), "up", "4"], env=env, capture_output=True, text=True, timeout=540, check=False)
     try:
         if up.returncode != 0:
             unavailable(f"the cluster does not start: {up.stdout}{up.stderr}")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from slurm_cluster import SCRIPT, Cluster
+from slurm_cluster import Cluster
 
 pytestmark = pytest.mark.cluster
 
@@ -47,8 +47,7 @@ def test_three_good_nodes_are_fit(cluster: Cluster, recipe: Path, tmp_path: Path
 
 
 def test_a_node_that_sends_slowly_is_left_out(cluster: Cluster, recipe: Path, tmp_path: Path) -> None:
-    slow = [str(SCRIPT), "slow", "node2", "20mbit"]
-    subprocess.run(slow, env=cluster.env, check=True, capture_output=True, timeout=60)
+    cluster.do("slow", "node2", "20mbit")
     try:
         done = check(cluster, recipe, tmp_path)
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,12 +21,18 @@ GLOO = {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}
 
 def project(folder: Path, train: str) -> Path:
     """A project whose launcher/train.py is this text, and everything else the shipped one."""
+    (folder / "slurm").symlink_to(ROOT / "slurm")
     (folder / "launcher").mkdir()
     for entry in (ROOT / "launcher").iterdir():
         if entry.name not in ("train.py", "__pycache__"):
             (folder / "launcher" / entry.name).symlink_to(entry)
     (folder / "launcher" / "train.py").write_text(train)
     return folder
+
+
+def tiny_recipe(folder: Path) -> str:
+    """The path of a recipe that all checks pass."""
+    return str(tiny.write_recipe(folder / "r.yaml", tiny.recipe_tree("mlm", tiny.make_shards(folder), folder / "runs")))
 
 
 def test_pretrain_sh_trains_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
@@ -49,7 +56,12 @@ def test_pretrain_sh_trains_on_two_nodes(cluster: Cluster, tmp_path: Path) -> No
 
 
 def test_pretrain_sh_makes_and_trains_the_quick_start_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
-    for name in ("launcher", "recipes", "ds_configs"):  # a project of its own: the quick start writes into data/
+    for name in (
+        "launcher",
+        "recipes",
+        "ds_configs",
+        "slurm",
+    ):  # a project of its own: the quick start writes into data/
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     small = ("model.hidden_size=64", "model.intermediate_size=128", "batch.global_batch=4", "eval.every_steps=0")
     code = cluster.submit(
@@ -156,9 +168,78 @@ def test_pretrain_sh_refuses_a_folder_without_the_project(cluster: Cluster, tmp_
     assert "submit from the project's folder" in (tmp_path / "out").read_text()
 
 
+def test_the_tasks_of_an_array_are_requeued_one_by_one(cluster: Cluster, tmp_path: Path) -> None:
+    """The last of them has the number of the whole array."""
+    folder = project(tmp_path, STUB.format(codes="([75, 0] if os.environ['SLURM_ARRAY_TASK_ID'] == '7' else [0])"))
+    words, output = ("gpt2", "batch.global_batch=8"), tmp_path / "out"
+    how = {"output": output, "folder": folder, "options": ("--array=6-7", "--nodes=1", "--ntasks=1")}
+    job = cluster.sbatch(SCRIPT, *words, PRETRAIN_LOGS="", **how)
+    told = [cluster.wait(f"{job}_{number}", output) for number in (6, 7)]
+    assert [(fields["JobState"], fields["Restarts"]) for fields in told] == [("COMPLETED", "0"), ("COMPLETED", "1")]
+    assert sorted(path.name for path in (folder / "logs").iterdir()) == [f"pretrain-{job}_6", f"pretrain-{job}_7"]
+
+
+def test_a_node_without_the_submitting_hosts_tmpdir_is_not_at_fault(cluster: Cluster, tmp_path: Path) -> None:
+    folder = project(tmp_path, STUB.format(codes=[75, 0]))
+    words, output = ("gpt2", "batch.global_batch=8"), tmp_path / "out"
+    assert (
+        cluster.submit(SCRIPT, *words, output=output, folder=folder, options=TWO, TMPDIR="/tmp/of-the-login-node") == 0
+    )
+    assert "at fault" not in output.read_text()
+    assert "does without" not in output.read_text()
+
+
+def test_nothing_of_the_submitting_shell_is_needed(cluster: Cluster, tmp_path: Path) -> None:
+    """--export=NONE, a folder with a blank in its name, and all of the words of launcher/train.py."""
+    folder = tmp_path / "my project"
+    folder.mkdir()
+    project(folder, "import sys\nprint('stub', sys.argv[-2:], flush=True)")
+    recipe = tiny_recipe(tmp_path)
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "activate").write_text(
+        f"export VIRTUAL_ENV=here PATH={Path(sys.executable).parent}:$PATH\n"
+    )
+    words, output = (recipe, "--budget", "24h"), folder / "out put"
+    code = cluster.submit(SCRIPT, *words, output=output, folder=folder, options=(*TWO, "--export=NONE"))
+    assert code == 0, output.read_text()
+    assert "stub ['--budget', '24h']" in output.read_text()
+
+
+def test_a_python_that_lacks_what_the_launcher_needs_is_told_once(cluster: Cluster, tmp_path: Path) -> None:
+    folder = project(tmp_path, "")
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    (folder / ".venv" / "bin" / "python").write_text("#!/bin/sh\necho No module named pydantic >&2; exit 1\n")
+    (folder / ".venv" / "bin" / "python").chmod(0o755)
+    (folder / ".venv" / "bin" / "activate").write_text(f"PATH={folder}/.venv/bin:$PATH\n")
+    assert cluster.submit(SCRIPT, "gpt2", output=tmp_path / "out", folder=folder, options=TWO) == 2
+    told = (tmp_path / "out").read_text()
+    assert told.count("No module named pydantic") == 1
+    assert "python on node1 cannot start the launcher: make setup makes .venv" in told
+
+
+def test_a_node_that_the_check_finds_unfit_is_done_without(cluster: Cluster, tmp_path: Path) -> None:
+    """The real check, and no spare: the job is requeued, and Slurm gives another node."""
+    folder = project(tmp_path, "import os\nprint('stub on', os.environ['SLURM_STEP_NODELIST'], flush=True)")
+    cluster.do("slow", "node2", "20mbit")
+    how = {"output": tmp_path / "out", "folder": folder, "options": ("--nodes=3", "--ntasks-per-node=1")}
+    words = (tiny_recipe(tmp_path), "batch.global_batch=12")
+    try:
+        job = cluster.sbatch(SCRIPT, *words, PRETRAIN_CHECK="--tolerance 0.1", OMP_NUM_THREADS="1", **how)
+        fields = cluster.wait(job, tmp_path / "out")
+    finally:
+        cluster.do("heal", "node2")
+    told = (tmp_path / "out").read_text()
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), told
+    assert "pretrain.sh: at fault: node2" in told
+    assert "the next life does without node2" in told
+    assert "stub on node[1,3-4]" in told
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("--spares=1x",), "--spares '1x' is no number of nodes"),
+        (("gpt2", "--spares", "1"), "--spares stands before the recipe"),
         (("--spares", "two"), "--spares 'two' is no number of nodes"),
         (("--spares", "2"), "--spares 2 of 2 nodes leaves none to run on"),
         (("--prologue", "none.sh"), "the prologue 'none.sh' is not there"),
@@ -176,14 +257,17 @@ def test_a_mistake_in_the_command_is_told_once_and_ends_the_job(
 
 def test_the_prologue_decides_environment_and_container(cluster: Cluster, tmp_path: Path) -> None:
     code = (
-        "import os\nprint('MINE', os.environ['MINE'], os.environ['IN_BOX'], os.environ['HF_HUB_OFFLINE'], flush=True)"
+        "import os\nnames = ('MINE', 'IN_BOX', 'HF_HUB_OFFLINE', 'MASTER_ADDR')\n"
+        "print('seen', *map(os.environ.get, names), flush=True)"
     )
     folder = project(tmp_path, code)
     prologue = tmp_path / "mine.sh"
-    prologue.write_text("export MINE=yes\nwrap=(env IN_BOX=1)\ncontainer=(--label)\n")
+    # Modules and conda read variables that are not set, and may end elsewhere.
+    prologue.write_text('export MINE=yes\nwrap=(env IN_BOX=1)\ncontainer=(--label)\n: "$NOT_SET"\ncd /\n')
     words = ("--prologue", str(prologue), "gpt2")
-    assert cluster.submit(SCRIPT, *words, output=tmp_path / "out", folder=folder, options=TWO, RANK="7") == 0
-    assert "0: MINE yes 1 1" in (tmp_path / "out").read_text(), "and what an earlier launch left does not count"
+    old = {"RANK": "7", "MASTER_ADDR": "login"}
+    assert cluster.submit(SCRIPT, *words, output=tmp_path / "out", folder=folder, options=TWO, **old) == 0
+    assert "0: seen yes 1 1 None" in (tmp_path / "out").read_text(), "and what an earlier launch left does not count"
 
 
 # A rank that cannot write to its node's own disk ends with 75.
@@ -219,7 +303,7 @@ def test_a_node_whose_disk_is_full_is_done_without(
         cluster.run("node2", "sh", "-c", "rm /dev/shm/full; mount -o remount,size=50% /dev/shm")
     told = (tmp_path / "out").read_text()
     assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", restarts), f"{reason}: {told}"
-    assert sorted((tmp_path / "seen").read_text().split()[-2:]) == ["0node1", "1node3"], reason
+    assert not [rank for rank in (tmp_path / "seen").read_text().split()[-2:] if rank.endswith("node2")], reason
     assert "at fault: node2" in told or "the next life does without node2" in told
 
 

@@ -25,7 +25,7 @@ def unavailable(reason: str) -> None:
 
 @dataclass(frozen=True)
 class Cluster:
-    """The test cluster: `ctl`, `node1`, `node2`, `node3`."""
+    """The test cluster: `ctl`, `node1`, `node2`, `node3`, `node4`."""
 
     env: dict[str, str]
     folder: Path
@@ -44,9 +44,9 @@ class Cluster:
             check=False,
         )
 
-    def do(self, action: str, node: str) -> None:
-        """`cut`, `heal` or `kill-node`."""
-        subprocess.run([str(SCRIPT), action, node], env=self.env, capture_output=True, timeout=60, check=True)
+    def do(self, action: str, node: str, *words: str) -> None:
+        """`cut`, `slow`, `fill`, `heal`, … (see the script)."""
+        subprocess.run([str(SCRIPT), action, node, *words], env=self.env, capture_output=True, timeout=60, check=True)
 
     def sbatch(
         self,
@@ -89,7 +89,7 @@ class Cluster:
     def processes(self, words: str) -> dict[str, list[int]]:
         """By node that runs, the pids there of processes whose command line holds these words."""
         found = {}
-        for node in ("node1", "node2", "node3"):
+        for node in ("node1", "node2", "node3", "node4"):
             shown = self.run(node, "ps", "-eo", "pid=,args=")
             lines = [line.strip() for line in shown.stdout.splitlines() if words in line]
             if lines:

@@ -14,6 +14,7 @@ import pytest
 from launcher.cli import main
 from launcher.errors import ScaleError
 from launcher.scale.plot import as_svg
+from launcher.scale.program import Sweep
 from launcher.scale.table import Row, against_smallest, as_markdown, row_of, write_all
 
 
@@ -132,3 +133,28 @@ def test_a_job_must_have_the_nodes_of_the_largest_size(
         monkeypatch.setenv(name, value)
     assert main(["scale", "law-bert-zh", "--sizes", "1,4", "--weak"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_in_a_container_the_ranks_are_its_pythons() -> None:
+    sweep = Sweep(
+        recipe="gpt2",
+        overrides=(),
+        ds_config="zero1",
+        sizes=(2,),
+        is_weak=True,
+        steps=20,
+        warm_up=5,
+        out=Path("out"),
+        per_node=8,
+        srun_options=("--container-image=my image",),
+        before_python=("apptainer", "exec"),
+    )
+    assert sweep.command(2, ["x=1"]) == [
+        *("srun", "--export=ALL", "--kill-on-bad-exit=1", "--nodes=2", "--ntasks=16", "--ntasks-per-node=8"),
+        *("--container-image=my image", "apptainer", "exec", "python", "-u", "-m", "launcher.train", "x=1"),
+    ]
+
+
+def test_options_of_a_container_mean_nothing_outside_of_slurm(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["scale", "gpt2", "--sizes", "1", "--weak", "--before-python=apptainer"]) == 2
+    assert "this is no job of Slurm" in capsys.readouterr().err
