@@ -6,7 +6,7 @@ STAMP  := $(VENV)/.installed
 # On a machine with GPUs: RANKS= lets DeepSpeed use all of them.
 RANKS  ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU || echo "--num_gpus 2")
 
-.PHONY: setup pretrain megablocks test test-all test-gpu test-cluster test-cluster-all check bench format constraints clean
+.PHONY: setup pretrain megablocks test test-all test-gpu test-cluster check bench format constraints clean
 
 setup: $(STAMP)
 
@@ -40,10 +40,6 @@ test-gpu: setup
 	$(BIN)/python -m pytest -m gpu tests/gpu
 
 test-cluster: setup
-	$(BIN)/python -m pytest -m "cluster and not slow" tests/cluster
-
-# With what takes minutes: nodes killed and cut off, the time limit, requeueing.
-test-cluster-all: setup
 	$(BIN)/python -m pytest -m cluster tests/cluster
 
 check: setup

@@ -33,7 +33,7 @@ def order(kind: str, **fields: Any) -> dict[str, str]:
 
     Args:
         kind: `save` (die in a phase of a save), `nan` (a loss that is no number), `slow` (every step), `clock`.
-        fields: What the functions below read.
+        fields: What the functions below read; and `rank`, without which all do it.
     """
     path = os.pathsep.join(p for p in (str(SITE), str(SITE.parents[2]), os.environ.get("PYTHONPATH", "")) if p)
     return {VARIABLE: json.dumps({"kind": kind, **fields}), "PYTHONPATH": path}
@@ -44,7 +44,7 @@ def arm(env: Mapping[str, str]) -> None:
     if VARIABLE not in env:
         return
     wanted = json.loads(env[VARIABLE])
-    if env.get("RANK") != str(wanted["rank"]):
+    if "rank" in wanted and env.get("RANK") != str(wanted["rank"]):
         return
     KINDS[wanted["kind"]](wanted)
 

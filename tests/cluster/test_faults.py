@@ -12,13 +12,16 @@ import pytest
 import tiny
 from slurm_cluster import ROOT, Cluster
 
+from launcher.drill import sabotage
 from launcher.engine.records import read_metrics
 
-pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 SCRIPT = ROOT / "slurm" / "pretrain.sh"
-STEPS = 600
-OPTIONS = ("--nodes=2", "--ntasks-per-node=1", "--time=20")
-ENV = {"OMP_NUM_THREADS": "1", "PRETRAIN_PROBE_S": "15"}
+STEPS, EVERY = 240, 10
+OPTIONS = ("--nodes=2", "--ntasks-per-node=1", "--time=20", "--exclude=node4")
+# Of a machine that does nothing else a step would be over before anything can happen to it.
+PACE = sabotage.order("slow", seconds=0.1)
+ENV = {"OMP_NUM_THREADS": "1", "PRETRAIN_PROBE_S": "15", "PRETRAIN_LINGER_S": "5"}
 
 
 def write_recipe(folder: Path, shards: Path) -> Path:
@@ -27,7 +30,7 @@ def write_recipe(folder: Path, shards: Path) -> Path:
         shards,
         folder / "runs",
         train__num_steps=STEPS,
-        checkpoint__every_steps=20,
+        checkpoint__every_steps=EVERY,
         schedule__kind="constant",
         eval__max_samples=8,
     )
@@ -79,7 +82,7 @@ def goes_on(cluster: Cluster, job: str, folder: Path, life: int, steps: int) -> 
     output = folder / "out"
     until(lambda: cluster.fields(job).get("Restarts") == str(life), f"life {life}", output)
     seen = metrics(folder)
-    start = seen[-1]["step"] // 20 * 20 if seen else 0
+    start = seen[-1]["step"] // EVERY * EVERY if seen else 0
     until(reached, f"step {start + steps} in life {life}", output)
 
 
@@ -101,25 +104,28 @@ def reach_time_limit(cluster: Cluster, job: str, folder: Path) -> None:
 
 
 def fill_disk(cluster: Cluster, job: str, folder: Path) -> None:
-    """On node2 the checkpoints' disk has no room: a save fails there, and training goes on."""
-    checkpoints = folder / "runs" / "tiny" / "checkpoints"
-    cluster.run("node2", "mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(checkpoints))
+    """There is no room for what node2 writes into the checkpoints' folder: a save fails, and training goes on."""
+    checkpoints = str(folder / "runs" / "tiny" / "checkpoints")
+    cluster.do("fill", "node2", checkpoints)
     told = "the checkpoint could not be written: rank 1"
     until(lambda: told in (folder / "out").read_text(), "the failed save", folder / "out")
-    cluster.run("node2", "umount", str(checkpoints))
+    cluster.do("free", "node2", checkpoints)
+    assert "No space left on device" in (folder / "out").read_text()
 
 
 def test_stopped_by_processes_disks_and_slurm_it_takes_the_same_steps(
     cluster: Cluster, shards: Path, undisturbed: list[float], tmp_path: Path
 ) -> None:
     words, output = ("--ds_config", "zero1.json", "--recipe", str(write_recipe(tmp_path, shards))), tmp_path / "out"
-    job = cluster.sbatch(SCRIPT, *words, output=output, options=OPTIONS, **ENV)
-    for life, act in enumerate((kill_task, requeue, reach_time_limit, fill_disk)):
-        goes_on(cluster, job, tmp_path, life, 30)
-        act(cluster, job, tmp_path)
-    goes_on(cluster, job, tmp_path, 3, 30)
-    before = metrics(tmp_path)[-1]["step"]
-    cluster.run("ctl", "scancel", job)
+    job = cluster.sbatch(SCRIPT, *words, output=output, options=OPTIONS, **ENV, **PACE)
+    try:
+        for life, act in enumerate((kill_task, requeue, reach_time_limit, fill_disk)):
+            goes_on(cluster, job, tmp_path, life, EVERY)
+            act(cluster, job, tmp_path)
+        goes_on(cluster, job, tmp_path, 3, EVERY)
+        before = metrics(tmp_path)[-1]["step"]
+    finally:
+        cluster.run("ctl", "scancel", job)
     assert cluster.wait(job, output)["JobState"] == "CANCELLED"
     until(lambda: cluster.processes("launcher.train") == {}, "the end of all ranks", output)
     assert before < STEPS, "it was cancelled in the middle"
@@ -133,21 +139,22 @@ def test_its_nodes_killed_and_cut_off_it_takes_the_same_steps_on_others(
     cluster: Cluster, shards: Path, undisturbed: list[float], tmp_path: Path
 ) -> None:
     words, output = ("--ds_config", "zero1.json", "--recipe", str(write_recipe(tmp_path, shards))), tmp_path / "out"
-    job = cluster.sbatch(SCRIPT, *words, output=output, options=OPTIONS, **ENV)
+    job = cluster.sbatch(SCRIPT, *words, output=output, options=OPTIONS, **ENV, **PACE)
     try:
-        goes_on(cluster, job, tmp_path, 0, 30)
+        goes_on(cluster, job, tmp_path, 0, EVERY)
         cluster.do("kill-node", "node2")
-        goes_on(cluster, job, tmp_path, 1, 30)
+        goes_on(cluster, job, tmp_path, 1, EVERY)
         assert cluster.fields(job)["NodeList"] == "node[1,3]"
         cluster.do("heal", "node2")
         until(lambda: "node2 idle" in states(cluster), "node2", output)
         cluster.do("cut", "node1")  # the batch script's own
-        cluster.run("ctl", "scontrol", "update", f"JobId={job}", "ExcNodeList=")
+        cluster.run("ctl", "scontrol", "update", f"JobId={job}", "ExcNodeList=node4")
         until(lambda: cluster.fields(job).get("Restarts") == "2", "the third life", output)
-        cluster.run("ctl", "scontrol", "update", f"JobId={job}", "ExcNodeList=")
+        cluster.run("ctl", "scontrol", "update", f"JobId={job}", "ExcNodeList=node4")
         fields = cluster.wait(job, output)
         assert (fields["JobState"], fields["NodeList"]) == ("COMPLETED", "node[2-3]"), output.read_text()
     finally:
+        cluster.run("ctl", "scancel", job)
         cluster.do("heal", "node1")
         cluster.do("heal", "node2")
     assert losses(tmp_path) == undisturbed
