@@ -518,22 +518,19 @@ def building_memory(precision: str) -> dict[str, int]:
     }
 
 
-def initial_weights(model: dict[str, Any], head: str, stage: int, precision: str) -> dict[str, str]:
-    """Parameter and buffer → hash of its values in fp32, as the engine holds them before the first step."""
-    import deepspeed
+def initial_weights(families: dict[str, tuple[str, dict[str, Any]]], stage: int, precision: str) -> Any:
+    """Of each family: parameter and buffer → hash of its fp32 values, as the engine holds them before the first step.
 
+    Args:
+        families: Name → head and model.
+        stage: Of ZeRO.
+        precision: fp32 or bf16.
+    """
     from launcher.cluster.rank import find_place
-    from launcher.config.model import ModelConfig
-    from launcher.config.recipe import OptimConfig
     from launcher.engine.process import join_ranks
-    from launcher.engine.start import start_engine
-    from launcher.models.build import build_model
-    from launcher.models.configuration import build_config
 
     place = find_place(os.environ)
     join_ranks(place, 1)
-    record = ModelConfig.model_validate(model)
-    config = build_config(record, head, tokenizer_info(), 16)
     ds_config = {
         "train_batch_size": 4,
         "train_micro_batch_size_per_gpu": 4 // place.world_size,
@@ -543,11 +540,25 @@ def initial_weights(model: dict[str, Any], head: str, stage: int, precision: str
     }
     if precision == "bf16":
         ds_config["bf16"] = {"enabled": True}
+    return {name: _initial_weights(head, model, ds_config) for name, (head, model) in families.items()}
+
+
+def _initial_weights(head: str, model: dict[str, Any], ds_config: dict[str, Any]) -> dict[str, str]:
+    import deepspeed
+
+    from launcher.config.model import ModelConfig
+    from launcher.config.recipe import OptimConfig
+    from launcher.engine.start import start_engine
+    from launcher.models.build import build_model
+    from launcher.models.configuration import build_config
+
+    record = ModelConfig.model_validate(model)
+    config = build_config(record, head, tokenizer_info(), 16)
     built = build_model(config, record, head, seed=3, ds_config=ds_config)
     engine = start_engine(built, OptimConfig(lr=1e-3), ds_config)
     hashes = {}
     for name, parameter in engine.module.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3):
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
             hashes[name] = hashlib.sha256(parameter.data.float().numpy().tobytes()).hexdigest()
     for name, buffer in engine.module.named_buffers():
         hashes[f"buffer {name}"] = hashlib.sha256(buffer.float().numpy().tobytes()).hexdigest()
