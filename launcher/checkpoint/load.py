@@ -205,7 +205,8 @@ def find_together(folder: Path, back: int = 1) -> tuple[Found, list[str]]:
 def restore(engine: Any, reader: CheckpointReader, seed: int) -> None:
     """Put a checkpoint's weights, optimizer state and random states into an engine.
 
-    Where another number of ranks wrote it, there are no random states for these: they get new streams.
+    Where another number of ranks wrote it, or ranks that shared the matrices of the model in other groups, there are no
+    random states for these: they get new streams.
 
     Args:
         engine: A DeepSpeed engine of the same model, at any stage.
@@ -223,12 +224,14 @@ def restore(engine: Any, reader: CheckpointReader, seed: int) -> None:
     restore_loss_scale(engine, reader.state["loss_scale"])
     _restore_working_weights(engine, reader)
     restore_buffers(engine.module, reader.buffers())
-    rank = torch.distributed.get_rank()
-    states = reader.random_states(rank) if reader.world_size == torch.distributed.get_world_size() else {}
+    rank, together = torch.distributed.get_rank(), ranks_per_model(engine)
+    wrote_it = (reader.world_size, reader.state.get("ranks_per_model", 1))
+    alike = wrote_it == (torch.distributed.get_world_size(), together)
+    states = reader.random_states(rank) if alike else {}
     if states:  # what was taken over from DeepSpeed has none
         restore_random_states(states)
     else:
-        seed_generators(seed, rank // ranks_per_model(engine), int(reader.state["step"]))
+        seed_generators(seed, rank // together, int(reader.state["step"]))
 
 
 def _check_same_model(engine: Any, reader: CheckpointReader) -> None:

@@ -24,6 +24,7 @@ from launcher.checkpoint.retention import prune
 from launcher.checkpoint.slices import optimizer_step
 from launcher.checkpoint.tensor_file import BLOCK_BYTES, DurableFile, StreamedFile, aligned_buffer
 from launcher.config.recipe import CheckpointConfig
+from launcher.engine.process import ranks_per_model
 from launcher.shards import durable
 from launcher.units import size
 
@@ -123,6 +124,7 @@ class Saver:
             "loss_scale": loss_scale_state(self._engine),
             "zero_stage": self._engine.zero_optimization_stage(),
             "world_size": self._ranks.world_size,
+            "ranks_per_model": ranks_per_model(self._engine),
         }
         text = json.dumps({**of_engine, **state}, indent=1)  # now: the run's own lists go on growing
         return _Job(

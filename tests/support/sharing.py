@@ -9,6 +9,7 @@ import jobs
 import numpy as np
 import tiny
 from ranks import run_ranks
+from safetensors.torch import load_file
 
 from launcher import cli, tracing
 from launcher.engine.metrics import read_metrics
@@ -86,6 +87,10 @@ def assert_a_run_moves(field: str, lives: list[tuple[int, int, int]], shards: Pa
         shared = write(shards, folder, "shared", "llama", 2 * number)
         arguments = ["--ds_config", f"zero{stage}", "--recipe", str(shared), f"{field}={group}"]
         assert run_ranks(jobs.train, ranks, arguments) == [0] * ranks
+        # Ranks of one model draw the same dropout, and no others do.
+        files = (folder / "shared" / "checkpoints" / f"step-{2 * number:08d}").glob("*.safetensors")
+        streams = {load_file(file)["rng|torch"].numpy().tobytes() for file in files}
+        assert len(streams) == (ranks // group if field == "model.tensor_parallel" else ranks)
     one, other = steps(folder / "whole"), steps(folder / "shared")
     assert max(abs(a["loss"] - b["loss"]) for a, b in zip(one, other, strict=True)) < 1e-5
     assert tracing.trace_step(folder / "shared", 2 * len(lives))[1].startswith("the digest is the run's")
