@@ -250,8 +250,10 @@ go_on_without() { # NODE…
 }
 
 # The code of the task that failed first. srun itself tells the highest one: it ends the other tasks as soon as one has
-# failed, so a 75 or a 2 becomes their 143 (SIGTERM) whenever they are a tenth of a second behind.
-export PRETRAIN_FIRST_CODE="$PRETRAIN_LOGS/first-code"
+# failed, so a 75 or a 2 becomes their 143 (SIGTERM) whenever they are a tenth of a second behind. Each life has a file of
+# its own: on a node that was cut off, ranks of the one before may still run, and end in the middle of this one.
+rm -f "$PRETRAIN_LOGS"/first-code-*
+export PRETRAIN_FIRST_CODE="$PRETRAIN_LOGS/first-code-$life"
 # Rank 0 writes into the job's log as well. set -C: only the first task can make the file. The traps keep shell and tee
 # waiting when a signal comes for the python between them. 143: the task was ended (with the job, or for another's sake).
 # shellcheck disable=SC2016

@@ -152,7 +152,8 @@ def test_its_nodes_killed_and_cut_off_it_takes_the_same_steps_on_others(
         until(lambda: cluster.fields(job).get("Restarts") == "2", "the third life", output)
         cluster.run("ctl", "scontrol", "update", f"JobId={job}", "ExcNodeList=node4")
         fields = cluster.wait(job, output)
-        assert (fields["JobState"], fields["NodeList"]) == ("COMPLETED", "node[2-3]"), output.read_text()
+        told = (fields["JobState"], fields["Restarts"], fields["NodeList"])
+        assert told == ("COMPLETED", "2", "node[2-3]"), output.read_text()
     finally:
         cluster.run("ctl", "scancel", job)
         cluster.do("heal", "node1")
