@@ -91,6 +91,11 @@ import os, sys, time
 life, rank = os.environ.get("SLURM_RESTART_COUNT", "0"), os.environ["SLURM_PROCID"]
 if rank == "0":
     print("stub of life", life, *sys.argv[1:], flush=True)
+    until = time.time() + 20  # both have begun
+    while os.environ["SLURM_NTASKS"] == "2" and time.time() < until:
+        if os.path.exists(os.environ["PRETRAIN_LOGS"] + "/rank-00001.log"):
+            break
+        time.sleep(0.1)
 time.sleep(int(rank))
 sys.exit({codes}[int(life)])
 """
