@@ -132,12 +132,13 @@ class GuardedFile:
             ShardError: A block is not what was written.
         """
         checked, last = self._checked, num_bytes - 1
-        for row in rows:
-            # Until the last block of the file is checked every row asks: no call where its only block is.
+        for row in rows:  # all of them ask until the last block of the file is checked
             start = row * step - offset
             block = start >> _SHIFT
-            if not checked[block] or (start + last) >> _SHIFT != block:
-                self.check(start, start + num_bytes)
+            if not checked[block]:
+                self._check_block(block)
+            if (start + last) >> _SHIFT != block:
+                self.check((block + 1) << _SHIFT, start + num_bytes)
 
     def check_all(self) -> None:
         """Hold every block against its checksum.
@@ -163,15 +164,16 @@ class GuardedFile:
     def _check_blocks(self, first: int, last: int) -> None:
         if last > first:  # a single block was announced by whoever is in a hurry, and asking again costs half its hash
             self.advise(first << _SHIFT, min((last + 1) << _SHIFT, self.num_bytes))
-        checked, bytes_, sums = self._checked, self.bytes_, self._sums
         for number in range(first, last + 1):
-            if checked[number]:
-                continue
-            begin = number << _SHIFT
-            if xxh3_64_intdigest(bytes_[begin : begin + BLOCK_BYTES]) != sums[number]:
-                raise ShardError(damage([number]), str(self.path), FIX)
-            checked[number] = 1
-            self.num_unchecked -= 1
+            if not self._checked[number]:
+                self._check_block(number)
+
+    def _check_block(self, number: int) -> None:
+        begin = number << _SHIFT
+        if xxh3_64_intdigest(self.bytes_[begin : begin + BLOCK_BYTES]) != self._sums[number]:
+            raise ShardError(damage([number]), str(self.path), FIX)
+        self._checked[number] = 1
+        self.num_unchecked -= 1
 
 
 def damage(blocks: Sequence[int]) -> str:
