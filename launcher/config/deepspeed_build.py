@@ -66,6 +66,16 @@ def _check_choices(choices: DsChoices) -> None:
             raise DsConfigError(
                 f"{option} needs --stage {stage}{'' if stage == 3 else ' or higher'}", option, "see --help"
             )
+    offloads = choices.offload_optimizer != "none" or choices.offload_param != "none"
+    for name, has_effect, wanted in (
+        ("bucket_size", choices.stage > 0, "--stage 1 or higher"),
+        ("overlap_comm", choices.stage > 0, "--stage 1 or higher"),
+        ("sub_group_size", choices.stage == 3, "--stage 3"),
+        ("pin_memory", offloads, "--offload-optimizer or --offload-param"),
+    ):
+        if getattr(choices, name) is not None and not has_effect:
+            option = f"--{name.replace('_', '-')}"
+            raise DsConfigError(f"{option} has no effect here", option, f"add {wanted}, or leave it out")
     on_nvme = "nvme" in (choices.offload_optimizer, choices.offload_param)
     if on_nvme and choices.nvme_path is None:
         raise DsConfigError(

@@ -225,6 +225,10 @@ def test_a_check_tells_what_this_machine_could_not_compile(
         (["--stage", "3", "--offload-optimizer", "nvme"], "offload to NVMe needs a folder there"),
         (["--stage", "3", "--offload-optimizer", "cpu", "--nvme-path", "/n"], "--nvme-path is for offload to NVMe"),
         (["--stage", "3", "--aio-threads", "4"], "--aio-threads is for offload to NVMe"),
+        (["--stage", "0", "--bucket-size", "50M"], "--bucket-size has no effect here"),
+        (["--stage", "0", "--no-overlap-comm"], "--overlap-comm has no effect here"),
+        (["--stage", "2", "--sub-group-size", "5M"], "add --stage 3, or leave it out"),
+        (["--stage", "3", "--pin-memory"], "add --offload-optimizer or --offload-param"),
         (["--check", "zero3", "--stage", "2"], "--check builds nothing"),
         (["--check", "zero9"], "there is no DeepSpeed configuration"),
         (
@@ -244,6 +248,7 @@ def test_choices_that_cannot_be_are_refused(words: list[str], message: str, caps
     [
         ({"zero_optimization": {"stage": 2}}, "reduce_bucket_size is not set"),
         ({"activation_checkpointing": {"cpu_checkpointing": True}}, "the recipe's model.activation_checkpointing"),
+        ({"checkpoint": {"writer": {"type": "fast"}}}, "checkpoint: the recipe decides it"),
         (
             {"zero_optimization": {"stage": 2, "reduce_bucket_size": 9, "stage3_max_live_parameters": 9}},
             "stage3_max_live_parameters: without effect at stage 2",
