@@ -106,11 +106,15 @@ class Steps:
     step_ms: float
     beside: dict[str, float]
     """Time over that of others: the median of the rounds' ratios."""
+    cpu_beside: dict[str, float]
+    """The same of the time that the cores worked for all ranks together: on a busy machine the surer one."""
 
     @property
     def line(self) -> str:
         """For people."""
-        times = ", ".join(f"{ratio:.2f} of {name}" for name, ratio in self.beside.items())
+        times = ", ".join(
+            f"{ratio:.2f} of {name} (cpu {self.cpu_beside[name]:.2f})" for name, ratio in self.beside.items()
+        )
         return f"{self.name}: {self.step_ms:.0f} ms a step; {times}"
 
 
@@ -166,22 +170,31 @@ def num_parameters(options: Namespace) -> int:
 
 def stepped(groups: list[Ranks], options: Namespace) -> list[Steps]:
     """Every group's time of a step, the groups in turn."""
-    times: dict[str, list[float]] = {group.name: [] for group in groups}
+    walls: dict[str, list[float]] = {group.name: [] for group in groups}
+    cpus: dict[str, list[float]] = {group.name: [] for group in groups}
     for number in range(options.rounds + 1):
         for group in groups if number % 2 == 0 else reversed(groups):
             took = group.ask("steps", options.steps)
             if number:  # the first round warms up
-                times[group.name].append(max(took) / options.steps)
-    others = [name for name in (DDP, "stage 0") if name in times]
+                walls[group.name].append(max(wall for wall, _ in took) / options.steps)
+                cpus[group.name].append(sum(cpu for _, cpu in took) / options.steps)
     results: list[Steps] = []
-    for name, own in times.items() if options.rounds else ():
-        pairs = {other: zip(own, times[other], strict=True) for other in others if other != name}
+    for name in walls if options.rounds else ():
+        others = [other for other in (DDP, "stage 0") if other in walls and other != name]
+        named = {other: other for other in others}
         usual = name.removesuffix(", DeepSpeed's buckets")
         if usual != name:
-            pairs[f"{usual} as built"] = zip(own, times[usual], strict=True)
-        ratios = {other: statistics.median(a / b for a, b in both) for other, both in pairs.items()}
-        results.append(Steps(name, statistics.median(own) * 1e3, ratios))
+            named[f"{usual} as built"] = usual
+        beside, cpu_beside = (
+            {shown: ratio(of[name], of[other]) for shown, other in named.items()} for of in (walls, cpus)
+        )
+        results.append(Steps(name, statistics.median(walls[name]) * 1e3, beside, cpu_beside))
     return results
+
+
+def ratio(own: list[float], others: list[float]) -> float:
+    """The median of the rounds' ratios."""
+    return statistics.median(a / b for a, b in zip(own, others, strict=True))
 
 
 class Ranks:

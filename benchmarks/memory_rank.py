@@ -49,9 +49,9 @@ class BareLoop:
         self.inputs = {name: torch.from_numpy(array) for name, array in one_pass(options).items()}
         self.told = {"num_parameters": count_parameters(model)}
 
-    def steps(self, number: int) -> float:
-        """Take some; seconds."""
-        started = time.perf_counter()
+    def steps(self, number: int) -> tuple[float, float]:
+        """Take some; seconds, and those that the cores worked."""
+        started, worked = time.perf_counter(), time.process_time()
         for _ in range(number):
             logits = self.model(input_ids=self.inputs["input_ids"], use_cache=False).logits
             loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), self.inputs["labels"].flatten())
@@ -59,7 +59,7 @@ class BareLoop:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             self.optimizer.zero_grad()
-        return time.perf_counter() - started
+        return time.perf_counter() - started, time.process_time() - worked
 
     def end(self) -> None:
         """There is nothing to leave."""
@@ -98,15 +98,15 @@ class Engine:
         num_tokens = inputs["labels"].size
         self.batch = StepBatch(passes=[inputs], num_targets=num_tokens, num_tokens=num_tokens, digest=0)
 
-    def steps(self, number: int) -> float:
-        """Take some; seconds."""
-        started = time.perf_counter()
+    def steps(self, number: int) -> tuple[float, float]:
+        """Take some; seconds, and those that the cores worked."""
+        started, worked = time.perf_counter(), time.process_time()
         with Guard(self.engine, self.recipe.guards, Health()) as guard:
             length = FixedLength(self.recipe.train.num_steps)
             batches = [self.batch] * number
             for _ in train_steps(self.engine, batches, self.recipe, 1, length, guard, StopRequest()):
                 pass
-        return time.perf_counter() - started
+        return time.perf_counter() - started, time.process_time() - worked
 
     def end(self) -> None:
         """Leave nothing on a drive."""
