@@ -5,7 +5,7 @@
 Real ranks, forked from one parent. Every configuration has ranks of its own, all alive at once; they step in turn, a
 few steps each, so that a busy machine slows all. Bytes are those of the storages that tensors of a rank see, after a
 backward pass and between steps; beside them the peak of its resident memory, over what it had when torch and DeepSpeed
-were loaded. The build of stage 3 is watched through torch's own record of allocations.
+were loaded. With `--rounds 0` that peak is of tensors alone, and the build of stage 3 is watched.
 """
 
 from __future__ import annotations
@@ -56,13 +56,12 @@ class Memory:
     """Of state and configured buffers; 0 where there is no formula."""
     optimizer_between_mib: float
     """Of the optimizer, in memory between two steps."""
-    tensors_peak_mib: float
-    """The most that tensors took inside of a step."""
     groups: int
     """In which the optimizer of a rank steps, one after another."""
     rss_between_mib: float
     rss_peak_mib: float
-    """Inside a step, over what the process had before the model was built."""
+    """Inside a step, over what the process had before the model was built; where steps are timed, with what the
+    allocator keeps."""
 
     @property
     def line(self) -> str:
@@ -74,14 +73,13 @@ class Memory:
             f"{self.name}: tensors {self.total_mib:.0f} MiB{beside}: parameters"
             f" {self.parameters_mib:.0f}, gradients {self.gradients_mib:.0f}, optimizer {self.optimizer_mib:.0f}"
             f" ({self.optimizer_between_mib:.0f} between steps, {self.groups} groups), buffers {self.buffers_mib:.0f};"
-            f" at most {self.tensors_peak_mib:.0f} inside a step;"
             f" RSS {self.rss_between_mib:.0f}, peak inside a step {self.rss_peak_mib:.0f}"
         )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Build:
-    """The most that tensors took while a model was built."""
+    """The most by which a rank grew while a model was built."""
 
     name: str
     peak_mib: float
@@ -93,7 +91,7 @@ class Build:
     def line(self) -> str:
         """For people."""
         return (
-            f"{self.name}: built with at most {self.peak_mib:.1f} MiB of tensors: partition {self.partition_mib:.1f},"
+            f"{self.name}: built with at most {self.peak_mib:.1f} MiB: partition {self.partition_mib:.1f},"
             f" largest layer {self.largest_layer_mib:.1f}"
         )
 
@@ -128,7 +126,7 @@ def main() -> None:
     made.add_argument("--precision", default="fp32", help="fp32, bf16 or bf16_autocast (default fp32)")
     made.add_argument("--ranks", type=int, default=2, help="real ones, on this machine (default 2)")
     made.add_argument("--micro-batch", type=int, default=4, help=f"sequences of {SEQ_LEN} a rank and step (default 4)")
-    made.add_argument("--steps", type=int, default=2, help="steps of a round (default 2); --rounds 0 times none")
+    made.add_argument("--steps", type=int, default=2, help="steps of a round (default 2); --rounds 0 watches the build")
     made.add_argument("--without-defaults", action="store_true", help="leave out DeepSpeed's own bucket sizes")
     options = made.parse_args()
     groups = [Ranks(name, file, options) for name, file in configurations(options)]
