@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from launcher.config.code_names import can_be_named
 from launcher.config.record import FolderPath, Record
 
 
@@ -83,8 +84,8 @@ class ModelConfig(Record):
     def _trusts_files_of_the_folder(self) -> ModelConfig:
         if self.trusted_code and self.continue_from is None:
             raise ValueError("trusted_code are files in continue_from's folder, and there is none")
-        if odd := [name for name in self.trusted_code if "/" in name or not name.endswith(".py")]:
-            raise ValueError(f"trusted_code are names of Python files, not {odd[0]!r}")
+        if odd := [name for name in self.trusted_code if not can_be_named(name)]:
+            raise ValueError(f"trusted_code are names of Python files in continue_from's folder, not {odd[0]!r}")
         return self
 
     @field_validator("freeze", mode="before")

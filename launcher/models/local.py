@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.dynamic_module_utils import get_relative_import_files
+from transformers.dynamic_module_utils import get_relative_imports
 
+from launcher.config.code_names import can_be_named
 from launcher.errors import ModelError
+
+CUSTOM_GENERATE = "custom_generate/generate.py"
+"""Runs as soon as a folder's code may: `GenerationMixin.adjust_generation_fn` of transformers 5."""
 
 
 def local(folder: Path, trusted: Collection[str] = ()) -> dict[str, bool]:
@@ -28,21 +31,81 @@ def local(folder: Path, trusted: Collection[str] = ()) -> dict[str, bool]:
 
 
 def runs_code(folder: Path, trusted: Collection[str]) -> bool:
-    """Whether code in a folder runs: where all files that the model would run are trusted."""
-    return bool(trusted) and code_of(folder) <= {*trusted}
+    """Whether code in a folder runs: where there is such code, and all of its files are trusted.
+
+    Raises:
+        ModelError: Files are trusted, but not all that would run.
+    """
+    needed = code_of(folder) if trusted else set()
+    if needed - {file for file in trusted if can_be_named(file)}:
+        raise untrusted_code(folder)
+    return bool(needed)
+
+
+def untrusted_code(folder: Path) -> ModelError:
+    """The error of a folder whose code is not all trusted."""
+    files = sorted(code_of(folder))
+    what = f"the model needs code that came with it ({', '.join(files)}), and such code is not run unless it is named"
+    if unnamed := [file for file in files if not can_be_named(file)]:
+        return ModelError(
+            f"{what}; {unnamed[0]} cannot be named",
+            str(folder),
+            "in a copy of the folder, delete custom_generate/, and put files that config.json's auto_map takes from "
+            "elsewhere beside it; or take a family that transformers itself has",
+        )
+    return ModelError(
+        what,
+        str(folder),
+        f"read it, then model.trusted_code=[{', '.join(files)}] in the recipe of a run, or --trust {' '.join(files)} "
+        "behind pretrain fill, generate or export; or take a family that transformers itself has",
+    )
 
 
 def code_of(folder: Path) -> set[str]:
-    """The Python files that the model in a folder would run: those its configuration names, and what they import."""
+    """The Python files that the model in a folder would run, relative to it: those its configuration names, what they
+    import, and what transformers puts in place of `generate`.
+
+    `can_be_named` tells those that never run here: code of the hub or of another folder, and code in folders below.
+    """
+    names = {f"{name.rpartition('.')[0]}.py" for name in _classes(_configuration(folder))}
+    if (folder / CUSTOM_GENERATE).is_file():
+        names.add(CUSTOM_GENERATE)
+    found: set[str] = set()
+    while names:
+        found |= names
+        names = {name for file in names for name in _imports(folder / file)} - found
+    return found
+
+
+def _configuration(folder: Path) -> object:
+    """What transformers would read, following `configuration_files`; nothing where it cannot be read."""
     try:
-        told = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map", {})
-    except (OSError, ValueError, AttributeError):  # told by whoever reads it
-        return set()
-    classes = [name for value in told.values() for name in (value if isinstance(value, list) else [value])]
-    # `REPOSITORY--module.Class` is code of the hub: it has no file here, and so a name that nobody can trust.
-    files = {f"{str(name).rpartition('.')[0]}.py" for name in classes}
-    here = [folder / name for name in files if (folder / name).is_file()]
-    return files | {Path(path).name for file in here for path in get_relative_import_files(file)}
+        return PreTrainedConfig.get_config_dict(folder, local_files_only=True)[0]
+    except (OSError, ValueError, TypeError, AttributeError):  # told by whoever reads it
+        return {}
+
+
+def _classes(told: object) -> Iterator[str]:
+    """Classes that a configuration names, parts of it included: a class may take a part for the whole."""
+    if isinstance(told, list):
+        for part in told:
+            yield from _classes(part)
+    if not isinstance(told, dict):
+        return
+    for key, value in told.items():
+        yield from _classes(value)
+        if key == "auto_map" and isinstance(value, dict):
+            # A tokenizer's code never runs here.
+            named = [name for task, name in value.items() if task != "AutoTokenizer"]
+            yield from (str(name) for name in named if name is not None)
+
+
+def _imports(file: Path) -> list[str]:
+    """The files beside one that transformers would run with it."""
+    try:
+        return [f"{name}.py" for name in get_relative_imports(file)]
+    except (OSError, UnicodeDecodeError):  # told by whoever runs it
+        return []
 
 
 def has_own_class(config: PreTrainedConfig, auto_class: str) -> bool:
@@ -62,16 +125,12 @@ def read_config(folder: Path, trusted: Collection[str] = ()) -> PreTrainedConfig
     """
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, **local(folder, trusted))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         told = " ".join(str(error).split())
         if "trust_remote_code" in told:
-            files = ", ".join(sorted(code_of(folder)))
-            raise ModelError(
-                f"the model needs code that came with it ({files}), and such code is not run unless it is named",
-                str(folder),
-                f"read it, then model.trusted_code=[{files}]; or take a family that transformers itself has",
-            ) from None
+            raise untrusted_code(folder) from None
         raise ModelError(f"its configuration cannot be read: {told.partition('. ')[0]}", str(folder)) from None
+    config.name_or_path = str(folder)  # `from_config` runs code from there, and config.json can name another place
     return config
 
 
@@ -80,10 +139,14 @@ def reading_weights(folder: Path) -> Iterator[None]:
     """Around a `from_pretrained`.
 
     Raises:
-        ModelError: The weights are not there, or damaged.
+        ModelError: The weights are not there, or damaged, or need code that came with them and is not trusted.
     """
     try:
         yield
+    except ValueError as error:
+        if "trust_remote_code" in str(error):
+            raise untrusted_code(folder) from None
+        raise
     except (OSError, SafetensorError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise ModelError(

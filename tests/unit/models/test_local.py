@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from launcher.config.model import ModelConfig
 from launcher.config.places import ROOT
@@ -52,14 +53,61 @@ def test_code_in_a_models_folder_that_is_not_all_named_is_refused_and_not_run(
     assert not (tmp_path / "ran").exists()
 
 
-def test_code_of_the_hub_cannot_be_named(tmp_path: Path) -> None:
-    config = {"model_type": "mine", "auto_map": {"AutoConfig": "someone/repository--configuration_mine.MineConfig"}}
+@pytest.mark.parametrize("repository", ["someone/repository", "repository"])
+def test_code_of_the_hub_cannot_be_named(repository: str, tmp_path: Path) -> None:
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": f"{repository}--configuration_mine.MineConfig"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "configuration_mine.py").write_text("")
-    assert local(tmp_path, ["configuration_mine.py"])["trust_remote_code"] is False
-    for names in (["someone/repository--configuration_mine.py"], ["mine.txt"]):
+    with pytest.raises(ModelError, match=r"repository--configuration_mine\.py cannot be named"):
+        local(tmp_path, ["configuration_mine.py"])
+    for name in (f"{repository}--configuration_mine.py", "mine.txt"):
         with pytest.raises(ValidationError, match="names of Python files"):
-            ModelConfig(continue_from=tmp_path, trusted_code=tuple(names))
+            ModelConfig(continue_from=tmp_path, trusted_code=(name,))
+
+
+def mine(folder: Path, **config: object) -> None:
+    """A model of one file of code, that is told of in config.json."""
+    (folder / "configuration_mine.py").write_text(
+        "from transformers import GPT2Config\nclass MineConfig(GPT2Config):\n    model_type = 'mine'\n"
+    )
+    told = {"model_type": "mine", "auto_map": {"AutoConfig": "configuration_mine.MineConfig"}, **config}
+    (folder / "config.json").write_text(json.dumps(told))
+
+
+def test_code_that_takes_the_place_of_generate_is_never_run(tmp_path: Path) -> None:
+    GPT2LMHeadModel(GPT2Config(vocab_size=8, n_embd=4, n_layer=1, n_head=1, n_positions=4)).save_pretrained(tmp_path)
+    (tmp_path / "custom_generate").mkdir()
+    (tmp_path / "custom_generate" / "generate.py").write_text(
+        f"open({str(tmp_path / 'ran')!r}, 'w')\ndef generate(model): ...\n"
+    )
+    AutoModelForCausalLM.from_pretrained(tmp_path, **local(tmp_path))
+    for trusted in (["mine.py"], ["custom_generate/generate.py"]):
+        with pytest.raises(ModelError, match=r"custom_generate/generate\.py cannot be named"):
+            AutoModelForCausalLM.from_pretrained(tmp_path, **local(tmp_path, trusted))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_configuration_that_transformers_would_read_is_the_one_whose_code_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "other.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Other: ...\n")
+    mine(tmp_path, configuration_files=["config.4.0.0.json"])
+    other = {"model_type": "mine", "auto_map": {"AutoConfig": "other.Other"}}
+    (tmp_path / "config.4.0.0.json").write_text(json.dumps(other))
+    with pytest.raises(ModelError, match=r"model.trusted_code=\[other.py\]"):
+        read_config(tmp_path, ["configuration_mine.py"])
+    # Of a part of a configuration, which a class may take for the whole of it.
+    mine(tmp_path, text_config={"auto_map": {"AutoModelForCausalLM": "other.Other"}})
+    with pytest.raises(ModelError, match=r"model.trusted_code=\[configuration_mine.py, other.py\]"):
+        read_config(tmp_path, ["configuration_mine.py"])
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_tokenizers_code_need_not_be_named(tmp_path: Path) -> None:
+    names = {"AutoConfig": "configuration_mine.MineConfig", "AutoTokenizer": ["tokenization_mine.Mine", None]}
+    mine(tmp_path, auto_map=names)
+    assert read_config(tmp_path, ["configuration_mine.py"]).model_type == "mine"
+    assert local(tmp_path, ["configuration_mine.py"])["trust_remote_code"] is True
+    mine(tmp_path, model_type="gpt2", auto_map={"AutoConfig": None})
+    assert local(tmp_path, ["configuration_mine.py"])["trust_remote_code"] is False  # there is nothing to trust
 
 
 def test_a_family_that_transformers_has_is_read_without_the_code_beside_it(tmp_path: Path) -> None:
