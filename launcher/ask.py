@@ -20,7 +20,6 @@ from transformers import (
 )
 from transformers.utils.logging import disable_progress_bar
 
-from launcher.config.loading import check_recipe, read_yaml
 from launcher.errors import ModelError, UsageError
 from launcher.models.configuration import positions_of
 from launcher.models.local import has_own_class, local, read_config, reading_weights, refuse_incomplete
@@ -79,16 +78,6 @@ def exported_folder(run_or_folder: Path) -> Path:
     )
 
 
-def trusted_by(run_or_folder: Path) -> tuple[str, ...]:
-    """Files of code that the recipe of a run allows to run; none for a folder that is no run's.
-
-    Raises:
-        RecipeError: The run's recipe cannot be read.
-    """
-    recipe = run_or_folder / "recipe.yaml"
-    return check_recipe(read_yaml(recipe), str(recipe)).model.trusted_code if recipe.is_file() else ()
-
-
 def fill(folder: Path, prompts: list[str], top: int = 3, trusted: Collection[str] = ()) -> list[Answer]:
     """Fill the `[MASK]`s of each text with a masked language model.
 
@@ -99,7 +88,7 @@ def fill(folder: Path, prompts: list[str], top: int = 3, trusted: Collection[str
         trusted: Files in the folder whose code may run.
 
     Raises:
-        ModelError: The model is no masked language model, or not whole.
+        ModelError: The model is no masked language model, not whole, or needs code that is not trusted.
         UsageError: A text has no blank, or is too long for the model.
     """
     config, tokenizer = _open(folder, trusted)
@@ -132,7 +121,7 @@ def generate(
         trusted: Files in the folder whose code may run.
 
     Raises:
-        ModelError: The model can do neither, or is not whole.
+        ModelError: The model can do neither, is not whole, or needs code that is not trusted.
         UsageError: A text has no tokens, or is too long for the model.
     """
     config, tokenizer = _open(folder, trusted)

@@ -18,7 +18,7 @@ from launcher.checkpoints import command as checkpoints
 from launcher.cluster import hostfile_command
 from launcher.cluster.environment import stay_inside
 from launcher.config import deepspeed_command
-from launcher.config.arguments import count, gigabytes, positive, temperature, top_p
+from launcher.config.arguments import code_file, count, gigabytes, positive, temperature, top_p
 from launcher.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, LauncherError, RequeueError, UsageError
 from launcher.prepare import commands as commands_of_prepare
 from launcher.probe import options as options_of_check
@@ -160,6 +160,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--shard-gb", type=gigabytes, default=5.0, metavar="GB", help="most of the weights in one file (%(default)s)"
     )
+    add_trust(command)
 
     command = add("fill", fill, "let a masked language model fill the [MASK]s of texts")
     add_question(command)
@@ -295,7 +296,7 @@ def export(options: argparse.Namespace) -> None:
     stay_inside(os.environ)
     from launcher.export import export_run
 
-    taken, skipped = export_run(options.run, options.out, options.step, int(options.shard_gb * 1e9))
+    taken, skipped = export_run(options.run, options.out, options.step, int(options.shard_gb * 1e9), options.trust)
     for line in skipped:
         print(f"warning: {line}", file=sys.stderr)
     print(f"{options.out}: from {taken}")
@@ -305,7 +306,21 @@ def add_question(command: argparse.ArgumentParser) -> None:
     """What is asked, and of which model."""
     command.add_argument("model", type=Path, metavar="RUN_OR_DIR", help="a run's folder or an exported one")
     command.add_argument("prompts", nargs="*", metavar="TEXT", help="read from standard input, one a line, if none")
+    add_trust(command)
     command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_trust(command: argparse.ArgumentParser) -> None:
+    """What may run of the code that came with a model: who asks says so, not a folder that may be somebody else's."""
+    command.add_argument(
+        "--trust",
+        type=code_file,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="FILE",
+        help="Python files that came with the model and may run, by name; read them first (none)",
+    )
 
 
 def fill(options: argparse.Namespace) -> None:
@@ -313,8 +328,8 @@ def fill(options: argparse.Namespace) -> None:
     stay_inside(os.environ)
     from launcher import ask
 
-    folder, trusted = ask.exported_folder(options.model), ask.trusted_by(options.model)
-    _show_answers(options, ask.fill(folder, _prompts(options), options.top, trusted))
+    folder = ask.exported_folder(options.model)
+    _show_answers(options, ask.fill(folder, _prompts(options), options.top, options.trust))
 
 
 def generate(options: argparse.Namespace) -> None:
@@ -328,8 +343,8 @@ def generate(options: argparse.Namespace) -> None:
         top_p=options.top_p or 1.0,
         seed=options.seed,
     )
-    folder, trusted = ask.exported_folder(options.model), ask.trusted_by(options.model)
-    _show_answers(options, ask.generate(folder, _prompts(options), options.max_tokens, sampling, trusted))
+    folder = ask.exported_folder(options.model)
+    _show_answers(options, ask.generate(folder, _prompts(options), options.max_tokens, sampling, options.trust))
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:

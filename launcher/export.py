@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,20 @@ from launcher.config.loading import check_recipe, read_yaml
 from launcher.config.recipe import Recipe
 from launcher.errors import CheckpointError, UsageError
 from launcher.models.build import AUTO_CLASSES
-from launcher.models.local import read_config, runs_code
+from launcher.models.local import code_of, read_config, runs_code, untrusted_code
 from launcher.units import count
 
 SHARD_BYTES = 5 * 10**9
 """Most bytes of weights in a file: the hub's own limit was so for long, and tools stream files of that size."""
 
 
-def export_run(run: Path, out: Path, step: int | None = None, shard_bytes: int = SHARD_BYTES) -> tuple[Path, list[str]]:
+def export_run(
+    run: Path,
+    out: Path,
+    step: int | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    trusted: Collection[str] = (),
+) -> tuple[Path, list[str]]:
     """Export a checkpoint of a run.
 
     Args:
@@ -33,12 +40,14 @@ def export_run(run: Path, out: Path, step: int | None = None, shard_bytes: int =
         out: Folder to write. An earlier export there is replaced once the new one is complete; anything else is kept.
         step: Checkpoint to take; the newest sound one without it.
         shard_bytes: Most bytes of weights in one file.
+        trusted: Files of the model's own code that may run. The run's recipe does not tell: it may be somebody else's.
 
     Returns:
         The checkpoint that was taken, and a line for each newer one that is damaged.
 
     Raises:
         CheckpointError: There is no such checkpoint, or its files are damaged.
+        ModelError: The model needs code that is not trusted.
         UsageError: `out` holds something that is no exported model.
     """
     checkpoints = run / "checkpoints"
@@ -55,11 +64,13 @@ def export_run(run: Path, out: Path, step: int | None = None, shard_bytes: int =
         if found.path is None:
             raise CheckpointError("there is no complete checkpoint", str(checkpoints), "train the run first")
         path, skipped = found.path, found.skipped
-    export_checkpoint(path, run, out, shard_bytes)
+    export_checkpoint(path, run, out, shard_bytes, trusted)
     return path, [f"the checkpoint of step {entry.step} is damaged: {entry.why}" for entry in skipped]
 
 
-def export_checkpoint(path: Path, run: Path, out: Path, shard_bytes: int = SHARD_BYTES) -> Path:
+def export_checkpoint(
+    path: Path, run: Path, out: Path, shard_bytes: int = SHARD_BYTES, trusted: Collection[str] = ()
+) -> Path:
     """Write weights (safetensors, fp32), configuration, tokenizer and a model card, in memory for a layer.
 
     Args:
@@ -67,11 +78,13 @@ def export_checkpoint(path: Path, run: Path, out: Path, shard_bytes: int = SHARD
         run: The folder of its run.
         out: As for `export_run`.
         shard_bytes: Likewise.
+        trusted: Likewise.
 
     Returns:
         `out`, links followed.
 
     Raises:
+        ModelError: The model needs code that is not trusted.
         UsageError: `out` holds something that is no exported model.
     """
     out = out.resolve()  # a link is kept, and what it leads to replaced
@@ -81,7 +94,7 @@ def export_checkpoint(path: Path, run: Path, out: Path, shard_bytes: int = SHARD
     shutil.rmtree(saving, ignore_errors=True)
     try:
         saving.mkdir()
-        _write(path, recipe, run, saving, shard_bytes)
+        _write(path, recipe, run, saving, shard_bytes, trusted)
         shutil.rmtree(out, ignore_errors=True)
         os.replace(saving, out)
     finally:
@@ -103,8 +116,9 @@ def _refuse_other_content(out: Path) -> None:
         raise UsageError("there is something here that is no exported model", str(out), "give a new folder as --out")
 
 
-def _write(path: Path, recipe: Recipe, run: Path, folder: Path, shard_bytes: int) -> None:
-    trusted = recipe.model.trusted_code
+def _write(path: Path, recipe: Recipe, run: Path, folder: Path, shard_bytes: int, trusted: Collection[str]) -> None:
+    if recipe.model.trusted_code and code_of(path) and not runs_code(path, trusted):
+        raise untrusted_code(path)  # transformers may have a family of that name, but it was not what was trained
     config = read_config(path, trusted)
     auto = AUTO_CLASSES[recipe.objective.head]
     with torch.device("meta"):
@@ -118,7 +132,7 @@ def _write(path: Path, recipe: Recipe, run: Path, folder: Path, shard_bytes: int
     model.config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)
-    for name in trusted:
+    for name in recipe.model.trusted_code:
         shutil.copyfile(path / name, folder / name)
     shutil.copytree(run / "tokenizer", folder, dirs_exist_ok=True)
     # The shards' tokenizer knows no length; the model's is what users' truncation=True should cut to.

@@ -391,10 +391,11 @@ def summarise(recipe: Recipe, console: Console) -> int:
         raise RequeueError(told, str(run / "checkpoints"), f"run the same command again: it goes on from {found.path}")
     path = found.path
     state = read_json(path / "state.json", "evaluations", "data")
-    folder = export_checkpoint(path, run, run / "export")
+    trusted = recipe.model.trusted_code
+    folder = export_checkpoint(path, run, run / "export", trusted=trusted)
     prompts, ask = list(recipe.eval.prompts), generate if recipe.objective.head in ("causal", "seq2seq") else fill
     try:
-        answers = ask(folder, prompts, trusted=recipe.model.trusted_code) if prompts else []
+        answers = ask(folder, prompts, trusted=trusted) if prompts else []
     except UsageError as error:  # a finished run does not fail for a question
         console.print(f"note: eval.prompts: {error}", highlight=False, soft_wrap=True)
         answers = []

@@ -1,10 +1,12 @@
-"""Numbers of a command line: types for argparse, which tells a wrong one with the option it stands behind."""
+"""Numbers and names of a command line: types for argparse, which tells a wrong one with the option it stands behind."""
 
 from __future__ import annotations
 
 import argparse
 import math
 from collections.abc import Callable
+
+from launcher.config.code_names import can_be_named
 
 
 def positive(text: str) -> int:
@@ -39,6 +41,13 @@ def temperature(text: str) -> float:
 def top_p(text: str) -> float:
     """A number above 0, up to 1."""
     return _number(text, lambda value: 0.0 < value <= 1.0, "a probability above 0, and at most 1")
+
+
+def code_file(text: str) -> str:
+    """The name of a Python file in a model's folder."""
+    if not can_be_named(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a Python file in the model's folder")
+    return text
 
 
 def _number(text: str, fits: Callable[[float], bool], what: str) -> float:

@@ -14,7 +14,7 @@ from checkpoints import flip
 from ranks import run_ranks
 from safetensors.torch import load_file
 
-from launcher import ask, cli
+from launcher import cli
 from launcher.engine.records import read_metrics
 
 
@@ -190,7 +190,7 @@ def test_export_never_deletes_what_it_did_not_write(
 
 
 def test_a_model_whose_code_came_with_it_is_trained_where_the_recipe_names_that_code(
-    shards: Path, tmp_path: Path
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tree = tiny.recipe_tree("clm", shards, tmp_path, name="first", train__num_steps=3)
     assert run_ranks(
@@ -229,5 +229,10 @@ def test_a_model_whose_code_came_with_it_is_trained_where_the_recipe_names_that_
     exported = tmp_path / "named" / "export"
     assert {"modeling_mine.py", "configuration_mine.py"} <= {path.name for path in exported.iterdir()}
     assert json.loads((exported / "config.json").read_text())["auto_map"] == names
-    assert set(ask.trusted_by(tmp_path / "named")) == {"modeling_mine.py", "configuration_mine.py"}
-    assert ask.trusted_by(exported) == ()
+    run, trust = str(tmp_path / "named"), ["--trust", "modeling_mine.py", "configuration_mine.py"]
+    for words in (["export", run, "--out", str(tmp_path / "again")], ["generate", run, "the"]):
+        ran.unlink()
+        assert cli.main(words) == 2  # whatever the run's recipe says
+        assert "--trust configuration_mine.py modeling_mine.py" in capsys.readouterr().err
+        assert not ran.exists()
+        assert cli.main([*words, *trust]) == 0

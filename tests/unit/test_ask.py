@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -155,6 +156,31 @@ def test_texts_come_from_standard_input_too(
     code, told = ask(piped="\n")
     assert code == 2
     assert "UsageError: there is no text to answer" in told
+
+
+def test_a_run_does_not_allow_its_own_code_to_run(
+    gpt2: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, ran = tmp_path / "run", tmp_path / "ran"
+    export = Path(shutil.copytree(gpt2, run / "export"))
+    (run / "recipe.yaml").write_text("model: {continue_from: /mine, trusted_code: [modeling_mine.py]}")
+    names = {"auto_map": {"AutoModelForCausalLM": "modeling_mine.MineForCausalLM"}}
+    (export / "config.json").write_text(json.dumps(json.loads((export / "config.json").read_text()) | names))
+    (export / "modeling_mine.py").write_text(
+        f"from transformers import GPT2LMHeadModel\nopen({str(ran)!r}, 'w').close()\n"
+        "class MineForCausalLM(GPT2LMHeadModel): ...\n"
+    )
+    words = ["generate", str(run), "人民", "--max-tokens", "2"]
+    assert cli.main(words) == 0  # as the family that transformers has
+    assert not ran.exists()
+    assert cli.main([*words, "--trust", "other.py"]) == 2
+    assert "behind pretrain fill, generate or export" in capsys.readouterr().err
+    assert not ran.exists()
+    assert cli.main([*words, "--trust", "other.py", "modeling_mine.py"]) == 0
+    assert ran.exists()
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--trust", "modeling_mine.py", "人民"])
+    assert "'人民' is not the name of a Python file in the model's folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
