@@ -6,7 +6,8 @@ leaves the record, and nobody writes it any more: whoever comes next watches it 
 since those of two machines differ. On the same machine the kernel tells at once that the holder is gone.
 
 Two that came at the same moment, or a holder that stood still so long that it was taken for dead, are told apart by the
-record: whoever finds another's in the place of its own ends. So of two only the one that wrote last goes on.
+record: whoever finds another's in the place of its own, or none (the other is done already), ends. So of two only the
+one that wrote last goes on.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class RunLock:
     Args:
         folder: Of the run.
         env: Tells the job's number, for whoever is refused.
-        on_loss: Told, in another thread, that another job has taken the folder meanwhile.
+        on_loss: Told, in another thread, that another job has taken the folder meanwhile; it may have left again.
 
     Raises:
         RunInUseError: On entering, if another process holds it.
@@ -171,18 +172,43 @@ class RunLock:
 
     def _write_on(self) -> None:
         while not self._closed.wait(WRITE_EVERY_S):
-            other = self._other()
-            if other is not None:
-                self._on_loss(self._in_use(other))
-                return
             with contextlib.suppress(OSError):  # the file system is away: it will come back, or a save will tell
+                loss = self._loss()
+                if self._closed.is_set():  # `release` did not wait any longer: nobody on record is its doing
+                    return
+                if loss is not None:
+                    self._on_loss(loss)
+                    return
                 self._write()
+
+    def _loss(self) -> RunInUseError | None:
+        """Why the folder is not this job's any more; None where it is, as far as can be seen.
+
+        Raises:
+            OSError: The folder cannot be listed.
+        """
+        other = self._other()
+        if other is not None:
+            return self._in_use(other)
+        record = self._folder / HOLDER
+        if record.exists() or record in self._folder.iterdir():
+            return None
+        return RunInUseError(
+            "another job was at work in the run's folder meanwhile: this one's record there is gone",
+            str(record),
+            "run the same command again: it goes on from the newest checkpoint",
+        )
 
     def _write(self) -> None:
         self._beat += 1
         temporary = self._folder / f"{HOLDER}.{self._record['name']}"
-        temporary.write_text(json.dumps({**self._record, "beat": self._beat}), encoding="utf-8")
-        os.replace(temporary, self._folder / HOLDER)
+        try:
+            temporary.write_text(json.dumps({**self._record, "beat": self._beat}), encoding="utf-8")
+            os.replace(temporary, self._folder / HOLDER)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -135,6 +136,40 @@ def test_a_holder_that_finds_another_on_record_ends_and_leaves_it_the_folder(
             time.sleep(0.002)
         assert "another job is at work in the run's folder: pid" in str(told.get())
     assert (tmp_path / HOLDER).read_text() == other
+
+
+def test_a_holder_whose_record_is_gone_does_not_take_the_folder_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_lock, "WRITE_EVERY_S", 0.05)
+    told: queue.Queue[RunInUseError] = queue.Queue()
+    with RunLock(tmp_path, {}, told.put):
+        os.replace(tmp_path / HOLDER, tmp_path / "taken")  # it stood still, another took it for dead, ran, and left
+        assert "another job was at work in the run's folder meanwhile" in str(told.get(timeout=20))
+        assert not (tmp_path / HOLDER).exists()
+
+
+def test_a_holder_without_its_file_system_waits_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock, "WRITE_EVERY_S", 0.01)
+    with RunLock(tmp_path / "run", {}, never) as lock:
+        (tmp_path / "run").rename(tmp_path / "away")
+        time.sleep(0.1)
+        (tmp_path / "away").rename(tmp_path / "run")
+        beat = json.loads((tmp_path / "run" / HOLDER).read_text())["beat"]
+        while json.loads((tmp_path / "run" / HOLDER).read_text())["beat"] == beat:
+            assert lock._thread.is_alive()
+            time.sleep(0.01)
+
+
+def test_a_record_that_cannot_be_written_leaves_no_half_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *_: object, **__: object) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"), RunLock(tmp_path, {}, never):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_a_run_that_put_nothing_into_its_folder_leaves_none(tmp_path: Path) -> None:
