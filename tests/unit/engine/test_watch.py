@@ -55,7 +55,7 @@ def test_a_hang_ends_the_process_wherever_its_stacks_cannot_be_written(place: st
 
 def test_a_process_that_was_suspended_is_not_taken_for_one_that_hangs(tmp_path: Path) -> None:
     before = "import signal, os; module.SUSPENDED_S = 1.0"
-    then = "print('ready', flush=True); time.sleep(0.5); os._exit(0)"
+    then = "print('ready', flush=True); [time.sleep(0.1) for _ in range(12)]; os._exit(0)"  # goes on for a second
     program = PROGRAM.format(before=before, then=then, slow_s=2.0)
     with subprocess.Popen([sys.executable, "-c", program, str(tmp_path)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
