@@ -204,7 +204,7 @@ def cut_shard(bench: Bench) -> str:
     code = life.wait()
     wait_for_nobody(life, GONE_WITHIN_S)
     bench.expect(code == EXIT_REQUEUE, f"it ended with {code}, not 75")
-    bench.expect_clear_end(life, f"can no longer reach {data}: it was cut short")
+    bench.expect_clear_end(life, f"can no longer reach {data.resolve()}: it was cut short")
     data.write_bytes(whole)
     bench.finish()
     return "the file named, all ranks ended; mended: same losses"

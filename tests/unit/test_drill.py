@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from launcher.config.loading import check_recipe
 from launcher.drill import sabotage
-from launcher.drill.drills import flip, truncate
+from launcher.drill.drills import cut_shard, flip, truncate
 from launcher.drill.life import DrillError, wait_for_nobody, wait_until
 from launcher.drill.material import make_shards, recipe_tree
 from launcher.drill.sabotage import PHASES, _is_phase
@@ -95,6 +96,20 @@ def test_the_recipe_of_a_drill_is_one_that_the_shards_serve(tmp_path: Path) -> N
     recipe = check_recipe(recipe_tree("x", shards, tmp_path, hang_floor_s=5.0), "drill")
     assert (recipe.guards.hang_floor_s, recipe.data.shards) == (5.0, shards)
     assert json.loads((shards / "manifest.json").read_text())["splits"]["train"]["num_tokens"] > 8 * 32 * 20
+
+
+def test_the_file_a_rank_names_is_found_wherever_the_drill_is_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    data = Path("train-00000.bin")  # as with `--out` a relative folder
+    data.write_bytes(b"tokens")
+    bench, life = Mock(), Mock()
+    bench.own_shards.return_value, bench.start.return_value = Path(), life
+    life.wait.return_value, life.left_behind.return_value = 75, []
+    cut_shard(bench)
+    # A rank tells what the kernel has mapped: the whole path.
+    bench.expect_clear_end.assert_called_once_with(life, f"can no longer reach {tmp_path / data}: it was cut short")
 
 
 class Ended:
