@@ -14,8 +14,8 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from launcher.checkpoint.part import Part
+from launcher.checkpoint.ranks import SaveError
 from launcher.checkpoint.save import SaveOutcome, Saver
 from launcher.checkpoint.swapped import has_swapped_groups
 from launcher.checkpoint.tensor_file import DurableFile, aligned_buffer, copy_bytes
@@ -55,11 +56,22 @@ class Copy:
                 begin, end = end, end + len(part)
                 self._pieces.append((part, target[begin:end]))
         self._num_left = len(self._pieces)
+        self._error: BaseException | None = None
         self._lock = threading.Lock()
         self.done = threading.Event()
+        """The copy is whole, or never will be: `check` tells."""
+
+    def check(self) -> None:
+        """Make sure that it is whole.
+
+        Raises:
+            SaveError: A piece could not be copied, by whichever thread.
+        """
+        if self._error is not None:
+            raise SaveError(f"the state could not be copied to the memory of {os.uname().nodename}: {self._error!r}")
 
     def go_on(self) -> None:
-        """Copy what nobody has begun with, then wait for what others have."""
+        """Copy what nobody has begun with, then wait for what others have; what fails is the writer's, see `check`."""
         while not self.done.is_set():
             with self._lock:
                 piece = self._pieces.popleft() if self._pieces else None
@@ -68,13 +80,60 @@ class Copy:
                 return
             try:
                 copy_bytes(*piece)
-            except BaseException:
-                self.done.set()  # nobody waits for what will never be whole; the error is the save's
+            except BaseException as error:
+                self._error = error
+                self.done.set()  # nobody waits for what will never be whole
+                if isinstance(error, Exception):
+                    return
                 raise
             with self._lock:
                 self._num_left -= 1
                 if not self._num_left:
                     self.done.set()
+
+
+class Priority:
+    """The lowest priority for one thread, while nobody waits for it.
+
+    Who waits lends it their own, where the system lets them: raising one again is root's right, so a thread that is
+    waited for from the beginning is not lowered at all.
+    """
+
+    def __init__(self) -> None:
+        self._thread: int | None = None
+        self._lent: int | None = None
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def lowered(self) -> Iterator[None]:
+        """In here the calling thread has the lowest priority; it ends with this."""
+        with self._lock:
+            self._thread = threading.get_native_id()
+            if self._lent is None:
+                self._set(LOWEST_PRIORITY)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._thread = None  # its number may be given to another
+
+    @contextmanager
+    def lent(self) -> Iterator[None]:
+        """In here the calling thread, one at a time, waits for the other, and the other has its priority."""
+        with self._lock:
+            self._lent = os.getpriority(os.PRIO_PROCESS, 0)
+            self._set(self._lent)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._lent = None
+                self._set(LOWEST_PRIORITY)
+
+    def _set(self, priority: int) -> None:
+        if self._thread is not None:
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, self._thread, priority)  # on Linux of this thread alone
 
 
 class BackgroundSaver(Saver):
@@ -93,6 +152,7 @@ class BackgroundSaver(Saver):
         self._buffer: torch.Tensor | None = None
         self._has_room: bool | None = None
         self._copy: Copy | None = None
+        self._priority = Priority()
         self._blocked_s = 0.0
         for optimizer in (engine.basic_optimizer, getattr(engine.optimizer, "backup_optimizer", None)):
             if optimizer is not None:  # the second steps what `offload_optimizer.ratio` leaves on the device
@@ -116,6 +176,7 @@ class BackgroundSaver(Saver):
             get_accelerator().synchronize()
 
         def write(saving: Path) -> dict[str, Any]:
+            copy.check()
             buffer = self._buffer
             assert buffer is not None
             with DurableFile(part.path(saving)) as file:
@@ -124,10 +185,9 @@ class BackgroundSaver(Saver):
 
         def run() -> None:
             try:
-                with suppress(OSError):  # of this thread alone
-                    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
-                copy.go_on()
-                ended = self._run(job, part, write)
+                with self._priority.lowered():
+                    copy.go_on()
+                    ended = self._run(job, part, write)
                 self._done(ended, job, self._blocked_s)
             except BaseException as error:
                 self._bug = error
@@ -146,10 +206,8 @@ class BackgroundSaver(Saver):
     def wait(self) -> None:
         """Wait for the save in flight, if there is one."""
         if self._thread is not None:
-            if self._thread.is_alive() and self._thread.native_id is not None:
-                with suppress(OSError):  # who waits for it lends it their priority, where the system lets them
-                    os.setpriority(os.PRIO_PROCESS, self._thread.native_id, os.getpriority(os.PRIO_PROCESS, 0))
-            self._thread.join()
+            with self._priority.lent():
+                self._thread.join()
             self._thread = None
         if self._bug is not None:
             raise self._bug
@@ -163,7 +221,8 @@ class BackgroundSaver(Saver):
         """The optimizer is about to step."""
         if self._copy is not None and not self._copy.done.is_set():
             started = time.perf_counter()
-            self._copy.go_on()
+            with self._priority.lent():
+                self._copy.go_on()
             self._blocked_s += time.perf_counter() - started
 
     def _can_copy(self, part: Part) -> bool:

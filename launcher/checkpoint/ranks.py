@@ -68,8 +68,8 @@ class Ranks:
         try:
             if act is not None:
                 act()
-        except SpaceError as error:
-            problem = (SpaceError.__name__, error.what)
+        except SaveError as error:
+            problem = (type(error).__name__, error.what)
         except (OSError, SafetensorError) as error:
             problem = (SaveError.__name__, f"rank {self.rank}: {error}")
         problems = [told for told in self.exchange(problem) if told]

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
-from launcher.checkpoint import background
-from launcher.checkpoint.background import Copy
+from launcher.checkpoint import background, folder, save
+from launcher.checkpoint.background import BackgroundSaver, Copy
+from launcher.checkpoint.part import Part
+from launcher.checkpoint.ranks import Ranks, SaveError
+from launcher.checkpoint.tensor_file import Layout
+from launcher.config.recipe import CheckpointConfig
 
 TENSORS = [
     torch.arange(1000, dtype=torch.int64),
@@ -65,12 +74,108 @@ def test_training_does_not_wait_for_a_thread_that_gets_no_processor_but_for_its_
     thread.join()
 
 
-def test_a_copy_that_fails_keeps_nobody_waiting(target: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    def copy_bytes(*_: Any) -> None:
-        raise MemoryError
+def no_memory(*_: Any) -> None:
+    raise MemoryError
+
+
+def test_a_copy_that_fails_in_one_thread_is_not_whole_for_another(
+    target: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Copy(TENSORS, target)
+    copy.check()
+    with monkeypatch.context() as patched:
+        patched.setattr(background, "copy_bytes", no_memory)
+        thread = threading.Thread(target=copy.go_on)
+        thread.start()
+        thread.join(20)
+    copy.go_on()  # nobody is kept waiting
+    with pytest.raises(SaveError, match=r"the state could not be copied to the memory of .*: MemoryError\(\)"):
+        copy.check()
+
+
+class Alone(Ranks):
+    """One rank."""
+
+    def __init__(self) -> None:
+        self.rank, self.world_size = 0, 1
+
+    def exchange(self, value: Any) -> list[Any]:
+        return [value]
+
+
+@pytest.fixture
+def saver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BackgroundSaver:
+    """Saves a few tensors of no engine's."""
+    monkeypatch.setattr(save, "Ranks", Alone)
+    engine = SimpleNamespace(basic_optimizer=None, optimizer=None)
+    saver = BackgroundSaver(engine, tmp_path / "run" / "checkpoints", CheckpointConfig(retry_s=0))
+    part = Mock(spec=Part, layout=Layout([("a", torch.int64, (1000,))]), tensors=lambda: iter(TENSORS[:1]))
+    part.path = lambda saving: saving / "rank-00000.safetensors"
+    part.index = lambda file: json.dumps({"format_version": 1, "slices": [], "file": file})
+    saver._part = part
+    state = json.dumps({"format_version": 1, "evaluations": []})
+    job = save._Job(step=1, texts={"state.json": state}, world_size=1, started=0.0)
+    monkeypatch.setattr(saver, "_job", lambda *_: job)
+    return saver
+
+
+def test_a_save_whose_copy_failed_while_training_went_on_is_told_and_the_next_is_made(
+    saver: BackgroundSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(background, "copy_bytes", no_memory)
+        saver.save({}, {})
+        saver._let_the_copy_be_made()
+        saver.wait()
+    (outcome,) = saver.outcomes()
+    assert "the state could not be copied to the memory of" in str(outcome.problem)
+    assert folder.complete_steps(saver._folder) == []
+    saver.save({}, {})
+    saver.finish()
+    folder.verify(folder.checkpoint_path(saver._folder, 1))
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Thread and priority of every call."""
+    told: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "setpriority", lambda _, thread, priority: told.append((thread, priority)))
+    monkeypatch.setattr(os, "getpriority", lambda *_: 5)
+    return told
+
+
+def test_training_lends_its_priority_while_it_waits_for_the_copy_or_the_save(
+    saver: BackgroundSaver, told: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, begun, may_end = background.copy_bytes, threading.Event(), threading.Event()
+
+    def copy_bytes(source: torch.Tensor, there: torch.Tensor) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            may_end.wait(20)
+        plain(source, there)
 
     monkeypatch.setattr(background, "copy_bytes", copy_bytes)
-    copy = Copy(TENSORS, target)
-    with pytest.raises(MemoryError):
-        copy.go_on()
-    copy.go_on()
+    saver.save({}, {})
+    assert begun.wait(20)
+    threading.Timer(0.1, may_end.set).start()
+    saver._let_the_copy_be_made()
+    assert [priority for _, priority in told[:3]] == [19, 5, 19]
+    assert len({thread for thread, _ in told}) == 1
+    saver.wait()
+
+
+def test_a_thread_that_is_waited_for_from_the_beginning_is_not_lowered(told: list[tuple[int, int]]) -> None:
+    priority, begin = background.Priority(), threading.Event()
+
+    def work() -> None:
+        begin.wait(20)
+        with priority.lowered():
+            pass
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    with priority.lent():
+        begin.set()
+        thread.join()
+    assert told == []
