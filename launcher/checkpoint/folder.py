@@ -29,6 +29,8 @@ from launcher.shards import durable
 from launcher.shards.manifest import checksum
 
 FORMAT_VERSION = 1
+WITH_COLUMNS = 2
+"""Format of a rank's index in which ranges are of some columns only: who reads 1 alone would take them for others."""
 MANIFEST = "manifest.json"
 LATEST = "latest"
 _NAME = re.compile(r"^step-(\d{8,})$")
@@ -191,9 +193,10 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
         raise DamagedCheckpointError(f"the file cannot be read: {error}", str(path), _FIX) from None
     if not isinstance(value, dict) or not all(key in value for key in (*keys, "format_version")):
         raise DamagedCheckpointError("the file is not part of a checkpoint", str(path), _FIX)
-    if value["format_version"] != FORMAT_VERSION:
+    version = value["format_version"]
+    if version not in (FORMAT_VERSION, WITH_COLUMNS):
         raise CheckpointError(
-            f"the checkpoint has format {value['format_version']}, this program reads {FORMAT_VERSION}",
+            f"the checkpoint has format {version}, this program reads {FORMAT_VERSION} and {WITH_COLUMNS}",
             str(path),
             "use the version that wrote it (state.json names it)",
         )

@@ -61,7 +61,7 @@ class Part:
 
     def index(self, file: dict[str, Any]) -> str:
         """The JSON that says which ranges are in the file."""
-        return json.dumps({"format_version": layout.FORMAT_VERSION, "slices": self.slices, "file": file})
+        return index_of(self.slices, file)
 
     def path(self, saving: Path) -> Path:
         """The file of this rank."""
@@ -78,6 +78,18 @@ class Part:
         """Those at least as wide as a slice's values, and the others."""
         wide = {name: tensor for name, tensor in self._small.items() if tensor.dtype.itemsize >= _SLICE_BYTES}
         return wide, {name: tensor for name, tensor in self._small.items() if name not in wide}
+
+
+def index_of(slices: list[dict[str, Any]], file: dict[str, Any]) -> str:
+    """The JSON that says which ranges are in a rank's file.
+
+    Args:
+        slices: Of each its parameter's `name` and `shape`, the range (`start`, `numel`), the `columns` it is of unless
+            it is of all, and the name it is `stored` under.
+        file: Its entry in the manifest.
+    """
+    version = layout.WITH_COLUMNS if any("columns" in entry for entry in slices) else layout.FORMAT_VERSION
+    return json.dumps({"format_version": version, "slices": slices, "file": file})
 
 
 def _describe(tensors: dict[str, torch.Tensor]) -> list[Described]:

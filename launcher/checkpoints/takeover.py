@@ -15,6 +15,7 @@ from launcher.checkpoint import folder as layout
 from launcher.checkpoint.buffers import PREFIX as BUFFER
 from launcher.checkpoint.buffers import persistent_buffers
 from launcher.checkpoint.deepspeed_files import KEYS, DeepSpeedCheckpoint
+from launcher.checkpoint.part import index_of
 from launcher.checkpoint.state import run_state
 from launcher.checkpoint.tensor_file import BLOCK_BYTES, Described, DurableFile, Layout, StreamedFile, aligned_buffer
 from launcher.config.loading import resolved_yaml
@@ -93,8 +94,7 @@ def _write(
     saving.mkdir(parents=True)
     try:
         file, slices = _write_tensors(theirs, model, saving / RANK_FILE)
-        index = {"format_version": layout.FORMAT_VERSION, "slices": slices, "file": file}
-        texts = {**texts, "rank-00000.json": json.dumps(index)}
+        texts = {**texts, "rank-00000.json": index_of(slices, file)}
         for name, text in texts.items():
             durable.write_durably(saving / name, text)
         files = [file, *(layout.describe_file(saving / name) for name in texts)]

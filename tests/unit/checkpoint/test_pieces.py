@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from launcher.checkpoint import folder as layout
 from launcher.checkpoint.load import CheckpointReader
+from launcher.checkpoint.part import index_of
 from launcher.checkpoint.pieces import Columns, blocks_of
 from launcher.errors import CheckpointError
 
@@ -64,6 +65,21 @@ def test_columns_that_are_not_there_are_told(tmp_path: Path) -> None:
         reader.read_whole("w")
 
 
+def test_who_knows_no_columns_reads_no_index_that_has_some(tmp_path: Path) -> None:
+    for cut, version in (((12,), 1), ((6, 6), 2)):
+        folder = tmp_path / str(version)
+        folder.mkdir()
+        write_checkpoint(folder, cut, 60)
+        assert json.loads((folder / "rank-00000.json").read_text())["format_version"] == version
+    index = tmp_path / "2" / "rank-00000.json"
+    fields = json.loads(index.read_text())
+    index.write_text(json.dumps(fields | {"format_version": 1}))
+    CheckpointReader(tmp_path / "2")  # so columns were written before they had a version
+    index.write_text(json.dumps(fields | {"format_version": 3}))
+    with pytest.raises(CheckpointError, match="the checkpoint has format 3, this program reads 1 and 2"):
+        CheckpointReader(tmp_path / "2")
+
+
 def write_checkpoint(folder: Path, cut: tuple[int, ...], split: int, leave_out: int = 0) -> None:
     """A checkpoint of one matrix: as many groups of columns as there are numbers, each in ranges over ranks."""
     pieces = []
@@ -77,8 +93,7 @@ def write_checkpoint(folder: Path, cut: tuple[int, ...], split: int, leave_out: 
         stem = f"rank-{rank:05d}"
         entry = {"name": "w", "shape": [ROWS, ALL], "start": start, "numel": numel, "stored": "w"}
         entry |= {} if columns is None else {"columns": columns}
-        index = {"format_version": layout.FORMAT_VERSION, "slices": [entry]}
-        (folder / f"{stem}.json").write_text(json.dumps(index))
+        (folder / f"{stem}.json").write_text(index_of([entry], {}))
         save_file({"w|master": range_of(columns, start, numel)}, folder / f"{stem}.safetensors")
         names += [f"{stem}.json", f"{stem}.safetensors"]
     files = [{"name": name, "bytes": 0, "xxh3": ""} for name in names]
