@@ -38,6 +38,8 @@ class Run:
     recipe: Recipe
     engine: Any
     """DeepSpeed's."""
+    own_code: dict[str, str]
+    """Name → text of the code that came with the model, as it was when the model was built."""
     data: Data
     plan: BatchPlan
     progress: Progress
@@ -239,9 +241,7 @@ def save_run(run: Run) -> None:
     cursor = run.data.train.cursor_at(position)
     state = run_state(recipe, progress, cursor, run.data.manifests)
     config = run.engine.module.config.to_json_string(use_diff=False)
-    texts = {"recipe.yaml": resolved_yaml(recipe), "config.json": config}
-    if (came_from := recipe.model.continue_from) is not None:  # without that code the configuration means nothing
-        texts |= {name: (came_from / name).read_text(encoding="utf-8") for name in recipe.model.trusted_code}
+    texts = {"recipe.yaml": resolved_yaml(recipe), "config.json": config, **run.own_code}
     with run.ledger.during("checkpoint"):
         run.saver.save(state, texts)
 

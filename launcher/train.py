@@ -156,6 +156,7 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], budget_s: float | None,
         before = state_before(checkpoint)
         precision = settle_precision(recipe, before)
         ds_config = ds.resolve_ds_config(ds_file, recipe, plan, precision)
+        own_code = read_own_code(recipe, watch)
         config = configure(recipe, data)
         tell_tokens(recipe, config, console)
         prepare_offload(ds_config, place, console)
@@ -171,7 +172,7 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], budget_s: float | None,
         progress.micro_batch = plan.micro_batch
         keep_inputs(recipe, ds_config | ds.batch_keys(plan), place.rank)
         length = settle_length(recipe, budget_s, place, ledger)
-        code = take_steps(recipe, engine, data, plan, progress, length, watch, ledger, console)
+        code = take_steps(recipe, engine, own_code, data, plan, progress, length, watch, ledger, console)
         leave(watch, ds_config, place)
         if code != EXIT_DONE:
             watch.before_end(f"stopped after step {progress.step}")
@@ -228,6 +229,18 @@ def configure(recipe: Recipe, data: Data) -> Any:
     from launcher.models.configuration import build_config
 
     return build_config(recipe.model, recipe.objective.head, data.tokenizer, longest_sequence(data.objective))
+
+
+def read_own_code(recipe: Recipe, watch: Watch) -> dict[str, str]:
+    """The code that came with the model, name → text, read once: its folder may change while the run goes on.
+
+    Raises:
+        ModelError: A file of it is not there.
+    """
+    from launcher.models.local import code_texts, remove_copies
+
+    watch.on_end.append(lambda _: remove_copies())
+    return code_texts(recipe.model.continue_from, recipe.model.trusted_code)
 
 
 def tell_tokens(recipe: Recipe, config: Any, console: Console) -> None:
@@ -343,6 +356,7 @@ def keep_inputs(recipe: Recipe, ds_config: dict[str, Any], rank: int) -> None:
 def take_steps(
     recipe: Recipe,
     engine: Any,
+    own_code: dict[str, str],
     data: Data,
     plan: BatchPlan,
     progress: Progress,
@@ -360,6 +374,7 @@ def take_steps(
         Run(
             recipe=recipe,
             engine=engine,
+            own_code=own_code,
             data=data,
             plan=plan,
             progress=progress,

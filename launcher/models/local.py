@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import atexit
+import shutil
+import tempfile
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig, dynamic_module_utils
 from transformers.dynamic_module_utils import get_relative_imports
 
 from launcher.config.code_names import can_be_named
-from launcher.errors import ModelError
+from launcher.errors import ModelError, did_you_mean
 
 CUSTOM_GENERATE = "custom_generate/generate.py"
 """Runs as soon as a folder's code may: `GenerationMixin.adjust_generation_fn` of transformers 5."""
@@ -39,7 +43,58 @@ def runs_code(folder: Path, trusted: Collection[str]) -> bool:
     needed = code_of(folder) if trusted else set()
     if needed - {file for file in trusted if can_be_named(file)}:
         raise untrusted_code(folder)
+    if needed:
+        _own_copies()
     return bool(needed)
+
+
+@cache
+def _own_copies() -> Path:
+    """The folder that this process runs code from: transformers copies it there first.
+
+    By itself it takes one folder for all processes of a user, on all nodes that share a home, and a rank then imports
+    what another is amid writing.
+    """
+    folder = tempfile.mkdtemp(prefix="pretrain-code-")
+    atexit.register(remove_copies)
+    dynamic_module_utils.HF_MODULES_CACHE = folder  # the variable of that name was read at the import
+    return Path(folder)
+
+
+def remove_copies() -> None:
+    """Delete the copies of code that ran; for a process that ends without `atexit`."""
+    if _own_copies.cache_info().currsize:
+        shutil.rmtree(_own_copies(), ignore_errors=True)
+
+
+def code_texts(folder: Path | None, names: Iterable[str]) -> dict[str, str]:
+    """The code that a run keeps with its checkpoints, without which their configuration means nothing.
+
+    Args:
+        folder: The model that training starts from; None from scratch, where no names are.
+        names: `model.trusted_code`.
+
+    Returns:
+        Name → text.
+
+    Raises:
+        ModelError: A name is no readable file of the folder.
+    """
+    if folder is None:
+        return {}
+    texts = {}
+    for name in names:
+        try:
+            texts[name] = (folder / name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            there = [path.name for path in folder.glob("*.py")]
+            raise ModelError(
+                f"{name} of model.trusted_code cannot be read: {reason}",
+                str(folder),
+                did_you_mean(name, there) if there else "put the code of the model back there",
+            ) from None
+    return texts
 
 
 def untrusted_code(folder: Path) -> ModelError:

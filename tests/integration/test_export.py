@@ -207,7 +207,12 @@ def test_a_model_whose_code_came_with_it_is_trained_where_the_recipe_names_that_
     )
     (mine / "modeling_mine.py").write_text(
         "from transformers import GPT2LMHeadModel\nfrom .configuration_mine import MineConfig\n"
+        "from pathlib import Path\n"
+        "def purge(*_):\n"  # the folder need not stay as it is while the run goes on
+        f"    Path({str(mine / 'configuration_mine.py')!r}).unlink(missing_ok=True)\n"
         "class MineForCausalLM(GPT2LMHeadModel):\n    config_class = MineConfig\n"
+        "    def __init__(self, config):\n        super().__init__(config)\n"
+        "        self.register_forward_hook(purge)\n"
     )
     for name, folder, code, ends_with in [
         ("plain", plain, [], 0),
@@ -226,6 +231,7 @@ def test_a_model_whose_code_came_with_it_is_trained_where_the_recipe_names_that_
         for name in ("plain", "named")
     ]
     assert losses[0] == losses[1]
+    assert not (mine / "configuration_mine.py").exists()
     exported = tmp_path / "named" / "export"
     assert {"modeling_mine.py", "configuration_mine.py"} <= {path.name for path in exported.iterdir()}
     assert json.loads((exported / "config.json").read_text())["auto_map"] == names

@@ -231,7 +231,7 @@ def live_logits(arguments: list[str]) -> Any:
         ledger = Ledger(None, engine.world_size)
         length = FixedLength(recipe.train.num_steps)
         console = program["Console"](quiet=True)
-        program["take_steps"](recipe, engine, data, plan, progress, length, watch, ledger, console)
+        program["take_steps"](recipe, engine, {}, data, plan, progress, length, watch, ledger, console)
     inputs = next(iter(validation_batches(recipe, data, 1, 0))).inputs
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items() if name != "labels"}
     engine.eval()

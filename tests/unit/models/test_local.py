@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from launcher.config.model import ModelConfig
 from launcher.config.places import ROOT
 from launcher.errors import ModelError
-from launcher.models.local import local, read_config
+from launcher.models.local import code_texts, local, read_config
 
 
 def calls_of(name: str) -> list[tuple[Path, ast.Call]]:
@@ -99,6 +102,36 @@ def test_the_configuration_that_transformers_would_read_is_the_one_whose_code_is
     with pytest.raises(ModelError, match=r"model.trusted_code=\[configuration_mine.py, other.py\]"):
         read_config(tmp_path, ["configuration_mine.py"])
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_name_that_is_no_file_of_the_folder_is_told_before_training(tmp_path: Path) -> None:
+    mine(tmp_path)
+    text = (tmp_path / "configuration_mine.py").read_text()
+    assert code_texts(tmp_path, ["configuration_mine.py"]) == {"configuration_mine.py": text}
+    assert code_texts(None, ()) == {}
+    with pytest.raises(ModelError, match=r"cannot be read: No such file[\s\S]*did you mean 'configuration_mine.py'"):
+        code_texts(tmp_path, ["configuration_mine.py", "configuration_mime.py"])
+    (tmp_path / "configuration_mine.py").write_bytes(b"\xff")
+    with pytest.raises(ModelError, match="it is not UTF-8"):
+        code_texts(tmp_path, ["configuration_mine.py"])
+    (tmp_path / "configuration_mine.py").unlink()
+    with pytest.raises(ModelError, match="put the code of the model back there"):
+        code_texts(tmp_path, ["configuration_mine.py"])
+
+
+def test_every_process_has_its_own_copies_of_the_code_it_runs(tmp_path: Path) -> None:
+    mine(tmp_path)
+    program = (
+        "import inspect, sys\nfrom pathlib import Path\nfrom launcher.models.local import read_config\n"
+        "print(inspect.getfile(type(read_config(Path(sys.argv[1]), ['configuration_mine.py']))))"
+    )
+    env = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "shared"), "TMPDIR": str(tmp_path)}
+    words = [sys.executable, "-c", program, str(tmp_path)]
+    told = subprocess.run(words, env=env, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert Path(told.strip()).parent.is_relative_to(tmp_path)
+    assert "pretrain-code-" in told
+    assert not (tmp_path / "shared").exists()
+    assert list(tmp_path.glob("pretrain-code-*")) == []
 
 
 def test_a_tokenizers_code_need_not_be_named(tmp_path: Path) -> None:
