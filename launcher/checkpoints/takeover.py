@@ -25,6 +25,7 @@ from launcher.errors import CheckpointError, UsageError
 from launcher.feed import open_data
 from launcher.models.build import AUTO_CLASSES
 from launcher.models.configuration import build_config
+from launcher.models.local import code_texts, runs_code
 from launcher.objectives.base import longest_sequence
 from launcher.shards import durable
 
@@ -47,6 +48,7 @@ def take_over(source: Path, recipe: Recipe) -> Path:
     Raises:
         CheckpointError: The source cannot be read, or is of another model.
         UsageError: The run has checkpoints already, or fewer steps than the source.
+        ModelError: The model needs code that the recipe does not name, or names and is not there.
     """
     checkpoints = recipe.run_folder / "checkpoints"
     if layout.complete_steps(checkpoints):
@@ -61,8 +63,14 @@ def take_over(source: Path, recipe: Recipe) -> Path:
         )
     data = open_data(recipe)
     config = build_config(recipe.model, recipe.objective.head, data.tokenizer, longest_sequence(data.objective))
+    came_from, trusted = recipe.model.continue_from, recipe.model.trusted_code
+    own_code = code_texts(came_from, trusted)
     with torch.device("meta"):
-        model: PreTrainedModel = AUTO_CLASSES[recipe.objective.head].from_config(config, dtype=torch.float32)
+        model: PreTrainedModel = AUTO_CLASSES[recipe.objective.head].from_config(
+            config,
+            dtype=torch.float32,
+            trust_remote_code=came_from is not None and runs_code(came_from, trusted),
+        )
     position = recipe.batch.schedule.position_at(progress.step)
     done = Progress(
         precision=theirs.precision if recipe.train.precision == "auto" else recipe.train.precision,
@@ -82,6 +90,7 @@ def take_over(source: Path, recipe: Recipe) -> Path:
         "recipe.yaml": resolved_yaml(recipe),
         "config.json": config.to_json_string(use_diff=False),
         "state.json": json.dumps(state, indent=1),
+        **own_code,
     }
     return _write(theirs, model, checkpoints, progress.step, texts)
 

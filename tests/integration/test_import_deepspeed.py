@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 from ranks import run_ranks
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from launcher import cli
 from launcher.checkpoint.deepspeed_files import DeepSpeedCheckpoint
@@ -58,6 +59,26 @@ def test_a_run_goes_on_where_deepspeeds_own_checkpoint_stopped(
     assert losses(tmp_path / "ours") == pytest.approx(whole[3:], abs=1e-5)
     assert cli.main(["checkpoints", "import", str(saved), "--recipe", arguments[-1]]) == 2
     assert "UsageError: the run has checkpoints already" in capsys.readouterr().err
+
+
+def test_a_model_is_taken_over_with_the_code_that_came_with_it(shards: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    config = GPT2Config(vocab_size=64, n_embd=32, n_layer=1, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=0)
+    GPT2LMHeadModel(config).save_pretrained(mine)
+    own = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.MineConfig", "AutoModelForCausalLM": "mine.Mine"}}
+    (mine / "config.json").write_text(json.dumps(json.loads((mine / "config.json").read_text()) | own))
+    (mine / "mine.py").write_text(
+        "from transformers import GPT2Config, GPT2LMHeadModel\n"
+        "class MineConfig(GPT2Config):\n    model_type = 'mine'\n"
+        "class Mine(GPT2LMHeadModel):\n    config_class = MineConfig\n"
+    )
+    model = {"continue_from": str(mine), "trusted_code": ["mine.py"]}
+    theirs, arguments = tmp_path / "theirs", words(shards, tmp_path, "ours", 1, model=model)
+    run_ranks(jobs.train_and_save_as_deepspeed, 1, arguments, 3, str(theirs))
+    assert cli.main(["checkpoints", "import", str(theirs), "--recipe", arguments[-1]]) == 0
+    taken = tmp_path / "ours" / "checkpoints" / "step-00000003"
+    assert (taken / "mine.py").read_text() == (mine / "mine.py").read_text()
+    assert run_ranks(jobs.train, 1, arguments) == [0]
 
 
 class Trap:
