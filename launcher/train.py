@@ -17,7 +17,6 @@ _HERE = Path(__file__).resolve().parent
 if __name__ in ("__main__", "__mp_main__"):
     sys.path[:] = [str(_HERE.parent), *(entry for entry in sys.path if Path(entry or ".").resolve() != _HERE)]
 
-import errno
 import json
 import logging
 import shutil
@@ -62,14 +61,13 @@ from launcher.objectives.base import longest_sequence
 from launcher.prepare.ready import check_tokenizer, ensure_shards
 from launcher.report import show_summary
 from launcher.resume import find_checkpoint, is_complete, resume, settle_length, settle_precision, state_before
+from launcher.shards import faults
 from launcher.units import size
 
 # torch, deepspeed and transformers are imported inside the functions below: a misspelled key is told in half a second,
 # and rank 0 prepares the quick start's shards without them.
 
 FIRST_WORD_S = 5.0
-OF_FILE_SYSTEMS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)
-"""Full, or gone: nobody's mistake in recipe or data, and another start may find them as they should be."""
 MEND = "make room or mend it; the same command goes on from the last checkpoint"
 
 
@@ -102,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
             if watch is not None:
                 watch.ask_for_news()  # a lost rank comes out of the others' collectives as an error
             code, text = EXIT_OURS, traceback.format_exc()
-            if isinstance(error, OSError) and error.errno in OF_FILE_SYSTEMS:
+            if isinstance(error, OSError) and error.errno in faults.OF_PLACE:
                 told = RequeueError(f"the file system failed: {error.strerror}", str(error.filename or ""), MEND)
                 code, text = told.exit_code, str(told)
         tell(text, rank, watch)

@@ -17,7 +17,6 @@ written because people and tools look for it, durably, after the rename.
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import shutil
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.errors import CheckpointError, DamagedCheckpointError, LauncherError, RequeueError
-from launcher.shards import durable
+from launcher.shards import durable, faults
 from launcher.shards.manifest import checksum
 
 FORMAT_VERSION = 1
@@ -36,8 +35,6 @@ LATEST = "latest"
 _NAME = re.compile(r"^step-(\d{8,})$")
 _DAMAGED = re.compile(r"^damaged-(\d{8,})(?:-\d+)?$")
 _SAVING = re.compile(r"^\.saving-(\d{8,})$")
-_OF_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO)
-"""What the kernel says of a file that is gone or cannot be read for good; everything else is said of the place."""
 _FIX = "the same command goes on from the checkpoint before it, and puts this one aside"
 
 
@@ -153,7 +150,7 @@ def _check_size(checkpoint: Path, entry: dict[str, Any]) -> None:
     except FileNotFoundError:
         raise DamagedCheckpointError("a file of the checkpoint is missing", str(path), _FIX) from None
     except OSError as error:
-        raise _unreadable(error, path) from None
+        raise unreadable(error, path) from None
     if found != entry["bytes"]:
         raise DamagedCheckpointError(f"the file has {found} bytes, {entry['bytes']} were written", str(path), _FIX)
 
@@ -162,15 +159,18 @@ def _check_bytes(path: Path, entry: dict[str, Any]) -> None:
     try:
         found = checksum(path)
     except OSError as error:
-        raise _unreadable(error, path) from None
+        raise unreadable(error, path) from None
     if found != entry["xxh3"]:
         raise DamagedCheckpointError("the file's bytes are not those that were written", str(path), _FIX)
 
 
-def _unreadable(error: OSError, path: Path) -> LauncherError:
-    """A file that cannot be read: for a moment without network a sound checkpoint must not be put aside."""
+def unreadable(error: OSError, path: Path) -> LauncherError:
+    """What to raise for a checkpoint's file that cannot be read.
+
+    For a moment without network a sound checkpoint must not be put aside.
+    """
     told = f"the file cannot be read: {error.strerror}"
-    if error.errno in _OF_DAMAGE:
+    if faults.is_damage(error, path.parents[1]):
         return DamagedCheckpointError(told, str(path), _FIX)
     if isinstance(error, PermissionError):
         return CheckpointError(told, str(path), "let whoever runs this read it")
@@ -188,7 +188,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise _unreadable(error, path) from None
+        raise unreadable(error, path) from None
     except ValueError as error:
         raise DamagedCheckpointError(f"the file cannot be read: {error}", str(path), _FIX) from None
     if not isinstance(value, dict) or not all(key in value for key in (*keys, "format_version")):

@@ -50,6 +50,7 @@ class CheckpointReader:
 
     Raises:
         CheckpointError: It cannot be read.
+        RequeueError: The file system is away.
     """
 
     def __init__(self, path: Path) -> None:
@@ -168,12 +169,16 @@ class CheckpointReader:
 
     def _open(self, file: str) -> Any:
         if file not in self._files:
+            path = self.path / file
             try:
-                self._files[file] = self._stack.enter_context(safe_open(self.path / file, framework="pt"))
-            except (OSError, SafetensorError) as error:
-                raise DamagedCheckpointError(
-                    f"the file cannot be read: {error}", str(self.path / file), "bring it back from a copy"
-                ) from None
+                with path.open("rb") as opened:  # the errors of `safe_open` have no number
+                    opened.read(1)
+                self._files[file] = self._stack.enter_context(safe_open(path, framework="pt"))
+            except OSError as error:
+                raise layout.unreadable(error, path) from None
+            except SafetensorError as error:
+                told = f"the file cannot be read: {error}"
+                raise DamagedCheckpointError(told, str(path), "bring it back from a copy") from None
         return self._files[file]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import runpy
 from pathlib import Path
@@ -39,3 +40,18 @@ def test_a_rank_ends_with_its_launcher_and_not_with_a_shell(
     program = runpy.run_module("launcher.train", run_name="launcher_train")
     assert program["main"](["--ds_config", "zero1", "--recipe", str(recipe)]) == 2
     assert [type(launchers) for launchers in seen] == [kind]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN])
+def test_a_file_system_that_is_gone_asks_for_another_start(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone(*_: Any) -> None:
+        raise OSError(number, os.strerror(number), "/runs/x")
+
+    monkeypatch.setattr(watch, "Watch", gone)
+    recipe = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("clm", tmp_path, tmp_path))
+    program = runpy.run_module("launcher.train", run_name="launcher_train")
+    assert program["main"](["--ds_config", "zero1", "--recipe", str(recipe)]) == 75
+    told = capsys.readouterr().err
+    assert told.startswith(f"RequeueError: the file system failed: {os.strerror(number)}\n  where: /runs/x\n")

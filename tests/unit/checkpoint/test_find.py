@@ -11,7 +11,7 @@ from checkpoints import flip, make_checkpoint
 
 from launcher.checkpoint import find
 from launcher.checkpoint import folder as layout
-from launcher.errors import CheckpointError, DamagedCheckpointError, RequeueError
+from launcher.errors import CheckpointError, DamagedCheckpointError, LauncherError, RequeueError
 
 
 def newest(folder: Path) -> find.Found:
@@ -58,29 +58,37 @@ def test_where_every_one_is_damaged_nothing_begins_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "kind"),
+    ("number", "is_away", "kind", "reason"),
     [
-        (errno.ESTALE, RequeueError),  # a node that lost its file system for a moment
-        (errno.ETIMEDOUT, RequeueError),
-        (errno.EACCES, CheckpointError),  # started by somebody else
+        (errno.ESTALE, False, RequeueError, "a node that lost its file system for a moment"),
+        (errno.ETIMEDOUT, False, RequeueError, "an NFS server that does not answer"),
+        (errno.ENOTCONN, True, RequeueError, "a mount in user space whose process ended"),
+        (errno.EIO, True, RequeueError, "a soft NFS mount, or a Lustre client that was evicted"),
+        (errno.EIO, False, DamagedCheckpointError, "a bad place of a drive that else does what it should"),
+        (errno.EBADMSG, False, DamagedCheckpointError, "a checksum of the file system's own"),
+        (errno.EUCLEAN, False, DamagedCheckpointError, "spoilt metadata"),
+        (errno.ENODATA, False, DamagedCheckpointError, "a bad place, as some drives tell it"),
+        (errno.EACCES, False, CheckpointError, "started by somebody else"),
     ],
 )
 def test_one_that_cannot_be_reached_is_not_taken_for_damaged(
-    number: int, kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, is_away: bool, kind: type[Exception], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for step in (1, 2):
-        make_checkpoint(tmp_path, step)
+    path = make_checkpoint(tmp_path, 1)
 
-    def away(path: Path) -> str:
-        raise OSError(number, os.strerror(number), str(path))
+    def refuse(*_: object) -> str:
+        raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(layout, "checksum", away)
-    with pytest.raises(kind, match="the file cannot be read: ") as told:
+    monkeypatch.setattr(layout, "checksum", refuse)
+    if is_away:
+        monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(LauncherError, match="the file cannot be read: ") as told:
+        layout.verify(path)
+    assert type(told.value) is kind, reason
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    with pytest.raises(CheckpointError if kind is DamagedCheckpointError else kind) as found:
         newest(tmp_path)
-    assert not isinstance(told.value, DamagedCheckpointError)
-    number = errno.EIO  # a bad place of the disk stays bad
-    with pytest.raises(CheckpointError, match="no checkpoint is left that is not damaged"):
-        newest(tmp_path)
+    assert ("no checkpoint is left that is not damaged" in str(found.value)) == (kind is DamagedCheckpointError)
 
 
 def test_one_of_a_later_version_is_not_skipped(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +17,7 @@ from launcher.checkpoint import folder as layout
 from launcher.checkpoint.load import CheckpointReader
 from launcher.checkpoint.part import index_of
 from launcher.checkpoint.pieces import Columns, blocks_of
-from launcher.errors import CheckpointError
+from launcher.errors import CheckpointError, DamagedCheckpointError, RequeueError
 
 ROWS, ALL = 5, 12
 WHOLE = torch.arange(ROWS * ALL, dtype=torch.float32).view(ROWS, ALL)
@@ -78,6 +80,26 @@ def test_who_knows_no_columns_reads_no_index_that_has_some(tmp_path: Path) -> No
     index.write_text(json.dumps(fields | {"format_version": 3}))
     with pytest.raises(CheckpointError, match="the checkpoint has format 3, this program reads 1 and 2"):
         CheckpointReader(tmp_path / "2")
+
+
+def test_tensors_that_cannot_be_reached_are_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_checkpoint(tmp_path, (12,), 60)
+    with CheckpointReader(tmp_path) as reader, monkeypatch.context() as patched:
+
+        def away(*_: object, **__: object) -> None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+        patched.setattr(Path, "open", away)
+        with pytest.raises(RequeueError, match="the file cannot be read: Stale file handle"):
+            reader.read_whole("w")
+    (tmp_path / "rank-00000.safetensors").unlink()
+    with CheckpointReader(tmp_path) as reader, pytest.raises(DamagedCheckpointError, match="No such file"):
+        reader.read_whole("w")
+    (tmp_path / "rank-00000.safetensors").write_bytes(b"no tensors")
+    with CheckpointReader(tmp_path) as reader, pytest.raises(DamagedCheckpointError, match="the file cannot be read"):
+        reader.read_whole("w")
 
 
 def write_checkpoint(folder: Path, cut: tuple[int, ...], split: int, leave_out: int = 0) -> None:
