@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from launcher.checkpoint import folder as layout
@@ -29,7 +30,12 @@ def to_delete(losses: Mapping[int, float | None], keep: CheckpointConfig) -> lis
 
 
 def prune(folder: Path, keep: CheckpointConfig) -> list[int]:
-    """Delete what need not be kept, and saves that were never finished; returns the steps that were deleted."""
+    """Delete what need not be kept, and saves that were never finished; returns the steps that were deleted.
+
+    Raises:
+        OSError: The file system refused.
+        RequeueError: It is away.
+    """
     old = to_delete(validation_losses(folder), keep)
     for step in old:
         layout.delete(layout.checkpoint_path(folder, step))
@@ -39,15 +45,27 @@ def prune(folder: Path, keep: CheckpointConfig) -> list[int]:
 
 
 def validation_losses(folder: Path) -> dict[int, float | None]:
-    """Step of each complete checkpoint → validation loss measured at that step; None where none was."""
-    return {step: validation_loss(layout.checkpoint_path(folder, step), step) for step in layout.complete_steps(folder)}
+    """Step of each complete checkpoint → validation loss measured at that step; None where none was.
+
+    Where it cannot be read the step is left out: that may be the best, and must not be deleted.
+
+    Raises:
+        RequeueError: The file system is away.
+    """
+    losses = {}
+    for step in layout.complete_steps(folder):
+        with suppress(CheckpointError):
+            losses[step] = validation_loss(layout.checkpoint_path(folder, step), step)
+    return losses
 
 
 def validation_loss(checkpoint: Path, step: int) -> float | None:
-    """Loss of the validation made at the checkpoint's own step; None without one, or where it cannot be read."""
-    try:
-        evaluations = layout.read_json(checkpoint / "state.json", "evaluations")["evaluations"]
-    except CheckpointError:
-        return None
+    """Loss of the validation made at the checkpoint's own step; None without one.
+
+    Raises:
+        CheckpointError: It cannot be read.
+        RequeueError: The file system is away.
+    """
+    evaluations = layout.read_json(checkpoint / "state.json", "evaluations")["evaluations"]
     losses = [float(row["loss"]) for row in evaluations if row["step"] == step]
     return losses[-1] if losses else None

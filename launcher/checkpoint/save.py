@@ -25,6 +25,7 @@ from launcher.checkpoint.slices import optimizer_step
 from launcher.checkpoint.tensor_file import BLOCK_BYTES, DurableFile, StreamedFile, aligned_buffer
 from launcher.config.recipe import CheckpointConfig
 from launcher.engine.process import ranks_per_model
+from launcher.errors import RequeueError
 from launcher.shards import durable
 from launcher.units import size
 
@@ -198,7 +199,7 @@ class Saver:
         try:
             layout.write_latest(self._folder, step)
             return prune(self._folder, self._keep)
-        except OSError as error:  # the new checkpoint stands; the rest is tried again after the next save
+        except (OSError, RequeueError) as error:  # the new checkpoint stands; the next save tries the rest again
             logging.getLogger(__name__).warning("old checkpoints could not be deleted: %s", error)
             return []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from launcher.checkpoint.find import problem_of
 from launcher.checkpoint.retention import to_delete, validation_loss, validation_losses
 from launcher.config.loading import check_recipe, load_recipe, read_yaml
 from launcher.config.recipe import CheckpointConfig
-from launcher.errors import EXIT_DONE, EXIT_USER, CheckpointError, DamagedCheckpointError
+from launcher.errors import EXIT_DONE, EXIT_USER, CheckpointError, DamagedCheckpointError, LauncherError
 from launcher.units import size
 
 IDLE_S = 3600.0
@@ -36,13 +37,14 @@ class Row:
     path: str
     bytes: int
     saved_at: str
-    """When its last file was written, UTC."""
+    """When its last file was written, UTC; empty where that cannot be read."""
     validation_loss: float | None
     """Measured at this very step; None where none was."""
     complete: bool
     """Whether a run can go on from it, as far as a glance tells."""
     state: str
-    """`complete`, `damaged` (put aside, or a file has another size) or `unfinished` (being saved, or interrupted)."""
+    """`complete`, `damaged` (put aside, or a file has another size), `unfinished` (being saved, or interrupted) or
+    `unreadable` (the file system is away, or this program may not or cannot read it)."""
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -93,19 +95,26 @@ def rows(folder: Path) -> list[Row]:
 
 
 def _row(step: int, path: Path, state: str) -> Row:
-    files = [file.stat() for file in path.iterdir()] if path.is_dir() else [path.stat()]
-    if state == "complete":
-        try:
+    files: list[os.stat_result] = []
+    times: list[float] = []
+    loss = None
+    try:
+        files = [file.stat() for file in (path.iterdir() if path.is_dir() else [path])]
+        times = [file.st_mtime for file in files] or [path.stat().st_mtime]
+        if state != "unfinished":
+            loss = validation_loss(path, step)
+        if state == "complete":
             layout.glance(path)
-        except DamagedCheckpointError:
-            state = "damaged"
-    saved_at = max((file.st_mtime for file in files), default=path.stat().st_mtime)
+    except DamagedCheckpointError:
+        state = "damaged"
+    except (OSError, LauncherError):
+        state = "unreadable"
     return Row(
         step=step,
         path=str(path),
         bytes=sum(file.st_size for file in files),
-        saved_at=datetime.fromtimestamp(saved_at, UTC).isoformat(timespec="seconds"),
-        validation_loss=validation_loss(path, step) if state != "unfinished" else None,
+        saved_at=datetime.fromtimestamp(max(times), UTC).isoformat(timespec="seconds") if times else "",
+        validation_loss=loss,
         complete=state == "complete",
         state=state,
     )

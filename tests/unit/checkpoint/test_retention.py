@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from checkpoints import make_checkpoint
 
+from launcher.checkpoint import folder as layout
 from launcher.checkpoint.retention import prune, to_delete, validation_losses
 from launcher.config.recipe import CheckpointConfig
 
@@ -48,7 +49,17 @@ def test_the_newest_stay_and_interrupted_saves_go(tmp_path: Path) -> None:
 
 
 def test_a_loss_of_another_step_is_not_the_checkpoints(tmp_path: Path) -> None:
-    path = make_checkpoint(tmp_path, 7)
+    make_checkpoint(tmp_path, 7)
     assert validation_losses(tmp_path) == {7: None}
-    (path / "state.json").write_text("{")
-    assert validation_losses(tmp_path) == {7: None}
+
+
+def test_one_whose_state_cannot_be_read_may_be_the_best_and_stays(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        path = make_checkpoint(tmp_path, step, loss=float(step))
+    (layout.checkpoint_path(tmp_path, 1) / "state.json").write_text("{")
+    (path / "state.json").unlink()
+    assert validation_losses(tmp_path) == {2: 2.0}
+    assert prune(tmp_path, CheckpointConfig(keep_last=1)) == []
+    make_checkpoint(tmp_path, 4)
+    assert prune(tmp_path, CheckpointConfig(keep_last=1)) == [2]
+    assert layout.complete_steps(tmp_path) == [1, 3, 4]

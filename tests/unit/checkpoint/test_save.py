@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -9,6 +10,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from checkpoints import make_checkpoint
@@ -140,3 +142,21 @@ def test_room_is_looked_for_in_numbers(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
     with pytest.raises(SpaceError, match=r"a checkpoint takes 2\.9 MiB, 1\.4 MiB are free"):
         save._check_space(tmp_path, 3_000_000)
+
+
+def test_a_moment_without_the_file_system_does_not_end_a_run_whose_save_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = [make_checkpoint(tmp_path, step) for step in (1, 2, 3)]
+    plain = Path.read_text
+
+    def read_text(path: Path, **how: Any) -> str:
+        if path.parent == paths[0]:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return plain(path, **how)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    saver = Mock(spec=save.Saver, _ranks=Mock(rank=0), _folder=tmp_path, _keep=CheckpointConfig(keep_last=1))
+    assert save.Saver._tidy(saver, 3) == []
+    assert (tmp_path / "latest").read_text() == "step-00000003\n"
+    assert layout.complete_steps(tmp_path) == [1, 2, 3]

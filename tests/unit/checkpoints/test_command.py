@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -53,6 +54,23 @@ def test_ls_tells_step_size_time_loss_and_state(run: Path, capsys: pytest.Captur
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["step", "size", "saved", "(UTC)", "validation", "loss", "state"]
     assert lines[2].split()[-2:] == ["1.0000", "complete"]
+
+
+@pytest.mark.parametrize("failing", ["read_text", "stat"])
+def test_one_that_cannot_be_read_does_not_hide_the_others(
+    failing: str, run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = getattr(Path, failing)
+
+    def fail(path: Path, **how: Any) -> Any:
+        if path.parent.name == "step-00000002" and path.name == "state.json":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return plain(path, **how)
+
+    monkeypatch.setattr(Path, failing, fail)
+    states = {row["step"]: (row["state"], row["complete"]) for row in told(capsys, "ls", str(run))}
+    assert states[2] == ("unreadable", False)
+    assert [states[step] for step in (1, 3, 4)] == [("complete", True)] * 3
 
 
 def test_verify_names_the_damaged_file_and_ends_with_2(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
