@@ -57,11 +57,12 @@ def show_summary(console: Console, recipe: Recipe, state: dict[str, Any], checkp
         console.print()
         show_answers(console, answers)
     verb, text = ASK[recipe.objective.head]
+    trust = " ".join(["--trust", *recipe.model.trusted_code]) if recipe.model.trusted_code else ""
     rows = [
         ("model", f"{run / 'export'}/", "a transformers folder"),
         ("checkpoint", f"{checkpoint}/", "the same command goes on from here"),
         ("metrics", f"{run / 'metrics.jsonl'}", f"or: tensorboard --logdir {run / 'tensorboard'}"),
-        ("ask it", f'pretrain {verb} {run} "{text}"', ""),
+        ("ask it", f'pretrain {verb} {run} "{text}"', trust),
         (
             "train on",
             f"deepspeed launcher/train.py --ds_config zero3.json --recipe {run / 'recipe.yaml'}",
