@@ -247,11 +247,14 @@ def step_losses(arguments: list[str]) -> list[float]:
 
 def train_and_save_as_deepspeed(arguments: list[str], save_after: int, folder: str) -> list[float]:
     """Train, and let DeepSpeed itself save after a step; the loss of every step."""
+    from launcher.models.local import remove_copies
+
     losses = []
     for engine, result in _steps(arguments):
         losses.append(result.loss)
         if result.step == save_after:
             engine.save_checkpoint(folder)
+    remove_copies()  # of a model's own code; these processes end without `atexit`
     return losses
 
 
