@@ -80,8 +80,9 @@ def build_model(
         else:
             with _empty_weights(ds_config if partitions else None, device):
                 built = AUTO_CLASSES[head].from_config(config, dtype=torch.float32, attn_implementation=model.attention)
-            built.tie_weights()
+            # Tied after, as transformers does: a shared weight is drawn as the embedding it is, not as an output layer.
             draw_weights(built, seed, depth_scaled=model.initialisation == "depth_scaled")
+            built.tie_weights()
     except (ImportError, ValueError) as error:
         first_sentence = " ".join(str(error).split()).partition(". ")[0]
         if ATTENTION_TROUBLE.search(str(error)):

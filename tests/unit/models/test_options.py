@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from launcher.config.model import ModelConfig
 from launcher.config.objectives import Head
 from launcher.errors import MissingDependencyError, ModelError
-from launcher.models.build import build_model
+from launcher.models.build import AUTO_CLASSES, build_model
 from launcher.models.configuration import build_config, num_new_tokens, told_of_tokens
 from launcher.models.initial import SCALED_BY_THEMSELVES, draw_weights
 
@@ -28,6 +28,23 @@ def build(head: Head, family: str, config: dict[str, Any], **options: Any) -> An
     numbers = {"family": family, "attention": attention, **NUMBERS, "config": config, **options}
     record = ModelConfig.model_validate(numbers)
     return build_model(build_config(record, head, jobs.tokenizer_info(), 16), record, head, seed=3)
+
+
+@pytest.mark.parametrize(
+    ("head", "family", "config"),
+    [*FAMILIES, ("causal", "llama", {"tie_word_embeddings": True})],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_weights_begin_as_transformers_draws_them(head: Head, family: str, config: dict[str, Any]) -> None:
+    ours = build(head, family, config)
+    torch.manual_seed(3)
+    theirs = dict(AUTO_CLASSES[head].from_config(ours.config).named_parameters())
+    assert theirs.keys() == dict(ours.named_parameters()).keys()
+    for name, parameter in ours.named_parameters():
+        one, other = ((weights == 0).view(len(weights), -1).all(1) for weights in (parameter, theirs[name]))
+        assert torch.equal(one, other), f"rows of zeros (padding) of {name}"
+        if parameter.numel() >= 2048:  # of fewer, chance moves the deviation by more than these per cents
+            assert parameter.std().item() == pytest.approx(theirs[name].std().item(), rel=0.07), name
 
 
 @pytest.mark.parametrize(
