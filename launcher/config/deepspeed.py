@@ -103,14 +103,14 @@ def resolve_ds_config(file: dict[str, Any], recipe: Recipe, batch: BatchPlan, pr
 
     Raises:
         DsConfigError: The file contradicts the recipe.
-        RecipeError: Its experts cannot be shared among so many ranks, or at this stage.
+        RecipeError: Its experts or matrices cannot be shared among so many ranks, or at this stage.
     """
     from_recipe: dict[str, Any] = {
         **batch_keys(batch),
         "gradient_clipping": recipe.optim.grad_clip,
         **_PRECISIONS[precision],
         **({"sequence_parallel_size": batch.sequence_parallel} if batch.sequence_parallel > 1 else {}),
-        **_tensor_parallel(batch.tensor_parallel, file.get("zero_optimization", {})),
+        **_tensor_parallel(batch.tensor_parallel, file.get("zero_optimization", {}), precision),
         **_expert_parallel(recipe.model.expert_parallel, batch.world_size, zero_stage(file)),
     }
     for key, field in RECIPE_KEYS.items():
@@ -177,9 +177,17 @@ def _expert_parallel(ranks: int, world_size: int, stage: int) -> dict[str, Any]:
     return {"expert_parallel": {"enabled": True, "autoep_size": ranks}}
 
 
-def _tensor_parallel(ranks: int, zero: dict[str, Any]) -> dict[str, Any]:
+def _tensor_parallel(ranks: int, zero: dict[str, Any], precision: str) -> dict[str, Any]:
     if ranks == 1:
         return {}
+    if zero.get("stage", 0) == 0 and precision in ("bf16", "fp16"):
+        # 0.19.8's FP16_UnfusedOptimizer.step takes the norm of gradients, which do not say that they are of a part.
+        raise RecipeError(
+            f"at stage 0 in {precision} DeepSpeed leaves most parts of a matrix out of the gradient's norm, and clips by "
+            "what is left",
+            "model.tensor_parallel",
+            "use --ds_config zero1, or train.precision=bf16_autocast",
+        )
     offloads = (zero.get("offload_param") or {}).get("device", "none") != "none"
     if offloads or zero.get("zero_hpz_partition_size", 1) > 1:
         raise RecipeError(

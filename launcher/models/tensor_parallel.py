@@ -15,9 +15,12 @@ from transformers import PreTrainedModel
 
 from launcher.config.model import ModelConfig
 from launcher.errors import ModelError
+from launcher.models.attention import DROPOUT_FIELDS
 
 FAMILIES = ("llama", "mistral", "olmo", "qwen3")
 """Tried here: decoders whose layers have the matrices that `config.deepspeed.SHARED_MATRICES` names."""
+HOOKED = "_ds_grad_allreduce_registered"
+"""Set on a parameter whose gradients AutoTP adds up already. Source: deepspeed/module_inject/auto_tp.py."""
 META = "ds_autotp_universal_checkpoint_meta"
 """What AutoTP leaves on a parameter it has cut. Source: deepspeed/checkpoint/constants.py."""
 
@@ -39,11 +42,14 @@ def share_matrices(model: PreTrainedModel, record: ModelConfig) -> None:
     """See that the ranks of a group can compute one model together; every rank calls it, before the engine starts.
 
     Raises:
-        ModelError: The family cannot do it, or its numbers do not divide.
+        ModelError: The family cannot do it, its numbers do not divide, or it drops weights of attention.
     """
     _refuse(model.config, record.tensor_parallel)
     from deepspeed.utils import groups
 
+    for parameter in model.parameters():
+        if not parameter.requires_grad:  # 0.19.8 would hook a frozen norm of heads, which torch refuses
+            setattr(parameter, HOOKED, True)
     groups._init_tp_mesh_device(record.tensor_parallel)
     model.rank_groups = groups
 
@@ -67,6 +73,13 @@ def _refuse(config: Any, ranks: int) -> None:
             where,
             f"use one of: {', '.join(FAMILIES)}",
         )
+    for field in DROPOUT_FIELDS:
+        if getattr(config, field, 0.0):
+            raise ModelError(
+                "ranks of one model draw the same dropout, so that heads of different ranks would drop the same places",
+                f"model.config.{field}",
+                f"use model.config.{field}=0.0, or {where}=1",
+            )
     heads = config.num_attention_heads
     key_heads = getattr(config, "num_key_value_heads", None) or heads
     numbers = (heads, key_heads, config.intermediate_size)

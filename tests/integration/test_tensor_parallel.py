@@ -8,7 +8,7 @@ from typing import Any
 
 import jobs
 import pytest
-from sharing import DECODERS, SIZE, assert_a_run_moves, assert_gpus_share, assert_losses_are_alike, write
+from sharing import DECODERS, SIZE, assert_a_run_moves, assert_alike_in_bf16, assert_losses_are_alike, write
 
 from launcher.config.deepspeed import load_ds_config, resolve_ds_config
 from launcher.config.loading import load_recipe
@@ -26,7 +26,7 @@ RECOMPUTED = {"activation_checkpointing": True, "chunked_loss": "on"}
     [
         ("llama", 0, 2, 2, {"optim__grad_clip": 0.05}),  # every step is clipped
         ("llama", 2, 4, 2, {"data__packing": "bestfit", "data__documents": "apart", "batch__micro_batch": 2}),
-        ("qwen3", 1, 2, 2, {"model": QWEN3, "optim__grad_clip": 0.05}),
+        ("qwen3", 1, 2, 2, {"model": {**QWEN3, "freeze": ["*q_norm*"]}, "optim__grad_clip": 0.05}),
         ("mistral", 1, 4, 4, {"train__z_loss": 1e-3, "model": RECOMPUTED}),
         ("olmo", 3, 4, 2, {"model": {"freeze": ["*embed*", "*down_proj*"]}}),
     ],
@@ -48,6 +48,11 @@ def test_a_run_goes_on_with_other_groups_is_exported_and_traced(shards: Path, tm
         (DECODERS["llama"], 4, "use one of: 1, 2"),
         (DECODERS["gpt2"], 2, "the matrices of gpt2 cannot be shared among ranks"),
         ({"family": "gpt_neox", **SIZE}, 2, "use one of: llama, mistral, olmo, qwen3"),
+        (
+            {**DECODERS["llama"], "config": {"attention_dropout": 0.1}},
+            2,
+            "ranks of one model draw the same dropout, so that heads of different ranks would drop the same places",
+        ),
     ],
 )
 def test_models_whose_matrices_cannot_be_shared_are_refused(model: dict[str, Any], ranks: int, message: str) -> None:
@@ -75,19 +80,28 @@ def test_recipes_that_cannot_share_matrices_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("world_size", "file", "message"),
+    ("world_size", "file", "precision", "message"),
     [
-        (3, "zero2", "a world size of 3 cannot be cut into groups of 2 ranks"),
-        (4, "zero3_offload_all", "were not tried with offload_param"),
-        (8, "zero3_hpz", "were not tried with hpZ"),
+        (3, "zero2", "fp32", "a world size of 3 cannot be cut into groups of 2 ranks"),
+        (4, "zero3_offload_all", "fp32", "were not tried with offload_param"),
+        (8, "zero3_hpz", "fp32", "were not tried with hpZ"),
+        (2, "zero0", "bf16", "at stage 0 in bf16 DeepSpeed leaves most parts of a matrix out of the gradient's norm"),
+        (2, "zero0", "fp16", r"zero1, or train\.precision=bf16_autocast"),
     ],
 )
 def test_a_world_or_a_file_that_cannot_do_it_is_refused(
-    world_size: int, file: str, message: str, shards: Path, tmp_path: Path
+    world_size: int, file: str, precision: str, message: str, shards: Path, tmp_path: Path
 ) -> None:
     recipe = load_recipe(str(write(shards, tmp_path, "refused", "llama")), ["model.tensor_parallel=2"]).recipe
     with pytest.raises(RecipeError, match=message):
-        resolve_ds_config(load_ds_config(file), recipe, recipe.cut_batch(world_size), "fp32")
+        resolve_ds_config(load_ds_config(file), recipe, recipe.cut_batch(world_size), precision)
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(1, "bf16"), (0, "bf16_autocast")])
+def test_losses_and_norms_in_bf16_are_those_of_one_rank(
+    stage: int, precision: str, shards: Path, tmp_path: Path
+) -> None:
+    assert_alike_in_bf16("model.tensor_parallel", stage, shards, tmp_path, precision)
 
 
 @pytest.mark.gpu
@@ -95,4 +109,4 @@ def test_matrices_are_shared_on_gpus(shards: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     if torch.cuda.device_count() < 2:
         pytest.skip("a group of ranks needs a GPU for each")
-    assert_gpus_share("model.tensor_parallel", 1, shards, tmp_path)
+    assert_alike_in_bf16("model.tensor_parallel", 1, shards, tmp_path)
