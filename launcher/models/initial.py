@@ -8,6 +8,7 @@ rank, which keeps its own part.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -145,7 +146,7 @@ SCALED_BY_THEMSELVES = frozenset(
 )
 """Families whose own initialisation knows the depth (`_init_weights` of transformers 5.23)."""
 RESIDUAL_WRITERS = (
-    # Attention: llama and kin, bert and kin, gpt2, gpt_neox, modernbert, t5, bart.
+    # Attention: llama and kin, bert and kin, gpt2, gpt_neox, modernbert, t5, bart, phi and persimmon, falcon and bloom.
     "self_attn.o_proj",
     "attention.output.dense",
     "attn.c_proj",
@@ -155,6 +156,8 @@ RESIDUAL_WRITERS = (
     "EncDecAttention.o",
     "self_attn.out_proj",
     "encoder_attn.out_proj",
+    "self_attn.dense",
+    "self_attention.dense",
     # Feed-forward, in the same order.
     "mlp.down_proj",
     "shared_expert.down_proj",
@@ -166,8 +169,11 @@ RESIDUAL_WRITERS = (
     "DenseReluDense.wo",
     "fc2",
     "ffn_output",
+    "experts.down_proj",
 )
-"""Ends of the names of the linear layers whose output is added to the residual stream."""
+"""Ends of the names of the layers whose output is added to the residual stream; experts' matrices may lie in one."""
+BLOCK = re.compile(r".*?\.\d+(?=\.)")
+"""The name of a block at the beginning of the names in it."""
 
 
 def _residual_writers(model: PreTrainedModel) -> dict[int, float]:
@@ -175,7 +181,7 @@ def _residual_writers(model: PreTrainedModel) -> dict[int, float]:
     of each block, and a decoder's attention to its encoder.
 
     Raises:
-        ModelError: The family has none under a known name, or scales them itself.
+        ModelError: In a block fewer are known by their names than write, or the family scales them itself.
 
     Source: Radford et al. 2019, section 2.3 ("Language models are unsupervised multitask learners").
     """
@@ -186,23 +192,33 @@ def _residual_writers(model: PreTrainedModel) -> dict[int, float]:
             "model.initialisation",
             "use family",
         )
-    writers = [
-        id(module.weight)
-        for name, module in model.named_modules()
-        if any(name.endswith(f".{end}") for end in RESIDUAL_WRITERS) and hasattr(module, "weight")
-    ]
-    stacked = [id(p) for name, p in model.named_parameters() if name.endswith(".experts.down_proj")]
-    if not writers:
+    decoder: set[int] = set()
+    if getattr(config, "is_encoder_decoder", False):
+        decoder = {id(parameter) for parameter in model.get_decoder().parameters()}
+    decoder_layers = getattr(config, "num_decoder_layers", getattr(config, "decoder_layers", 0)) if decoder else 0
+    divisors: dict[int, float] = {}
+    found: dict[str, set[str]] = {}
+    least: dict[str, int] = {}
+    for name, parameter in model.named_parameters():
+        end = next((end for end in RESIDUAL_WRITERS if name.removesuffix(".weight").endswith(f".{end}")), None)
+        block = BLOCK.match(name)
+        if end is None or block is None:
+            continue
+        in_decoder = id(parameter) in decoder
+        divisors[id(parameter)] = (3 * decoder_layers if in_decoder else 2 * config.num_hidden_layers) ** 0.5
+        found.setdefault(block[0], set()).add(end)
+        least[block[0]] = 3 if in_decoder else 2
+    # ALBERT's layers are groups that share their weights.
+    num_blocks = getattr(config, "num_hidden_groups", config.num_hidden_layers) + decoder_layers
+    lacking = next((block for block, ends in found.items() if len(ends) < least[block]), None)
+    if lacking is not None or len(found) < num_blocks:
+        known = "" if lacking is None else f": in {lacking} of {', '.join(sorted(found[lacking]))} only"
         raise ModelError(
-            f"which matrices of {config.model_type} write into the residual stream is not known",
+            f"which matrices of {config.model_type} write into the residual stream is not known{known}",
             "model.initialisation",
             "use family",
         )
-    num_layers, decoder = 2 * config.num_hidden_layers, set()
-    if config.is_encoder_decoder:
-        decoder = {id(parameter) for parameter in model.get_decoder().parameters()}
-    of_decoder = 3 * getattr(config, "num_decoder_layers", getattr(config, "decoder_layers", 0))
-    return {writer: (of_decoder if writer in decoder else num_layers) ** 0.5 for writer in (*writers, *stacked)}
+    return divisors
 
 
 def grow_vocabulary(model: PreTrainedModel, vocab_size: int) -> None:

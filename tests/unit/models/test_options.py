@@ -23,9 +23,15 @@ from launcher.models.configuration import build_config, num_new_tokens, told_of_
 from launcher.models.initial import SCALED_BY_THEMSELVES, draw_weights
 
 
+OF_ONE_WIDTH = ("falcon", "bloom")
+"""Families whose feed-forward is four times the width."""
+
+
 def build(head: Head, family: str, config: dict[str, Any], **options: Any) -> Any:
-    attention = "eager" if family in ONLY_EAGER else "sdpa"
+    attention = "eager" if family in (*ONLY_EAGER, "bloom") else "sdpa"
     numbers = {"family": family, "attention": attention, **NUMBERS, "config": config, **options}
+    if family in OF_ONE_WIDTH:
+        del numbers["intermediate_size"]
     record = ModelConfig.model_validate(numbers)
     return build_model(build_config(record, head, jobs.tokenizer_info(), 16), record, head, seed=3)
 
@@ -49,7 +55,13 @@ def test_weights_begin_as_transformers_draws_them(head: Head, family: str, confi
 
 @pytest.mark.parametrize(
     ("head", "family", "config"),
-    [entry for entry in FAMILIES if entry[1] not in ("albert", *SCALED_BY_THEMSELVES)],  # albert's layers are one
+    [
+        *(entry for entry in FAMILIES if entry[1] not in ("albert", *SCALED_BY_THEMSELVES)),  # albert's layers are one
+        ("causal", "phi", {}),
+        ("causal", "persimmon", {}),
+        ("causal", "falcon", {}),
+        ("causal", "bloom", {}),
+    ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_depth_scaled_weights_are_smaller_where_they_are_added_to_the_residual_stream(
@@ -79,6 +91,12 @@ def test_a_family_whose_writers_are_not_known_is_told() -> None:
     model.config = SimpleNamespace(model_type="toy", num_hidden_layers=1)
     with pytest.raises(ModelError, match="which matrices of toy write into the residual stream is not known"):
         draw_weights(model, 1, depth_scaled=True)
+
+
+def test_a_family_of_whose_writers_some_are_not_known_is_told() -> None:
+    known = "in model.layers.0 of mlp.down_proj only"
+    with pytest.raises(ModelError, match=f"qwen3_5_text write into the residual stream is not known: {known}"):
+        build("causal", "qwen3_5_text", {}, initialisation="depth_scaled")
 
 
 @pytest.mark.parametrize(("every", "expected"), [(False, []), (True, [0, 1, 2, 3]), (1, [0, 1, 2, 3]), (2, [0, 2])])
