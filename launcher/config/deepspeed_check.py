@@ -328,6 +328,14 @@ def _nvme_warnings(config: Mapping[str, Any], zero: Mapping[str, Any]) -> Iterat
         )
 
 
+def _without_effect(zero: Mapping[str, Any], stage: int) -> Iterator[str]:
+    """Keys that DeepSpeed does not read at this stage; of those it would ignore with harm, see LOWEST_STAGE."""
+    for key in zero.keys() - LOWEST_STAGE.keys() - {"stage"}:
+        of_stage_3 = key.startswith("stage3_") or key in (*ALIASES, "sub_group_size")
+        if stage == 0 or (of_stage_3 and stage < 3) or (key == "allgather_bucket_size" and stage == 3):
+            yield key
+
+
 def _warnings(config: Mapping[str, Any], zero: Mapping[str, Any], stage: int) -> Iterator[str]:
     other = other_version()
     if other is not None:
@@ -346,7 +354,7 @@ def _warnings(config: Mapping[str, Any], zero: Mapping[str, Any], stage: int) ->
         if config.get(key) not in (None, "auto"):
             yield f"{key}: the recipe decides it ({RECIPE_KEYS[key]}); a run refuses a file that has it"
     yield from _nvme_warnings(config, zero)
-    unused = sorted(key for key in zero if key.startswith("stage3_")) if stage < 3 else []
+    unused = sorted(_without_effect(zero, stage))
     if unused:
         yield f"{', '.join(unused)}: without effect at stage {stage}"
     if zero.get("zero_quantized_gradients"):

@@ -16,6 +16,7 @@ from launcher.config.deepspeed_build import as_json, build_ds_config
 from launcher.config.deepspeed_check import check_ds_config
 from launcher.config.deepspeed_choices import DsChoices, Setting
 from launcher.config.deepspeed_keys import keys_of
+from launcher.config.deepspeed_offload import NVME_GROUP
 from launcher.errors import DsConfigError
 
 OFF = ("none", "cpu", "nvme")
@@ -141,8 +142,11 @@ def _without_replaced(base: dict[str, Any], given: dict[str, Any]) -> dict[str, 
     for name in ("offload_optimizer", "offload_param"):
         if name in given and (zero.get(name) or {}).get("device", "none") != given[name]:
             zero.pop(name, None)
-    on_nvme = any((zero.get(name) or {}).get("device") == "nvme" for name in ("offload_optimizer", "offload_param"))
-    kept = {key: value for key, value in base.items() if key != "aio" or on_nvme}
+    nvme = [name for name in ("offload_optimizer", "offload_param") if (zero.get(name) or {}).get("device") == "nvme"]
+    was_on_nvme = (base.get("zero_optimization", {}).get("offload_optimizer") or {}).get("device") == "nvme"
+    if was_on_nvme and "offload_optimizer" not in nvme and zero.get("sub_group_size") == NVME_GROUP:
+        del zero["sub_group_size"]
+    kept = {key: value for key, value in base.items() if key != "aio" or nvme}
     return {**kept, "zero_optimization": zero} if "zero_optimization" in base else kept
 
 

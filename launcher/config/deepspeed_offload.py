@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from launcher.config.deepspeed_check import ADAM_BUFFERS
+from launcher.config.deepspeed_check import ADAM_BUFFERS, LEAST_SWAPPED
 from launcher.config.deepspeed_choices import LEAST_SIZE, DsChoices, Origin, Setting
 from launcher.config.deepspeed_keys import keys_of
 
 SUB_GROUPS = 32
 """Groups in which an offloaded optimizer would step if they could end anywhere: copying and computing overlap, and
-no step holds all. DeepSpeed ends one behind the parameter that fills it: of 100M parameters 16 or more are left."""
+no step holds all. DeepSpeed ends one behind the parameter that fills it: of 100M parameters 16 or more are left, until
+a rank's part is so small that the floor of a group decides: LEAST_SIZE with cpu (up to 4 ranks), what reaches the drive
+on NVMe (up to 16)."""
 NVME_GROUP = 1_500_000
-"""Values of a group on NVMe where the model's size is not known: files of 6 MB, of which a step holds four."""
+"""Values of a group on NVMe where the model's size is not known: files of 6 MB, of which a step holds four. Of 100M
+parameters on more than 3 ranks they are fewer than 16."""
 MEANINGS = {
     ("offload_optimizer", "cpu"): (
         "the optimizer's state and step are the host's",
@@ -142,7 +145,11 @@ def _sub_group_size(choices: DsChoices) -> tuple[int | None, Origin, str]:
         return None, "default", ""
     if choices.num_parameters is not None:
         ranks = choices.num_ranks or 1
-        size = max(choices.num_parameters // ranks // SUB_GROUPS, LEAST_SIZE)
+        least = LEAST_SIZE
+        if choices.offload_optimizer == "nvme":
+            block_bytes = choices.aio_block_size or int(keys_of("aio")["block_size"].default or 0)
+            least = -(-max(LEAST_SWAPPED, block_bytes) // 4)
+        size = max(choices.num_parameters // ranks // SUB_GROUPS, least)
         why = f"1/{SUB_GROUPS} of {choices.num_parameters} parameters on {ranks} ranks; a group ends with a parameter"
         return size, "derived", why
     if choices.offload_optimizer == "nvme":

@@ -102,9 +102,8 @@ def llama() -> list[int]:
     return [8192 * width, *(layer * 10), 8192 * width]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("sizes", [gpt2(), llama()], ids=["gpt2", "llama"])
-@pytest.mark.parametrize("is_known", [False, True], ids=["of any model", "of this size"])
+@pytest.mark.parametrize(("is_known", "ranks"), [(False, 1), (False, 2), (True, 1), (True, 2), (True, 8), (True, 16)])
 def test_deepspeed_cuts_at_least_sixteen_groups_of_a_hundred_million_parameters(
     is_known: bool, sizes: list[int], ranks: int
 ) -> None:
@@ -120,6 +119,7 @@ def test_deepspeed_cuts_at_least_sixteen_groups_of_a_hundred_million_parameters(
 def test_groups_on_nvme_are_large_enough_to_reach_it() -> None:
     nvme = {"stage": 3, "offload_optimizer": "nvme", "nvme_path": "/nvme"}
     assert value_of({**nvme, "num_parameters": 1000}, ".sub_group_size") * 4 >= LEAST_SWAPPED
+    assert value_of({**nvme, "num_parameters": 1000, "aio_block_size": 1 << 23}, ".sub_group_size") * 4 == 1 << 23
     assert value_of({**nvme, "offload_param": "nvme", "num_parameters": 3000}, ".offload_param.buffer_size") == 3000
 
 
@@ -201,7 +201,34 @@ def test_another_device_takes_the_place_of_nvme_with_all_that_belonged_to_it(
     changed = json.loads(told.out)
     assert changed["zero_optimization"].get("offload_optimizer") == ({"device": "cpu"} if device == "cpu" else None)
     assert "aio" not in changed
+    assert "sub_group_size" not in changed["zero_optimization"]
     assert told.err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "unused"),
+    [
+        (["--from", "zero2", "--stage", "0"],
+         "allgather_bucket_size, contiguous_gradients, overlap_comm, reduce_bucket_size"),
+        (["--from", "zero2", "--stage", "3"], "allgather_bucket_size"),
+        (["--from", "zero1", "--stage", "2"], None),
+    ],
+)  # fmt: skip
+def test_what_a_changed_file_keeps_without_effect_is_told(
+    words: list[str], unused: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["ds-config", *words]) == 0
+    stage = words[-1]
+    assert capsys.readouterr().err == (f"warning: {unused}: without effect at stage {stage}\n" if unused else "")
+
+
+def test_groups_that_the_user_chose_stay_and_are_told_where_they_have_no_effect(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base.json"
+    base.write_text(json.dumps({"zero_optimization": {"stage": 3, "reduce_bucket_size": 9, "sub_group_size": 7}}))
+    assert cli.main(["ds-config", "--from", str(base), "--stage", "2"]) == 0
+    assert "sub_group_size: without effect at stage 2" in capsys.readouterr().err
 
 
 def test_a_check_tells_what_this_machine_could_not_compile(
