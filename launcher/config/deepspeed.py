@@ -183,8 +183,8 @@ def _tensor_parallel(ranks: int, zero: dict[str, Any], precision: str) -> dict[s
     if zero.get("stage", 0) == 0 and precision in ("bf16", "fp16"):
         # 0.19.8's FP16_UnfusedOptimizer.step takes the norm of gradients, which do not say that they are of a part.
         raise RecipeError(
-            f"at stage 0 in {precision} DeepSpeed leaves most parts of a matrix out of the gradient's norm, and clips by "
-            "what is left",
+            f"at stage 0 in {precision} DeepSpeed leaves most parts of a matrix out of the gradient's norm, and clips "
+            "by what is left",
             "model.tensor_parallel",
             "use --ds_config zero1, or train.precision=bf16_autocast",
         )

@@ -65,10 +65,10 @@ class ModelConfig(Record):
     """Ranks that compute every sequence together, a part each (DeepSpeed's Ulysses): for sequences whose activations do
     not fit on one device. Decoders of llama, qwen3, mistral, olmo and gpt2; data.seq_len and the heads must divide."""
     tensor_parallel: PositiveInt = 1
-    """Ranks that share every matrix of the layers and compute the same samples together (DeepSpeed's AutoTP): for layers
-    that are too large for one device. Embeddings, norms and the output layer are whole on every rank. llama, mistral,
-    olmo and qwen3, whose heads must divide; at any ZeRO stage (0 not in pure bf16 and fp16), but the model is built
-    whole in fp32 on every rank first."""
+    """Ranks that share every matrix of the layers and compute the same samples together (DeepSpeed's AutoTP): for
+    layers that are too large for one device. Embeddings, norms and the output layer are whole on every rank. llama,
+    mistral, olmo and qwen3, whose heads must divide; at any ZeRO stage (0 not in pure bf16 and fp16), but the model is
+    built whole in fp32 on every rank first."""
     router_aux_loss: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] | None = None
     """Mixtures of experts: weight of the loss that spreads tokens over the experts (Fedus et al. 2021, equation 4, for
     every layer; their mean). Without it, the family's own, `router_aux_loss_coef` of its configuration."""

@@ -18,7 +18,7 @@ from launcher.doctor.findings import Finding, from_error
 from launcher.doctor.versions import OPTIONAL, installed
 from launcher.errors import MissingDependencyError
 from launcher.plan.memory import REDUCE_BUCKET, left_on_device, offloaded_bytes, state_bytes
-from launcher.plan.parameters import count_parameters
+from launcher.plan.parameters import count_parameters, count_tables
 from launcher.shards.manifest import Manifest
 
 CHECKPOINT_BYTES = 12
@@ -91,7 +91,8 @@ def look_at_space(
     yield _disk(recipe, num_parameters)
     device, _ = offload_devices(dict(ds_file))
     if ds_file and world is not None:
-        yield _state(recipe, dict(ds_file), num_parameters, world, device_bytes)
+        num_whole = count_tables(recipe.model, vocab_size)
+        yield _state(recipe, dict(ds_file), num_parameters, num_whole, world, device_bytes)
     if device == "cpu" and world is not None:
         yield _host_memory(num_parameters, world)
     if world is not None:
@@ -119,13 +120,21 @@ def _disk(recipe: Recipe, num_parameters: int) -> Finding:
 
 
 def _state(
-    recipe: Recipe, ds_file: dict[str, Any], num_parameters: int, world: World, device_bytes: int | None
+    recipe: Recipe,
+    ds_file: dict[str, Any],
+    num_parameters: int,
+    num_whole: int,
+    world: World,
+    device_bytes: int | None,
 ) -> Finding:
-    """What a rank holds between passes, against its device, or its part of this machine where there is none."""
+    """What a rank holds between passes, against its device, or its part of this machine where there is none.
+
+    Of parameters that ranks share, `num_whole` are whole on each, and all are, in fp32, while the model is built.
+    """
     zero, sharing = ds_file.get("zero_optimization", {}), recipe.model.tensor_parallel
     optimizer, parameters = (device != "none" for device in offload_devices(ds_file))
     whole = state_bytes(
-        num_parameters // sharing,
+        num_whole + (num_parameters - num_whole) // sharing,
         stage=zero_stage(ds_file),
         world_size=max(world.ranks // sharing, 1),
         weight_bytes=2 if recipe.train.precision in ("bf16", "fp16") else 4,
@@ -133,14 +142,16 @@ def _state(
         ranks_of_second_copy=int(zero.get("zero_hpz_partition_size", 1)),
     )
     held = left_on_device(whole, offloads_optimizer=optimizer, offloads_parameters=parameters)
+    built = 4 * num_parameters if sharing > 1 else 0
+    while_built = f" ({units.size(built)} while the whole model is built)" if built else ""
     room = device_bytes or memory().total_bytes // world.ranks_per_node
     parts = ("parameters", "gradients", "optimizer", "buffers")
     found = (
         f"a rank holds {units.size(held.total)} ({', '.join(f'{p} {units.size(getattr(held, p))}' for p in parts)}), "
-        f"and activations besides; {'an accelerator' if device_bytes else 'its part of the memory'} here has "
-        f"{units.size(room)}"
+        f"and activations besides{while_built}; {'an accelerator' if device_bytes else 'its part of the memory'} here "
+        f"has {units.size(room)}"
     )
-    if held.total < room:
+    if max(held.total, built) < room:
         return Finding(name="memory", state="ok", found=found)
     fix = "a higher stage, offload or more ranks (--ds_config, --ranks); compute nodes may have more than this machine"
     return Finding(name="memory", state="note", found=found, fix=fix)

@@ -46,21 +46,41 @@ def count_parameters(model: ModelConfig, vocab_size: int) -> int | None:
         per_layer += _attention(model, width) / 2  # of the decoder's layers only
     if family == "albert":
         layers = 1  # its layers share their parameters
+    return int(layers * per_layer + _tables(model, width, vocab_size))
+
+
+def count_tables(model: ModelConfig, vocab_size: int) -> int:
+    """Of the parameters that `count_parameters` counts, those outside of layers: embeddings, and an output layer of its
+    own.
+    """
+    if model.continue_from is not None:
+        return count_stored(model.continue_from, ("embed", "lm_head")) or 0
+    return 0 if model.hidden_size is None else _tables(model, model.hidden_size, vocab_size)
+
+
+def _tables(model: ModelConfig, width: int, vocab_size: int) -> int:
+    family, config = model.family or "", model.config
     is_untied = not config.get("tie_word_embeddings", family not in UNTIED)
     embedding = int(config.get("embedding_size", width))
     tables = vocab_size * embedding * (2 if is_untied else 1)
     if family in POSITIONED:
         tables += (model.max_position_embeddings or 512) * embedding * (2 if family == "bart" else 1)
-    return int(layers * per_layer + tables)
+    return tables
 
 
-def count_stored(folder: Path) -> int | None:
-    """Parameters in a folder's safetensors files, from their headers; None where there are none."""
+def count_stored(folder: Path, names: tuple[str, ...] = ("",)) -> int | None:
+    """Parameters in a folder's safetensors files, from their headers; None where there are none.
+
+    Args:
+        folder: Of a transformers model.
+        names: Parts of names; what has none of them is not counted.
+    """
     total = 0
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        total += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        header.pop("__metadata__", None)
+        total += sum(math.prod(entry["shape"]) for name, entry in header.items() if any(part in name for part in names))
     return total or None
 
 

@@ -12,11 +12,12 @@ import pytest
 import tiny
 from checkpoints import make_checkpoint
 
-from launcher import cli
+from launcher import cli, units
 from launcher.config.loading import load_recipe, resolved_yaml
 from launcher.doctor import space
 from launcher.doctor.findings import Finding
 from launcher.doctor.job import Job, look_at_job
+from launcher.shards.manifest import read_manifest
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,21 @@ def test_what_a_rank_holds_is_held_against_its_device(tmp_path: Path, shards: Pa
     for device_bytes, state in ((1 << 30, "ok"), (1000, "note")):
         found = {finding.name: finding for finding in look_at_job(job, {}, device_bytes)}["memory"]
         assert (found.state, "and activations besides; an accelerator here has" in found.found) == (state, True)
+
+
+def test_ranks_that_share_matrices_hold_tables_whole_and_all_of_the_model_while_it_is_built(
+    tmp_path: Path, shards: Path
+) -> None:
+    width, inner, vocab_size = 32, 64, read_manifest(shards).tokenizer.vocab_size
+    sizes = {"hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": inner}
+    tree = tiny.recipe_tree("clm", shards, tmp_path / "runs", train__precision="fp32")
+    tree["model"] = {"family": "llama", **sizes, "tensor_parallel": 2}
+    job = Job(recipe=str(tiny.write_recipe(tmp_path / "r.yaml", tree)), ds_config="zero0", ranks=2)
+    tables, layer = 2 * vocab_size * width, 4 * width**2 + 3 * width * inner
+    held = 4 * (tables + layer // 2)
+    found = {finding.name: finding for finding in look_at_job(job, {}, device_bytes=1 << 30)}["memory"]
+    assert f"(parameters {units.size(held)}, gradients {units.size(held)}" in found.found
+    assert f"({units.size(4 * (tables + layer))} while the whole model is built)" in found.found
 
 
 def test_offload_is_held_against_memory_and_compilers(

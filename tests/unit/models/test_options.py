@@ -22,7 +22,6 @@ from launcher.models.build import AUTO_CLASSES, build_model
 from launcher.models.configuration import build_config, num_new_tokens, told_of_tokens
 from launcher.models.initial import SCALED_BY_THEMSELVES, draw_weights
 
-
 OF_ONE_WIDTH = ("falcon", "bloom")
 """Families whose feed-forward is four times the width."""
 

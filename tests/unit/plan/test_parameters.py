@@ -8,7 +8,7 @@ import pytest
 
 from launcher.config.loading import load_recipe
 from launcher.config.model import ModelConfig
-from launcher.plan.parameters import count_parameters, count_stored
+from launcher.plan.parameters import count_parameters, count_stored, count_tables
 
 WIDE = {"hidden_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 2048}
 PLACES = {**WIDE, "max_position_embeddings": 512}
@@ -74,3 +74,15 @@ def test_of_a_model_to_continue_from(tmp_path: Path) -> None:
     assert count_stored(tmp_path) is None
     save_file({"a": np.zeros((3, 4), np.float32), "b": np.zeros(5, np.float32)}, tmp_path / "model.safetensors")
     assert count_parameters(ModelConfig(continue_from=tmp_path), 100) == 17
+
+
+def test_of_a_folder_tables_are_counted_by_their_names(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    names = ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "lm_head.weight")
+    save_file(
+        {name: torch.zeros(3, number) for number, name in enumerate(names, start=1)}, tmp_path / "model.safetensors"
+    )
+    record = ModelConfig.model_validate({"continue_from": str(tmp_path)})
+    assert (count_parameters(record, 9), count_tables(record, 9)) == (18, 12)
