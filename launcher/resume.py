@@ -11,14 +11,16 @@ from typing import Any
 from rich.console import Console
 
 from launcher.cluster.rank import Place
+from launcher.config.batch import BatchPlan
 from launcher.config.loading import refuse_other_recipe
 from launcher.config.recipe import Recipe
 from launcher.engine.completion import completed_step
 from launcher.engine.ledger import Ledger
 from launcher.engine.length import FittedLength, FixedLength, Length, refuse_without_budget
-from launcher.engine.records import Progress
-from launcher.feed import Data
+from launcher.engine.records import Progress, StepBatch
+from launcher.feed import Data, longest_step
 from launcher.samples.cursor import Cursor
+from launcher.units import size
 
 
 def is_complete(recipe: Recipe, budget_s: float | None) -> bool:
@@ -68,6 +70,38 @@ def settle_precision(recipe: Recipe, before: dict[str, Any]) -> str:
     if recipe.train.precision != "auto":
         return recipe.train.precision
     return str(before["precision"] if before else share("bf16_autocast" if multiplies_bf16() else "fp32"))
+
+
+def settle_micro_batch(
+    recipe: Recipe,
+    engine: Any,
+    data: Data,
+    plan: BatchPlan,
+    place: Place,
+    before: dict[str, Any],
+    console: Console,
+) -> BatchPlan:
+    """The plan with the micro batch that fits, where the recipe leaves it to be measured.
+
+    Raises:
+        MemoryShortError: Not even one sample fits.
+    """
+    from launcher.checkpoint.rehearsal import rehearsal
+    from launcher.engine.rehearse import find_micro_batch
+
+    if recipe.batch.micro_batch != "auto":
+        return plan
+    last_step = recipe.train.num_steps - 1  # of the largest batch: more passes, of the same size
+
+    def step_of(micro_batch: int) -> StepBatch:
+        return longest_step(data, plan.with_micro_batch(micro_batch), last_step, place.rank)
+
+    kept = before.get("micro_batch")
+    with rehearsal(engine):
+        fit = find_micro_batch(engine, recipe, plan.micro_batches(), step_of, place.local_world_size, kept)
+    told = f"micro batch {fit.micro_batch}, measured: {size(fit.peak_bytes)} of {size(fit.limit_bytes)} at its peak"
+    console.print(told, highlight=False, soft_wrap=True)
+    return plan.with_micro_batch(fit.micro_batch)
 
 
 def resume(

@@ -44,7 +44,7 @@ from launcher.config.recipe import Recipe
 from launcher.engine.completion import mark_complete, unmark
 from launcher.engine.ledger import Ledger, refuse_fruitless
 from launcher.engine.length import Length
-from launcher.engine.records import Progress, StepBatch
+from launcher.engine.records import Progress
 from launcher.engine.run_lock import RunLock
 from launcher.engine.steady import SteadyStream
 from launcher.engine.watch import Watch, end_process
@@ -56,13 +56,20 @@ from launcher.errors import (
     RequeueError,
     UsageError,
 )
-from launcher.feed import Data, longest_step, open_data, wasted
+from launcher.feed import Data, open_data, wasted
 from launcher.objectives.base import longest_sequence
 from launcher.prepare.ready import check_tokenizer, ensure_shards
 from launcher.report import show_summary
-from launcher.resume import find_checkpoint, is_complete, resume, settle_length, settle_precision, state_before
+from launcher.resume import (
+    find_checkpoint,
+    is_complete,
+    resume,
+    settle_length,
+    settle_micro_batch,
+    settle_precision,
+    state_before,
+)
 from launcher.shards import faults
-from launcher.units import size
 
 # torch, deepspeed and transformers are imported inside the functions below: a misspelled key is told in half a second,
 # and rank 0 prepares the quick start's shards without them.
@@ -307,38 +314,6 @@ def start(recipe: Recipe, model: Any, ds_config: dict[str, Any]) -> Any:
         engine.compile()
     seed_generators(recipe.train.seed, engine.global_rank // recipe.model.tensor_parallel)
     return engine
-
-
-def settle_micro_batch(
-    recipe: Recipe,
-    engine: Any,
-    data: Data,
-    plan: BatchPlan,
-    place: Place,
-    before: dict[str, Any],
-    console: Console,
-) -> BatchPlan:
-    """The plan with the micro batch that fits, where the recipe leaves it to be measured.
-
-    Raises:
-        MemoryShortError: Not even one sample fits.
-    """
-    from launcher.checkpoint.rehearsal import rehearsal
-    from launcher.engine.rehearse import find_micro_batch
-
-    if recipe.batch.micro_batch != "auto":
-        return plan
-    last_step = recipe.train.num_steps - 1  # of the largest batch: more passes, of the same size
-
-    def step_of(micro_batch: int) -> StepBatch:
-        return longest_step(data, plan.with_micro_batch(micro_batch), last_step, place.rank)
-
-    kept = before.get("micro_batch")
-    with rehearsal(engine):
-        fit = find_micro_batch(engine, recipe, plan.micro_batches(), step_of, place.local_world_size, kept)
-    told = f"micro batch {fit.micro_batch}, measured: {size(fit.peak_bytes)} of {size(fit.limit_bytes)} at its peak"
-    console.print(told, highlight=False, soft_wrap=True)
-    return plan.with_micro_batch(fit.micro_batch)
 
 
 def keep_inputs(recipe: Recipe, ds_config: dict[str, Any], rank: int) -> None:
