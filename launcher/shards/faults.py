@@ -20,12 +20,15 @@ OF_PLACE = (
 )
 """Full, or gone: nobody's mistake in recipe or data, and another start may find it as it should be."""
 
+OF_REFUSAL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM)
+"""No new file is taken, by a place that is there. (Not EROFS: some file systems turn so after faults of their own.)"""
+
 
 def is_damage(error: OSError, folder: Path) -> bool:
     """Whether an error means that a file is lost, whoever reads it and whenever.
 
     EIO is said of a bad place of a drive; a soft NFS mount without its server and a Lustre client that was evicted say
-    it of every file. So it counts only where the place takes a new file meanwhile.
+    it of every file. So it counts only where the place takes a new file meanwhile, or says why it takes none.
 
     Args:
         error: Of reading the file.
@@ -39,6 +42,6 @@ def _answers(folder: Path) -> bool:
         with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
             file.write(b"x")
             os.fsync(file.fileno())
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno in OF_REFUSAL
     return True
