@@ -18,10 +18,13 @@ written because people and tools look for it, durably, after the rename.
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from launcher.errors import CheckpointError, DamagedCheckpointError, LauncherError, RequeueError
 from launcher.shards import durable, faults
@@ -32,10 +35,13 @@ WITH_COLUMNS = 2
 """Format of a rank's index in which ranges are of some columns only: who reads 1 alone would take them for others."""
 MANIFEST = "manifest.json"
 LATEST = "latest"
+SECOND_LOOK_AFTER_S = 2.0
+"""A client that was evicted, or found another path to its server, has its files back by then: assumption."""
 _NAME = re.compile(r"^step-(\d{8,})$")
 _DAMAGED = re.compile(r"^damaged-(\d{8,})(?:-\d+)?$")
 _SAVING = re.compile(r"^\.saving-(\d{8,})$")
 _FIX = "the same command goes on from the checkpoint before it, and puts this one aside"
+_Content = TypeVar("_Content")
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -145,35 +151,55 @@ def _entries(checkpoint: Path) -> list[dict[str, Any]]:
 
 def _check_size(checkpoint: Path, entry: dict[str, Any]) -> None:
     path = checkpoint / entry["name"]
-    try:
-        found = path.stat().st_size
-    except FileNotFoundError:
-        raise DamagedCheckpointError("a file of the checkpoint is missing", str(path), _FIX) from None
-    except OSError as error:
-        raise unreadable(error, path) from None
+    found = read_file(path, lambda path: path.stat().st_size)
     if found != entry["bytes"]:
         raise DamagedCheckpointError(f"the file has {found} bytes, {entry['bytes']} were written", str(path), _FIX)
 
 
 def _check_bytes(path: Path, entry: dict[str, Any]) -> None:
-    try:
-        found = checksum(path)
-    except OSError as error:
-        raise unreadable(error, path) from None
-    if found != entry["xxh3"]:
+    found = read_file(path, checksum)
+    if found != entry["xxh3"]:  # no second look: that other bytes come at times is no reason to train on some of them
         raise DamagedCheckpointError("the file's bytes are not those that were written", str(path), _FIX)
 
 
-def unreadable(error: OSError, path: Path) -> LauncherError:
-    """What to raise for a checkpoint's file that cannot be read.
+def read_file(path: Path, read: Callable[[Path], _Content]) -> _Content:
+    """What is read of one of a checkpoint's files; where that fails, a second look after a while decides.
 
-    For a moment without network a sound checkpoint must not be put aside.
+    For a moment without its place a sound checkpoint must not be put aside, nor a run be ended.
+
+    Args:
+        path: The file.
+        read: Reads it, from its beginning.
+
+    Raises:
+        DamagedCheckpointError: It is lost, or spoilt by the word of the file system.
+        CheckpointError: It may not be read.
+        RequeueError: The file system is away.
     """
-    told = f"the file cannot be read: {error.strerror}"
+    try:
+        return read(path)
+    except PermissionError as error:
+        told = f"the file cannot be read: {error.strerror}"
+        raise CheckpointError(told, str(path), "let whoever runs this read it") from None
+    except OSError as error:
+        first = error
+    time.sleep(SECOND_LOOK_AFTER_S)
+    try:
+        content = read(path)
+    except OSError as error:
+        raise _unreadable(error, path) from None
+    told = "%s could not be read (%s), and can be at a second look"
+    logging.getLogger(__name__).warning(told, path, first.strerror or first)
+    return content
+
+
+def _unreadable(error: OSError, path: Path) -> LauncherError:
+    """What to raise for a file that could not be read twice."""
+    told = f"the file cannot be read: {error.strerror or error} (twice)"
+    if isinstance(error, FileNotFoundError):
+        return DamagedCheckpointError("a file of the checkpoint is missing", str(path), _FIX)
     if faults.is_damage(error, path.parents[1]):
         return DamagedCheckpointError(told, str(path), _FIX)
-    if isinstance(error, PermissionError):
-        return CheckpointError(told, str(path), "let whoever runs this read it")
     return RequeueError(told, str(path), "mend the file system; the same command goes on from the last checkpoint")
 
 
@@ -186,9 +212,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
         RequeueError: The file system is away.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise unreadable(error, path) from None
+        value = json.loads(read_file(path, lambda path: path.read_text(encoding="utf-8")))
     except ValueError as error:
         raise DamagedCheckpointError(f"the file cannot be read: {error}", str(path), _FIX) from None
     if not isinstance(value, dict) or not all(key in value for key in (*keys, "format_version")):

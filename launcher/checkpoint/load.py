@@ -171,15 +171,17 @@ class CheckpointReader:
         if file not in self._files:
             path = self.path / file
             try:
-                with path.open("rb") as opened:  # the errors of `safe_open` have no number
-                    opened.read(1)
-                self._files[file] = self._stack.enter_context(safe_open(path, framework="pt"))
-            except OSError as error:
-                raise layout.unreadable(error, path) from None
+                self._files[file] = self._stack.enter_context(layout.read_file(path, _mapped))
             except SafetensorError as error:
                 told = f"the file cannot be read: {error}"
                 raise DamagedCheckpointError(told, str(path), "bring it back from a copy") from None
         return self._files[file]
+
+
+def _mapped(path: Path) -> Any:
+    with path.open("rb") as file:  # the errors of `safe_open` have no number
+        file.read(1)
+    return safe_open(path, framework="pt")
 
 
 def find_together(folder: Path, back: int = 1) -> tuple[Found, list[str]]:

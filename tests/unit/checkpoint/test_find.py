@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import flip, make_checkpoint
@@ -85,10 +86,50 @@ def test_one_that_cannot_be_reached_is_not_taken_for_damaged(
     with pytest.raises(LauncherError, match="the file cannot be read: ") as told:
         layout.verify(path)
     assert type(told.value) is kind, reason
+    assert ("(twice)" in str(told.value)) == (number != errno.EACCES)  # who may not read it now may not in a moment
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     with pytest.raises(CheckpointError if kind is DamagedCheckpointError else kind) as found:
         newest(tmp_path)
     assert ("no checkpoint is left that is not damaged" in str(found.value)) == (kind is DamagedCheckpointError)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EBADMSG, errno.ENOENT])
+@pytest.mark.parametrize("touch", ["open", "read_text", "stat"])
+def test_one_that_could_not_be_read_for_a_moment_is_sound_and_told_in_one_line(
+    touch: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = make_checkpoint(tmp_path, 1)
+    file = path / ("manifest.json" if touch == "read_text" else "rank-00000.safetensors")
+    plain, refused = getattr(Path, touch), []
+
+    def refuse_once(touched: Path, *how: Any, **named: Any) -> Any:
+        if touched == file and not refused:
+            refused.append(number)
+            raise OSError(number, os.strerror(number))
+        return plain(touched, *how, **named)
+
+    monkeypatch.setattr(Path, touch, refuse_once)
+    assert newest(tmp_path) == find.Found(path=path)
+    assert refused == [number]
+    told = f"{file} could not be read ({os.strerror(number)}), and can be at a second look"
+    assert [record.getMessage() for record in caplog.records] == [told]
+
+
+def test_bytes_that_are_others_are_not_looked_at_until_they_please(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, looks = make_checkpoint(tmp_path, 1), []
+    flip(path / "rank-00000.safetensors")
+    plain = layout.checksum
+
+    def checksum(file: Path) -> str:
+        looks.append(file.name)
+        return plain(file)
+
+    monkeypatch.setattr(layout, "checksum", checksum)
+    with pytest.raises(DamagedCheckpointError, match="the file's bytes are not those that were written"):
+        layout.verify(path)
+    assert looks == ["rank-00000.safetensors"]
 
 
 def test_one_of_a_later_version_is_not_skipped(tmp_path: Path) -> None:
