@@ -8,17 +8,20 @@ Shapes: K blocks.
 
 from __future__ import annotations
 
+import errno
 import mmap
+import resource
 import stat
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from launcher.errors import ShardError
+from launcher.shards import faults
 
 BLOCK_BYTES = 1 << 16
 """Smaller blocks cost a call more often, larger ones read more than a sample needs from a cold disk.
@@ -26,6 +29,8 @@ measured: 2.8 µs to hash one, against 1 µs to serve a sample of 2,048 tokens, 
 _SHIFT = 16
 _UNCHECKED = b"\x00"
 FIX = "restore the file, or prepare the shards again, with --overwrite"
+FREE_DESCRIPTORS = 256
+"""Left to whoever else opens files and sockets (assumption)."""
 
 
 def num_blocks(num_bytes: int) -> int:
@@ -101,11 +106,7 @@ class GuardedFile:
         self._map: mmap.mmap | None = None
         self.bytes_: memoryview = memoryview(b"")
         if num_bytes:  # an empty file cannot be mapped
-            try:
-                with path.open("rb") as file:
-                    self._map = mmap.mmap(file.fileno(), num_bytes, prot=mmap.PROT_READ)
-            except OSError as error:
-                raise ShardError(f"the file cannot be mapped: {error.strerror}", str(path), FIX) from None
+            self._map = _map(path, num_bytes)
             # Samples are asked for in random order: what lies around one is not wanted next.
             self._map.madvise(mmap.MADV_RANDOM)
             self.bytes_ = memoryview(self._map)
@@ -187,16 +188,60 @@ def check_size(path: Path, num_bytes: int) -> None:
     """Hold a file's size against what was written.
 
     Raises:
-        ShardError: It is missing or has another size.
+        ShardError: It is missing, out of reach, or has another size.
     """
     try:
         found = path.stat()
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise ShardError(f"a file of the shards is missing ({num_bytes} bytes)", str(path), FIX) from None
+    except OSError as error:
+        refuse_unreadable(error, path)
     if not stat.S_ISREG(found.st_mode):
         raise ShardError("there is something else where a file of the shards was", str(path), FIX)
     if found.st_size != num_bytes:
         raise ShardError(f"the file has {found.st_size} bytes, {num_bytes} were written", str(path), FIX)
+
+
+def refuse_unreadable(error: OSError, path: Path) -> NoReturn:
+    """Say what an error of the file system means of a file of the shards.
+
+    Raises:
+        OSError: The error itself, where it is of the place: another start may find it as it should be.
+        ShardError: Any other.
+    """
+    if error.errno in faults.OF_PLACE:
+        raise error
+    fix = FIX
+    if error.errno in (errno.EACCES, errno.EPERM):
+        fix = "let whoever trains read it (chmod a+r)"
+    if error.errno == errno.EMFILE:
+        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        fix = f"ask for a hard limit above {hard} (`ulimit -Hn`): a rank keeps every file of its shards open"
+    if error.errno == errno.ENOMEM:
+        fix = "raise vm.max_map_count (sysctl), or free memory: a rank keeps every file of its shards mapped"
+    raise ShardError(f"the file cannot be read: {error.strerror}", str(path), fix) from None
+
+
+def _map(path: Path, num_bytes: int) -> mmap.mmap:
+    """Map a file.
+
+    A mapping keeps a descriptor, and a corpus in 256 parts has 1,500 files, where most shells allow 1,024: the limit is
+    raised on the way, as far as the system lets a process raise its own.
+    """
+    try:
+        with path.open("rb") as file:
+            _keep_descriptors_free(file.fileno())
+            return mmap.mmap(file.fileno(), num_bytes, prot=mmap.PROT_READ)
+    except OSError as error:
+        refuse_unreadable(error, path)
+
+
+def _keep_descriptors_free(newest: int) -> None:
+    """Raise the limit of open files once the newest comes near to it: the lowest free number is always the next."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and newest + FREE_DESCRIPTORS >= soft:
+        more = newest + 2 * FREE_DESCRIPTORS
+        resource.setrlimit(resource.RLIMIT_NOFILE, (more if hard == resource.RLIM_INFINITY else min(more, hard), hard))
 
 
 def _next_sum(file: BinaryIO) -> int:

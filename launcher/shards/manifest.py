@@ -20,7 +20,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from launcher.errors import ShardError
-from launcher.shards.blocks import FIX, check_size, num_blocks
+from launcher.shards.blocks import FIX, check_size, num_blocks, refuse_unreadable
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
@@ -241,7 +241,9 @@ def read_manifest(folder: Path) -> Manifest:
     except FileNotFoundError:
         command = f"pretrain prepare CORPUS --tokenizer DIR --out {folder}"
         raise ShardError("there are no shards here", str(folder), command) from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        refuse_unreadable(error, path)
+    except ValueError as error:
         raise ShardError(f"the manifest cannot be read: {error}", str(path), _AGAIN) from None
     if not isinstance(fields, dict) or fields.get("format_version") != FORMAT_VERSION:
         found = fields.get("format_version") if isinstance(fields, dict) else None
@@ -266,7 +268,10 @@ def read_checksums(folder: Path, manifest: Manifest) -> dict[str, NDArray[np.uin
     path = folder / CHECKSUMS
     entries = list(manifest.files())
     check_size(path, 8 * sum(num_blocks(entry.num_bytes) for entry in entries))
-    raw = path.read_bytes()
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        refuse_unreadable(error, path)
     if xxhash.xxh3_128_hexdigest(raw) != manifest.checksums_xxh3:
         raise ShardError("the checksums are not those that were written", str(path), FIX)
     sums = np.frombuffer(raw, dtype="<u8")

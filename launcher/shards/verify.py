@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.errors import ShardError
+from launcher.shards import faults
 from launcher.shards.blocks import GuardedFile, check_size, damage
 from launcher.shards.index import Index
 from launcher.shards.manifest import SPLITS, Manifest, ShardEntry, checksum, read_checksums, read_manifest
@@ -58,9 +59,16 @@ def tokenizer_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
     """What is wrong with the copy of the tokenizer that lies beside the shards."""
     for name, expected in manifest.tokenizer_files.items():
         path = folder / "tokenizer" / name
-        if not path.is_file():
+        try:
+            found = checksum(path) if path.is_file() else None
+        except OSError as error:
+            if error.errno in faults.OF_PLACE:
+                raise
+            yield f"{path}: a file of the tokenizer cannot be read: {error.strerror}"
+            continue
+        if found is None:
             yield f"{path}: a file of the tokenizer the shards were made with is missing"
-        elif checksum(path) != expected:
+        elif found != expected:
             yield f"{path}: not the tokenizer the shards were made with: its bytes are not those that were written"
 
 
