@@ -23,7 +23,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from launcher.checkpoint.part import Part
-from launcher.checkpoint.ranks import SaveError
+from launcher.checkpoint.ranks import CopyError
 from launcher.checkpoint.save import SaveOutcome, Saver
 from launcher.checkpoint.swapped import has_swapped_groups
 from launcher.checkpoint.tensor_file import DurableFile, aligned_buffer, copy_bytes
@@ -65,10 +65,10 @@ class Copy:
         """Make sure that it is whole.
 
         Raises:
-            SaveError: A piece could not be copied, by whichever thread.
+            CopyError: A piece could not be copied, by whichever thread.
         """
         if self._error is not None:
-            raise SaveError(f"the state could not be copied to the memory of {os.uname().nodename}: {self._error!r}")
+            raise CopyError(f"the state could not be copied to the memory of {os.uname().nodename}: {self._error!r}")
 
     def go_on(self) -> None:
         """Copy what nobody has begun with, then wait for what others have; what fails is the writer's, see `check`."""

@@ -77,6 +77,12 @@ def delete(checkpoint: Path) -> None:
     shutil.rmtree(checkpoint)
 
 
+def delete_unfinished(folder: Path) -> None:
+    """Delete saves and deletions that were interrupted, as far as the file system lets; nobody may be saving."""
+    for _, path in unfinished(folder):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def put_aside(checkpoint: Path, step: int) -> Path:
     """Give a damaged checkpoint another name, so that it is neither loaded nor lost; returns its place."""
     place, number = checkpoint.with_name(f"damaged-{step:08d}"), 1

@@ -29,6 +29,10 @@ class SpaceError(SaveError):
     """There is not enough room for a checkpoint."""
 
 
+class CopyError(SaveError):
+    """The state could not be copied to memory before training changed it: it is too late for another try."""
+
+
 class LostRankError(SaveError):
     """Another rank is gone, so that nothing can be agreed on."""
 
@@ -75,9 +79,11 @@ class Ranks:
         problems = [told for told in self.exchange(problem) if told]
         if not problems:
             return
-        kind = SpaceError if any(name == SpaceError.__name__ for name, _ in problems) else SaveError
+        names = {name for name, _ in problems}
+        kind = next((kind for kind in (CopyError, SpaceError) if kind.__name__ in names), SaveError)
+        mend = "set checkpoint.asynchronous=false" if kind is CopyError else "make room or mend the file system"
         raise kind(
             "the checkpoint could not be written: " + "; ".join(what for _, what in problems),
             str(folder),
-            "make room or mend the file system; the same command goes on from the checkpoint before",
+            f"{mend}; the same command goes on from the checkpoint before",
         )

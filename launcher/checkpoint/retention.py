@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +29,7 @@ def to_delete(losses: Mapping[int, float | None], keep: CheckpointConfig) -> lis
 
 
 def prune(folder: Path, keep: CheckpointConfig) -> list[int]:
-    """Delete what need not be kept, and saves that were never finished; returns the steps that were deleted.
+    """Delete what need not be kept; returns the steps that were deleted.
 
     Raises:
         OSError: The file system refused.
@@ -39,8 +38,6 @@ def prune(folder: Path, keep: CheckpointConfig) -> list[int]:
     old = to_delete(validation_losses(folder), keep)
     for step in old:
         layout.delete(layout.checkpoint_path(folder, step))
-    for _, path in layout.unfinished(folder):
-        shutil.rmtree(path)
     return old
 
 

@@ -12,6 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from launcher.checkpoint import folder as layout
 from launcher.checkpoint.loss_scale import loss_scale_state
 from launcher.checkpoint.part import Part
-from launcher.checkpoint.ranks import LostRankError, Ranks, SaveError, SpaceError
+from launcher.checkpoint.ranks import CopyError, LostRankError, Ranks, SaveError, SpaceError
 from launcher.checkpoint.retention import prune
 from launcher.checkpoint.slices import optimizer_step
 from launcher.checkpoint.tensor_file import BLOCK_BYTES, DurableFile, StreamedFile, aligned_buffer
@@ -173,15 +174,18 @@ class Saver:
                 return num_bytes, error, []
             except SaveError as error:
                 problem = error
+                self._clear_up()
+                if isinstance(error, CopyError):
+                    break
         return num_bytes, problem, []
 
     def _write_all(self, job: _Job, part: Part, write: Callable[[Path], dict[str, Any]], num_bytes: int) -> None:
         saving = layout.saving_path(self._folder, job.step)
 
         def make_place() -> None:
+            layout.delete_unfinished(self._folder)  # of a process that was killed: it takes up room
             _check_space(self._folder, num_bytes + self._ranks.world_size * SMALL_FILES_BYTES)
-            shutil.rmtree(saving, ignore_errors=True)
-            saving.mkdir(parents=True)
+            saving.mkdir()
 
         def write_mine() -> None:
             index = part.index(write(saving))
@@ -191,6 +195,12 @@ class Saver:
         self._ranks.together(make_place if is_first else None, self._folder)
         self._ranks.together(write_mine, self._folder)
         self._ranks.together((lambda: _complete(self._folder, job)) if is_first else None, self._folder)
+
+    def _clear_up(self) -> None:
+        """Keep no room on what may be a full disk; every rank has told how far it came, so nobody writes there."""
+        if self._ranks.rank == 0:
+            with suppress(OSError):
+                layout.delete_unfinished(self._folder)
 
     def _tidy(self, step: int) -> list[int]:
         """Name the new checkpoint in `latest` and delete old ones; returns their steps."""

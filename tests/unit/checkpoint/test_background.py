@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import threading
+import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import torch
+from savers import saver_of
 
-from launcher.checkpoint import background, folder, save
+from launcher.checkpoint import background, folder
 from launcher.checkpoint.background import BackgroundSaver, Copy
-from launcher.checkpoint.part import Part
-from launcher.checkpoint.ranks import Ranks, SaveError
-from launcher.checkpoint.tensor_file import Layout
-from launcher.config.recipe import CheckpointConfig
+from launcher.checkpoint.ranks import SaveError
 
 TENSORS = [
     torch.arange(1000, dtype=torch.int64),
@@ -93,46 +89,32 @@ def test_a_copy_that_fails_in_one_thread_is_not_whole_for_another(
         copy.check()
 
 
-class Alone(Ranks):
-    """One rank."""
-
-    def __init__(self) -> None:
-        self.rank, self.world_size = 0, 1
-
-    def exchange(self, value: Any) -> list[Any]:
-        return [value]
-
-
 @pytest.fixture
 def saver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BackgroundSaver:
-    """Saves a few tensors of no engine's."""
-    monkeypatch.setattr(save, "Ranks", Alone)
-    engine = SimpleNamespace(basic_optimizer=None, optimizer=None)
-    saver = BackgroundSaver(engine, tmp_path / "run" / "checkpoints", CheckpointConfig(retry_s=0))
-    part = Mock(spec=Part, layout=Layout([("a", torch.int64, (1000,))]), tensors=lambda: iter(TENSORS[:1]))
-    part.path = lambda saving: saving / "rank-00000.safetensors"
-    part.index = lambda file: json.dumps({"format_version": 1, "slices": [], "file": file})
-    saver._part = part
-    state = json.dumps({"format_version": 1, "evaluations": []})
-    job = save._Job(step=1, texts={"state.json": state}, world_size=1, started=0.0)
-    monkeypatch.setattr(saver, "_job", lambda *_: job)
+    """Saves a tensor of no engine's."""
+    saver = saver_of(BackgroundSaver, TENSORS[:1], tmp_path / "run" / "checkpoints", monkeypatch, retry_s=60.0)
+    assert isinstance(saver, BackgroundSaver)
     return saver
 
 
 def test_a_save_whose_copy_failed_while_training_went_on_is_told_and_the_next_is_made(
     saver: BackgroundSaver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    began = time.monotonic()
     with monkeypatch.context() as patched:
         patched.setattr(background, "copy_bytes", no_memory)
-        saver.save({}, {})
+        saver.save({"step": 1}, {})
         saver._let_the_copy_be_made()
         saver.wait()
     (outcome,) = saver.outcomes()
     assert "the state could not be copied to the memory of" in str(outcome.problem)
+    assert "fix:   set checkpoint.asynchronous=false; the same command" in str(outcome.problem)
+    assert time.monotonic() - began < 10  # what training has overwritten since cannot be copied at another try
     assert folder.complete_steps(saver._folder) == []
-    saver.save({}, {})
+    saver.save({"step": 2}, {})
     saver.finish()
-    folder.verify(folder.checkpoint_path(saver._folder, 1))
+    folder.verify(folder.checkpoint_path(saver._folder, 2))
+    assert sorted(path.name for path in saver._folder.iterdir()) == ["latest", "step-00000002"]
 
 
 @pytest.fixture
@@ -156,7 +138,7 @@ def test_training_lends_its_priority_while_it_waits_for_the_copy_or_the_save(
         plain(source, there)
 
     monkeypatch.setattr(background, "copy_bytes", copy_bytes)
-    saver.save({}, {})
+    saver.save({"step": 1}, {})
     assert begun.wait(20)
     threading.Timer(0.1, may_end.set).start()
     saver._let_the_copy_be_made()

@@ -23,6 +23,18 @@ def test_only_what_has_a_manifest_is_a_checkpoint(tmp_path: Path) -> None:
     assert layout.complete_steps(tmp_path / "none") == []
 
 
+def test_what_was_interrupted_goes_and_the_rest_stays(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path, 10)
+    make_checkpoint(tmp_path, 20, complete=False)  # a deletion
+    layout.saving_path(tmp_path, 30).mkdir()
+    (layout.saving_path(tmp_path, 30) / "rank-00000.json").write_text("{")
+    layout.put_aside(make_checkpoint(tmp_path, 40), 40)
+    layout.saving_path(tmp_path, 50).write_text("nobody's")
+    layout.delete_unfinished(tmp_path)
+    layout.delete_unfinished(tmp_path / "none")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".saving-00000050", "damaged-00000040", "step-00000010"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

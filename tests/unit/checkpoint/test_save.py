@@ -31,9 +31,10 @@ class Crash(BaseException):
 
 
 def save_step_3(folder: Path) -> None:
-    """What rank 0 does when the ranks' files are there."""
+    """What rank 0 does of a save."""
+    layout.delete_unfinished(folder)
     saving = layout.saving_path(folder, 3)
-    saving.mkdir(exist_ok=True)
+    saving.mkdir()
     (saving / "rank-00000.safetensors").write_bytes(b"tensors")
     file = layout.describe_file(saving / "rank-00000.safetensors")
     (saving / "rank-00000.json").write_text(json.dumps({"format_version": 1, "slices": [], "file": file}))
