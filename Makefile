@@ -11,7 +11,7 @@ RANKS  ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/
 setup: $(STAMP)
 
 # torch comes first and alone: which build it is (CPU, CUDA) is the machine's choice and must not be changed by what follows.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt launcher/shards/_gather.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,fast,words]'

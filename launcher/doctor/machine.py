@@ -13,6 +13,7 @@ from launcher import units
 from launcher.cluster.environment import forwarded
 from launcher.config.compiled_ops import USES, extensions_folder, missing_packages
 from launcher.doctor.findings import Finding, State
+from launcher.shards.gather import compiled
 
 PROGRAMS = {
     "mpirun": ("started through MPI", "apt-get install openmpi-bin"),
@@ -55,6 +56,19 @@ def look_at_ops(env: Mapping[str, str]) -> Iterator[Finding]:
         else:
             found = f"{use} needs it: compiled at the first use, in minutes, once a node"
         yield Finding(name=op, state=state, found=found, fix=fix)
+
+
+def look_at_reading() -> Iterator[Finding]:
+    """What the project itself compiles when it is installed."""
+    if compiled is None:
+        yield Finding(
+            name="reading of shards",
+            state="note",
+            found="not compiled: a batch of many short rows is read in several times the microseconds",
+            fix="apt-get install gcc python3-dev, then pip install -e . again",
+        )
+    else:
+        yield Finding(name="reading of shards", state="ok", found="compiled")
 
 
 def look_at_programs() -> Iterator[Finding]:

@@ -9,7 +9,14 @@ from launcher.config.compiled_ops import torch_cuda
 from launcher.doctor.devices import ask_driver, look_at_devices
 from launcher.doctor.findings import Finding
 from launcher.doctor.job import Job, look_at_job
-from launcher.doctor.machine import look_at_environment, look_at_hub, look_at_limits, look_at_ops, look_at_programs
+from launcher.doctor.machine import (
+    look_at_environment,
+    look_at_hub,
+    look_at_limits,
+    look_at_ops,
+    look_at_programs,
+    look_at_reading,
+)
 from launcher.doctor.versions import look_at_optional, look_at_versions
 
 
@@ -30,6 +37,7 @@ def _look(job: Job | None, env: Mapping[str, str]) -> Iterator[Finding]:
     yield from look_at_versions()
     devices = ask_driver()
     yield from look_at_devices(devices, torch_cuda())
+    yield from look_at_reading()
     yield from look_at_ops(env)
     yield from look_at_programs()
     yield from look_at_optional()

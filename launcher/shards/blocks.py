@@ -99,8 +99,8 @@ class GuardedFile:
         self.num_bytes = num_bytes
         self._sums = memoryview(sums_K.data)  # gives Python's numbers: numpy's compare ten times as slowly
         # One byte a block: `find` over a range of them is a single call.
-        self._checked = bytearray(num_blocks(num_bytes)) if guard else bytearray(b"\x01") * num_blocks(num_bytes)
-        self.num_unchecked = self._checked.count(_UNCHECKED)
+        self.checked = bytearray(num_blocks(num_bytes)) if guard else bytearray(b"\x01") * num_blocks(num_bytes)
+        self.num_unchecked = self.checked.count(_UNCHECKED)
         """Blocks that nobody has checked yet: at 0, who is in a hurry need not ask."""
         check_size(path, num_bytes)
         self._map: mmap.mmap | None = None
@@ -123,23 +123,8 @@ class GuardedFile:
         """
         if self.num_unchecked and stop > start:
             first, last = start >> _SHIFT, (stop - 1) >> _SHIFT
-            if self._checked.find(_UNCHECKED, first, last + 1) >= 0:
+            if self.checked.find(_UNCHECKED, first, last + 1) >= 0:
                 self._check_blocks(first, last)
-
-    def check_rows(self, rows: list[int], step: int, offset: int, num_bytes: int) -> None:
-        """`check` of several rows: number `r` is the `num_bytes` bytes from `r * step - offset` on.
-
-        Raises:
-            ShardError: A block is not what was written.
-        """
-        checked, last = self._checked, num_bytes - 1
-        for row in rows:  # all of them ask until the last block of the file is checked
-            start = row * step - offset
-            block = start >> _SHIFT
-            if not checked[block]:
-                self._check_block(block)
-            if (start + last) >> _SHIFT != block:
-                self.check((block + 1) << _SHIFT, start + num_bytes)
 
     def check_all(self) -> None:
         """Hold every block against its checksum.
@@ -166,14 +151,14 @@ class GuardedFile:
         if last > first:  # a single block was announced by whoever is in a hurry, and asking again costs half its hash
             self.advise(first << _SHIFT, min((last + 1) << _SHIFT, self.num_bytes))
         for number in range(first, last + 1):
-            if not self._checked[number]:
+            if not self.checked[number]:
                 self._check_block(number)
 
     def _check_block(self, number: int) -> None:
         begin = number << _SHIFT
         if xxh3_64_intdigest(self.bytes_[begin : begin + BLOCK_BYTES]) != self._sums[number]:
             raise ShardError(damage([number]), str(self.path), FIX)
-        self._checked[number] = 1
+        self.checked[number] = 1
         self.num_unchecked -= 1
 
 

@@ -37,39 +37,11 @@ class Shard:
             raise ShardError(what, str(self.file.path), FIX)
         self.array: NDArray[np.generic] = self.file.array(dtype)
         self._dtype = dtype
-        self._cut: tuple[int, int] = (0, 0)
-        self._windows: tuple[int, NDArray[np.void]] = (0, np.empty(0, np.void))
 
     def tokens(self, first: int, last: int) -> NDArray[np.generic]:
         """Tokens [first, last), fewer where the shard ends: a view."""
         self.check(first, last)
         return self.array[first:last]
-
-    def windows(self, width: int, stride: int, begin: int) -> tuple[int, NDArray[np.void]]:
-        """The stream's windows of `width` tokens, one every `stride`, that lie inside the shard.
-
-        Args:
-            width: Tokens of a window.
-            stride: Tokens from the start of one to the start of the next.
-            begin: First token of the shard in the stream.
-
-        Returns:
-            The number of the first, and all of them from there on: a view, nothing is copied. Each is one item, so that
-            numpy copies it whole (measured: in three quarters of the time of a row of tokens).
-        """
-        if self._cut != (width, stride):
-            item, first = self.itemsize, -(-begin // stride)
-            offset = first * stride - begin
-            count = max(0, (len(self.array) - offset - width) // stride + 1)
-            buffer = self.file.bytes_[offset * item :]
-            self._windows = first, np.ndarray(count, f"V{width * item}", buffer, strides=(stride * item,))
-            self._cut = width, stride
-        return self._windows
-
-    def check_windows(self, windows: list[int], width: int, stride: int, begin: int) -> None:
-        """Hold the blocks of some of these windows against their checksums."""
-        item = self.itemsize
-        self.file.check_rows(windows, stride * item, begin * item, width * item)
 
     def check(self, first: int, last: int) -> None:
         """Hold the blocks of tokens [first, last), as far as the shard goes, against their checksums."""

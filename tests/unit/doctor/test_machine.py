@@ -16,8 +16,16 @@ from launcher import cli
 from launcher.doctor import devices, machine, versions
 from launcher.doctor.devices import Device, Devices, look_at_devices
 from launcher.doctor.findings import Finding
-from launcher.doctor.machine import look_at_environment, look_at_hub, look_at_limits, look_at_ops, look_at_programs
+from launcher.doctor.machine import (
+    look_at_environment,
+    look_at_hub,
+    look_at_limits,
+    look_at_ops,
+    look_at_programs,
+    look_at_reading,
+)
 from launcher.doctor.versions import look_at_versions
+from launcher.shards.gather import leave_all
 
 
 def named(findings: object, name: str) -> Finding:
@@ -89,6 +97,14 @@ def test_what_deepspeed_compiles_is_told_before_it_is_wanted(monkeypatch: pytest
     assert named(look_at_ops(env), "cpu_adam").state == "ok"
     (tmp_path / "cpu_adam" / "lock").touch()
     assert named(look_at_ops(env), "cpu_adam").fix == f"if none is running: rm {tmp_path}/cpu_adam/lock"
+
+
+def test_who_installed_without_a_compiler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.doctor.machine.compiled", None)
+    found = named(look_at_reading(), "reading of shards")
+    assert (found.state, found.fix) == ("note", "apt-get install gcc python3-dev, then pip install -e . again")
+    monkeypatch.setattr("launcher.doctor.machine.compiled", leave_all)
+    assert named(look_at_reading(), "reading of shards").state == "ok"
 
 
 H100 = Device(name="NVIDIA H100 80GB HBM3", memory_bytes=80 << 30, capability=9.0)

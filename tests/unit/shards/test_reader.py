@@ -9,6 +9,7 @@ import pytest
 from token_shards import continues, random_documents, text_hash, write_shards
 
 from launcher.errors import ShardError
+from launcher.shards.gather import leave_all
 from launcher.shards.manifest import read_manifest
 from launcher.shards.reader import Split, open_split
 from launcher.shards.search import excluded_documents, find_documents, read_names
@@ -60,9 +61,14 @@ def test_rows_are_read_into_any_integer_type_and_leave_the_rest_as_it_is(split: 
         assert (row[length:] == 7).all()
 
 
+@pytest.mark.parametrize("is_compiled", [True, False], ids=["compiled", "not compiled"])
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint16])
 @pytest.mark.parametrize(("width", "stride"), [(8, 8), (9, 8), (3, 1), (40, 17)])
-def test_windows_are_stretches_of_the_stream_in_any_order(folder: Path, dtype: type, width: int, stride: int) -> None:
+def test_windows_are_stretches_of_the_stream_in_any_order(
+    folder: Path, dtype: type, width: int, stride: int, is_compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not is_compiled:
+        monkeypatch.setattr("launcher.shards.reader.gather", leave_all)
     split = open_split(folder, "train")  # its blocks are checked on the way
     last = (len(STREAM) - width) // stride
     rng = np.random.default_rng(2)

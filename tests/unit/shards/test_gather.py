@@ -1,0 +1,168 @@
+"""The compiled reader: what it fills is the stream, and what it must not touch it leaves to Python."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.shards.gather import Gather, compiled, leave_all
+
+BLOCK = 64
+STRIDE = WIDTH = 8
+SHARDS = (40, 24, 100)
+"""Tokens of each."""
+
+
+@pytest.fixture(scope="module")
+def gather() -> Gather:
+    if compiled is None:
+        reason = "not compiled: this machine had no C compiler when the project was installed"
+        assert not os.environ.get("REQUIRE_CLUSTER"), reason  # the gate installs one
+        pytest.skip(reason)
+    return compiled
+
+
+class Stream:
+    """Shards of tokens in memory, all open and checked."""
+
+    def __init__(self, dtype: Any = np.uint16, sizes: tuple[int, ...] = SHARDS) -> None:
+        rng = np.random.default_rng(0)
+        self.tokens = rng.integers(0, 1 << 16, sum(sizes)).astype(dtype)
+        self.starts = np.cumsum([0, *sizes], dtype=np.int64)
+        parts = np.split(self.tokens, self.starts[1:-1])
+        self.files: list[memoryview | None] = [memoryview(part.tobytes()) for part in parts]
+        self.checked = [bytearray(b"\1" * -(-part.nbytes // BLOCK)) for part in parts]
+
+    def filled(self, gather: Gather, out: np.ndarray, windows: np.ndarray, stride: int = STRIDE, row: int = 0) -> int:
+        item = self.tokens.itemsize
+        return gather(out, windows, stride, row, self.starts, self.files, self.checked, item, BLOCK)
+
+
+@given(
+    dtype=st.sampled_from([np.uint16, np.int32]),
+    out_dtype=st.sampled_from([np.int32, np.int64]),
+    sizes=st.lists(st.integers(1, 60), min_size=1, max_size=5),
+    width=st.integers(1, 70),
+    stride=st.integers(1, 70),
+    data=st.data(),
+)
+def test_rows_are_the_stream_up_to_the_first_that_no_shard_holds_whole(
+    gather: Gather, dtype: Any, out_dtype: Any, sizes: list[int], width: int, stride: int, data: st.DataObject
+) -> None:
+    stream = Stream(dtype, tuple(sizes))
+    windows = np.array(data.draw(st.lists(st.integers(-1, sum(sizes) // stride), min_size=1, max_size=9)))
+    first = data.draw(st.integers(0, len(windows) - 1))
+    out = np.full((len(windows), width), -7, dtype=out_dtype)
+    edges = list(zip(stream.starts.tolist(), stream.starts[1:].tolist(), strict=False))
+    whole = [any(begin <= w * stride and w * stride + width <= end for begin, end in edges) for w in windows.tolist()]
+    expected = next((row for row in range(first, len(windows)) if not whole[row]), len(windows))
+    assert stream.filled(gather, out, windows, stride, first) == expected
+    for row, window in enumerate(windows.tolist()):
+        if first <= row < expected:
+            assert out[row].tolist() == stream.tokens[window * stride : window * stride + width].tolist()
+        else:
+            assert (out[row] == -7).all()
+
+
+def close_the_second(stream: Stream) -> None:
+    stream.files[1] = None
+
+
+def doubt_a_block(stream: Stream) -> None:
+    stream.checked[1][0] = 0
+
+
+def cut_a_file(stream: Stream) -> None:
+    file = stream.files[1]
+    assert file is not None
+    stream.files[1] = file[:-1]
+
+
+def cut_the_flags(stream: Stream) -> None:
+    stream.checked[1] = bytearray()
+
+
+def forget_a_shard(stream: Stream) -> None:
+    stream.files.pop()
+
+
+@pytest.mark.parametrize(
+    ("harm", "left"),
+    [
+        pytest.param(close_the_second, 1, id="a shard that is not open"),
+        pytest.param(doubt_a_block, 1, id="a block that nobody has checked"),
+        pytest.param(cut_a_file, 1, id="a file shorter than its tokens"),
+        pytest.param(cut_the_flags, 1, id="fewer flags than blocks"),
+        pytest.param(forget_a_shard, 0, id="fewer files than shards"),
+    ],
+)
+def test_what_is_not_there_or_not_checked_is_left(gather: Gather, harm: Callable[[Stream], None], left: int) -> None:
+    stream, out = Stream(), np.zeros((3, WIDTH), dtype=np.int64)
+    windows = np.array([0, 7, 9])  # the second ends the second shard
+    assert stream.filled(gather, out, windows) == 3
+    harm(stream)
+    assert stream.filled(gather, out, windows) == left
+
+
+@pytest.mark.parametrize("window", [-1, 21, 1 << 61, (1 << 63) - 1, -(1 << 63)])
+def test_a_window_outside_the_stream_is_left_however_far(gather: Gather, window: int) -> None:
+    out = np.zeros((2, WIDTH), dtype=np.int64)
+    assert Stream().filled(gather, out, np.array([0, window])) == 1
+
+
+def read_only(shape: tuple[int, int]) -> np.ndarray:
+    out = np.zeros(shape, dtype=np.int64)
+    out.setflags(write=False)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("out", "windows"),
+    [
+        pytest.param(np.zeros((2, WIDTH), np.uint16), np.arange(2), id="a type of output it does not know"),
+        pytest.param(np.zeros((2, WIDTH), np.float64), np.arange(2), id="floats of eight bytes"),
+        pytest.param(np.zeros((2, WIDTH), ">i8"), np.arange(2), id="the other byte order"),
+        pytest.param(np.zeros((2, 2 * WIDTH), np.int64)[:, ::2], np.arange(2), id="an output with gaps"),
+        pytest.param(np.zeros(WIDTH, np.int64), np.arange(1), id="an output of one dimension"),
+        pytest.param(read_only((2, WIDTH)), np.arange(2), id="an output that must not be written"),
+        pytest.param(np.zeros((2, WIDTH), np.int64), np.arange(2, dtype=np.int32), id="windows of four bytes"),
+        pytest.param(np.zeros((2, WIDTH), np.int64), np.arange(4)[::2], id="windows with gaps"),
+        pytest.param(np.zeros((2, WIDTH), np.int64), np.arange(3), id="more windows than rows"),
+        pytest.param(np.zeros((2, 0), np.int64), np.arange(2), id="rows of nothing"),
+    ],
+)
+def test_arrays_of_another_kind_are_left_as_they_are(gather: Gather, out: np.ndarray, windows: np.ndarray) -> None:
+    before = out.copy()
+    assert Stream().filled(gather, out, windows) == 0
+    assert (out == before).all()
+
+
+def test_a_row_behind_the_last_is_the_end(gather: Gather) -> None:
+    out = np.zeros((2, WIDTH), dtype=np.int64)
+    assert Stream().filled(gather, out, np.arange(2), row=2) == 2
+
+
+def test_it_keeps_no_file(gather: Gather) -> None:
+    stream, out = Stream(), np.zeros((4, WIDTH), dtype=np.int64)
+    assert stream.filled(gather, out, np.array([0, 9, 3, -1])) == 3
+    for file in stream.files:
+        assert file is not None
+        file.release()  # raises BufferError where somebody still holds it
+
+
+def test_a_caller_who_does_not_know_it_is_told(gather: Gather) -> None:
+    call: Any = gather
+    with pytest.raises(TypeError, match=r"gather\(out, windows, stride"):
+        call(1, 2)
+    with pytest.raises(TypeError, match="integer"):
+        call(np.zeros((1, 1)), np.zeros(1), "a", 0, np.zeros(1), [], [], 2, BLOCK)
+
+
+def test_without_a_compiler_every_row_is_left() -> None:
+    assert Stream().filled(leave_all, np.zeros((2, WIDTH), dtype=np.int64), np.arange(2), row=1) == 1
