@@ -100,7 +100,7 @@ class Split:
         if start < 0 or end > self.num_tokens:
             raise IndexError(f"tokens {start} to {end} of {self.num_tokens}")
         number = bisect_right(self._token_starts, start) - 1
-        if number < len(self._shards) and end <= self._token_starts[number + 1]:  # nearly always, and for half the price
+        if number < len(self._shards) and end <= self._token_starts[number + 1]:  # nearly always: half the price
             begin = self._token_starts[number]
             out[:] = (self._shards[number] or self._shard(number)).tokens(start - begin, end - begin)
             return
