@@ -5,7 +5,7 @@ Every batch is a pure function of the step, so a run that starts again reads not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,9 +77,8 @@ def open_data(recipe: Recipe) -> Data:
     data, seed = recipe.data, recipe.train.seed
     manifests = {name: read_manifest(corpus.shards) for name, corpus in data.corpora.items()}
     tokenizer = one_tokenizer(data, manifests)
-    has_words = all(manifest.words for manifest in manifests.values())
-    objective = build_objective(recipe, tokenizer, seed, has_words=has_words)
-    fixed = build_objective(recipe, tokenizer, VALIDATION_SEED, has_words=has_words)
+    objective = build_objective(recipe, tokenizer, manifests, seed)
+    fixed = build_objective(recipe, tokenizer, manifests, VALIDATION_SEED)
     apart = data.keeps_documents_apart
     train: list[Corpus] = []
     validation: list[Loader] = []
@@ -105,19 +104,23 @@ def open_data(recipe: Recipe) -> Data:
     )
 
 
-def build_objective(recipe: Recipe, tokenizer: TokenizerInfo, seed: int, *, has_words: bool) -> Objective:
+def build_objective(
+    recipe: Recipe, tokenizer: TokenizerInfo, manifests: Mapping[str, Manifest], seed: int
+) -> Objective:
     """The objective the recipe names.
 
     Args:
         recipe: Of the run.
         tokenizer: Of the shards.
+        manifests: Of the corpora, by name.
         seed: Chooses the noise of every position.
-        has_words: Whether every corpus tells which tokens continue a word.
 
     Raises:
         ObjectiveError: The tokenizer or the length cannot serve it.
+        ShardError: It masks words, and a corpus does not tell them.
     """
-    builder = Builder(seq_len=recipe.data.seq_len, tokenizer=tokenizer, seed=seed, has_words=has_words)
+    tells_words = {name: manifest.words for name, manifest in manifests.items()}
+    builder = Builder(seq_len=recipe.data.seq_len, tokenizer=tokenizer, seed=seed, tells_words=tells_words)
     return builder.build(recipe.objective)
 
 

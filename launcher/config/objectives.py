@@ -38,7 +38,7 @@ class MaskedObjective(Objective):
     """Share of tokens to predict: 0.15 as BERT, 0.3 as ModernBERT."""
     unit: Literal["token", "word", "ngram", "span"] = "token"
     """What is masked at once: `token`; `word`; `ngram`, up to `max_ngram` words (ALBERT); `span`, 3.8 words on average
-    (SpanBERT), or tokens where the shards tell no words; `word` and `ngram` need words (`pretrain prepare --words`)."""
+    (SpanBERT), tokens in a corpus that tells no words; `word` and `ngram` need words (`pretrain prepare --words`)."""
     max_ngram: Annotated[int, Field(ge=1, le=64)] = 3
     """`unit: ngram` only: longest n-gram, in words; one of n words is 1/n times as frequent as a single word."""
     sentence_pairs: Literal["none", "nsp", "sop"] = "none"

@@ -205,8 +205,7 @@ def _data(loaded: LoadedRecipe) -> tuple[dict[str, Manifest], list[Finding]]:
         return manifests, [*findings, from_error("tokenizer", error)]
     findings.append(Finding(name="tokenizer", state="ok", found=f"{tokenizer.name}, {tokenizer.vocab_size} tokens"))
     try:
-        has_words = all(manifest.words for manifest in manifests.values())
-        build_objective(recipe, tokenizer, recipe.train.seed, has_words=has_words)
+        build_objective(recipe, tokenizer, manifests, recipe.train.seed)
     except LauncherError as error:
         return manifests, [*findings, from_error("objective", error)]
     findings.append(

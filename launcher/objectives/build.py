@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from launcher.config.objectives import (
@@ -15,7 +16,7 @@ from launcher.config.objectives import (
     SpanObjective,
     UL2Objective,
 )
-from launcher.errors import ObjectiveError
+from launcher.errors import ObjectiveError, ShardError
 from launcher.objectives.base import Objective
 from launcher.objectives.clm import CausalLM
 from launcher.objectives.mixed import ObjectiveMixture
@@ -38,14 +39,15 @@ class Builder:
     """Of the shards."""
     seed: int
     """Chooses the noise of every position."""
-    has_words: bool
-    """Whether the shards tell words."""
+    tells_words: Mapping[str, bool]
+    """Whether the shards of each corpus tell words, by name."""
 
     def build(self, config: ObjectiveConfig) -> Objective:
         """The objective.
 
         Raises:
             ObjectiveError: The tokenizer or the length cannot serve it.
+            ShardError: It masks words, and a corpus does not tell them.
         """
         if not isinstance(config, MixedObjective | UL2Objective):
             return self._one(config, "tokenizer", None)
@@ -67,6 +69,8 @@ class Builder:
         seq_len, seed, special = self.seq_len, self.seed, self.tokenizer.special
         match config:
             case MaskedObjective():
+                if config.unit in ("word", "ngram"):
+                    self._refuse_wordless()
                 masked = MaskedLM(
                     seq_len,
                     seed,
@@ -75,7 +79,7 @@ class Builder:
                     mask_share=config.mask_share,
                     unit=config.unit,
                     max_ngram=config.max_ngram,
-                    has_words=self.has_words,
+                    has_words=any(self.tells_words.values()),
                 )
                 return masked if config.sentence_pairs == "none" else MaskedPairs(masked)
             case CausalObjective():
@@ -90,6 +94,16 @@ class Builder:
             case PrefixObjective():
                 mode = self._mode_token(config.mode, mode_tokens)
                 return PrefixLM(seq_len, seed, special, mode, window, config.written_share)
+
+    def _refuse_wordless(self) -> None:
+        """Raises ShardError where a corpus does not tell words."""
+        for name, tells in self.tells_words.items():
+            if not tells:
+                raise ShardError(
+                    "the shards do not say which tokens continue a word",
+                    f"corpus {name!r}",
+                    "prepare them again with --words, or mask single tokens",
+                )
 
     def _natural_window(self, config: SpanObjective | PrefixObjective, mode_tokens: ModeTokens) -> int:
         room = self.seq_len - (config.mode is not None and mode_tokens != "none")

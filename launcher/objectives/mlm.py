@@ -62,7 +62,7 @@ class MaskedLM:
     max_ngram: int = 3
     """Longest n-gram, in words."""
     has_words: bool = False
-    """Whether rows tell words to `span`, which counts tokens where they do not."""
+    """Whether any rows tell words to `span`; in those that do not, each token is a word of its own."""
 
     def __post_init__(self) -> None:
         special = self.special

@@ -13,7 +13,6 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from launcher.errors import ShardError
 from launcher.samples import mixture as mixing
 from launcher.samples.cursor import Cursor
 from launcher.samples.exclude import Excluded
@@ -105,12 +104,11 @@ class Loader:
     Args:
         corpora: All with rows of one length.
         mixture: Names the same corpora in the same order; may be left out where there is one.
-        with_words: Whether batches carry `continues_BL`.
+        with_words: Whether batches carry `continues_BL`; where a corpus tells no words, each token is one.
         with_segments: Whether batches carry `segments_BL`.
 
     Raises:
         ValueError: The corpora differ in length, or from those of the mixture.
-        ShardError: Words are wanted, and a corpus was prepared without them.
     """
 
     def __init__(
@@ -132,13 +130,6 @@ class Loader:
             raise ValueError(f"rows of {sorted(lengths)} tokens in one batch")
         self.length = lengths.pop()
         self.with_pairs = all(isinstance(corpus.samples, SentencePairs) for corpus in corpora)
-        for corpus in corpora:
-            if with_words and not corpus.samples.stream.has_words:
-                raise ShardError(
-                    "the shards do not say which tokens continue a word",
-                    f"corpus {corpus.name!r}",
-                    "prepare them again with --words, or mask single tokens",
-                )
 
     @property
     def num_samples(self) -> int:
@@ -189,10 +180,11 @@ class Loader:
             if not alone:
                 tokens_BL[rows] = part
             if continues_BL is not None:
-                words = np.empty(part.shape, dtype=np.bool_)
-                if isinstance(samples, SentencePairs) and drawn is not None:
+                words = np.zeros(part.shape, dtype=np.bool_)
+                tells = samples.stream.has_words
+                if tells and isinstance(samples, SentencePairs) and drawn is not None:
                     samples.read_pair_words(drawn, words)
-                else:
+                elif tells:
                     samples.read_words(sample_ids, words)
                 continues_BL[rows] = words
         pieces = partial(self._pieces, corpora_B, sample_ids_B, epochs_B)

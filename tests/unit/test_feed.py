@@ -176,14 +176,39 @@ def test_whole_words_are_masked_from_the_shards_own_plane(corpora: dict[str, Pat
         open_data(recipe_of("mlm", {"shards": str(tmp_path / "plain")}, objective__unit="word"))
 
 
-def test_spans_are_spans_of_words_where_every_corpus_tells_them(corpora: dict[str, Path], tmp_path: Path) -> None:
-    write_shards(tmp_path / "plain", random_documents(30, 15))
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus that tells no words."""
+    folder = tmp_path_factory.mktemp("wordless") / "plain"
+    write_shards(folder, random_documents(150, 15, seed=7), random_documents(6, 15, seed=8))
+    return folder
+
+
+def test_spans_are_spans_of_words_where_a_corpus_tells_them(corpora: dict[str, Path], plain: Path) -> None:
     with_words = open_data(recipe_of("mlm", {"shards": str(corpora["law"])}, objective__unit="span"))
     assert with_words.objective.needs_words
-    without = mixture({**corpora, "plain": tmp_path / "plain"}, law=0.5, plain=0.5)
-    assert not open_data(recipe_of("mlm", without, objective__unit="span")).objective.needs_words
-    with pytest.raises(ShardError, match="--words"):
-        open_data(recipe_of("mlm", without, objective__unit="ngram"))
+    assert not open_data(recipe_of("mlm", {"shards": str(plain)}, objective__unit="span")).objective.needs_words
+    for unit in ("word", "ngram"):
+        with pytest.raises(ShardError, match=r"continue a word[\s\S]*'plain'[\s\S]*--words"):
+            open_data(recipe_of("mlm", mixture({**corpora, "plain": plain}, law=1, plain=1), objective__unit=unit))
+
+
+@pytest.mark.parametrize("first", ["law", "plain"])
+def test_a_corpus_added_to_spans_masks_the_others_as_they_were_whether_it_tells_words_or_not(
+    first: str, corpora: dict[str, Path], plain: Path
+) -> None:
+    folders = {**corpora, "plain": plain}
+    (late,) = {"law", "plain"} - {first}
+    before = open_data(recipe_of("mlm", mixture(folders, **{first: 1}), objective__unit="span"))
+    later = mixture(folders, **{first: 1, late: 0})
+    later["changes"] = [{"step": 5, "weights": {late: 1}}]
+    after = open_data(recipe_of("mlm", later, objective__unit="span"))
+    assert digests(before, 2, None, 0, 5) == digests(after, 2, None, 0, 5)
+    (held_out,) = before.validation
+    positions = np.arange(held_out.num_samples, dtype=np.int64)
+    for name, array in before.fixed_objective.batch(held_out.fetch(positions)).items():
+        of_first = after.fixed_objective.batch(after.validation[0].fetch(positions))
+        assert np.array_equal(array, of_first[name])
 
 
 def test_what_made_a_sample_is_told_and_no_model_is_given_it(corpora: dict[str, Path]) -> None:

@@ -41,7 +41,7 @@ UL2_MODES = [7, 7, 8, 9, 9, 9, 9]
 
 def builder(special: SpecialTokens, seq_len: int = 512) -> Builder:
     tokenizer = TokenizerInfo(sha256="0" * 64, vocab_size=1000, name="none", special=special)
-    return Builder(seq_len=seq_len, tokenizer=tokenizer, seed=3, has_words=False)
+    return Builder(seq_len=seq_len, tokenizer=tokenizer, seed=3, tells_words={"law": True})
 
 
 def ul2(special: SpecialTokens, seq_len: int = 512, mode_tokens: ModeTokens = MODES) -> ObjectiveMixture:

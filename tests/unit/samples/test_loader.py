@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from launcher.errors import RecipeError, ShardError
+from launcher.errors import RecipeError
 from launcher.samples.loader import Corpus, Loader
 from launcher.samples.mixture import Mixture, Phase
 from launcher.samples.order import Order
@@ -152,7 +152,13 @@ def test_what_does_not_fit_together_is_refused(counting_stream: Counting) -> Non
     corpora = (corpus_of(counting_stream(50)), corpus_of(counting_stream(50), "wiki"))
     with pytest.raises(ValueError, match="a mixture of"):
         Loader(corpora, Mixture.alone("law"))
-    wordless = counting_stream(50)
+
+
+def test_where_a_corpus_tells_no_words_each_token_is_one(stream_of: Callable[..., TokenStream]) -> None:
+    told, wordless = stream_of([25, 25]), stream_of([25, 25])
     wordless.has_words = False  # type: ignore[misc]
-    with pytest.raises(ShardError, match=r"continue a word[\s\S]*--words"):
-        Loader((corpus_of(wordless),), with_words=True)
+    mixture = Mixture(("law", "wiki"), (Phase(0, {"law": 0.5, "wiki": 0.5}),), seed=1)
+    batch = Loader((corpus_of(told), corpus_of(wordless, "wiki")), mixture, with_words=True).fetch(np.arange(24))
+    assert batch.continues_BL is not None
+    assert batch.continues_BL[batch.corpora_B == 0].any()
+    assert not batch.continues_BL[batch.corpora_B == 1].any()
