@@ -128,6 +128,9 @@ class PrefixLM:
         end = end_token(self.special, "prefix")
         real_BL = np.arange(rows.tokens_BL.shape[1]) < rows.num_tokens_B[:, None]
         prefix_BL = is_prefix(self.seed, rows, self.written_share)
+        # Documents of one token are not cut: of a row full of them, the end takes the place of the last.
+        whole_B = np.count_nonzero(prefix_BL, axis=1) + (self.mode is not None) == self.seq_len
+        real_BL[whole_B, -1] = prefix_BL[whole_B, -1] = False
         inputs_BS, input_lengths_B = _moved_up(
             rows.tokens_BL, prefix_BL, self.seq_len, self.fill_id, first=self.mode, last=end
         )

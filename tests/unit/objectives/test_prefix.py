@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from raw_rows import RawRows
@@ -52,6 +52,7 @@ def test_the_cut_is_uniform(special: SpecialTokens, text_rows: Rows) -> None:
 
 
 @given(lengths=st.lists(st.integers(1, 12), min_size=1, max_size=12), share=st.sampled_from([0.05, 0.25, 0.5]))
+@example(lengths=[1, 1, 1], share=0.5)
 def test_what_is_written_of_documents_kept_apart_fits(
     special: SpecialTokens, text_rows: Rows, lengths: list[int], share: float
 ) -> None:
@@ -62,7 +63,29 @@ def test_what_is_written_of_documents_kept_apart_fits(
     batch = objective.batch(RawRows(tokens, np.array([length]), np.array([7]), segments_BL=segments))
     read = batch["input_ids"][0][batch["attention_mask"][0] == 1]
     wrote = batch["labels"][0][batch["labels"][0] != IGNORE_INDEX]
-    assert sorted([*read.tolist(), *wrote.tolist()]) == sorted([*tokens[0].tolist(), special.eos, special.eos])
+    kept = tokens[0, : length - (lengths == [1] * objective.seq_len)]
+    assert sorted([*read.tolist(), *wrote.tolist()]) == sorted([*kept.tolist(), special.eos, special.eos])
+
+
+@pytest.mark.parametrize("mode", [None, 998])
+def test_a_full_row_of_documents_of_one_token_leaves_room_for_its_end(
+    special: SpecialTokens, text_rows: Rows, mode: int | None
+) -> None:
+    """Such documents are read and nothing is written of them: the row's last is left out for the end token."""
+    objective = PrefixLM(8, 1, special, mode)
+    length = objective.window_length
+    tokens = text_rows(2, length)
+    segments = np.stack([np.arange(length), np.repeat([0, 1], [length - 1, 1])]).astype(np.int32)
+    rows = RawRows(tokens, np.full(2, length), np.arange(2), segments_BL=segments)
+    batch = objective.batch(rows)
+    begin = [] if mode is None else [mode]
+    assert batch["input_ids"][0].tolist() == [*begin, *tokens[0, :-1].tolist(), special.eos]
+    assert batch["labels"][0][batch["labels"][0] != IGNORE_INDEX].tolist() == [special.eos]
+    assert batch["segment_ids"][0].tolist() == [*[0] * len(begin), *range(length - 1), length - 2]
+    assert batch["decoder_segment_ids"][0].tolist() == [length - 2] + [-1] * (objective.target_length - 1)
+    alone = objective.batch(RawRows(tokens[1:], np.full(1, length), np.array([1]), segments_BL=segments[1:]))
+    for name, array in alone.items():  # the other row is as it is without this one
+        assert np.array_equal(batch[name][1:], array)
 
 
 @pytest.mark.parametrize(("share", "last"), [(0.25, 10), (0.1, 4), (0.5, 19)])
