@@ -282,10 +282,10 @@ def wasted(data: Data) -> list[str]:
         samples = corpus.samples
         if isinstance(samples, SentencePairs) and (untold := samples.untold_share) >= PADDING_WORTH_TELLING:
             lines.append(f"{corpus.name}: {untold:.0%} of the pairs have no label: too short, or no exchange fits")
-        if not isinstance(samples, Padded | BestFit | SentencePairs) or samples.padding_share < PADDING_WORTH_TELLING:
+        if (padding := samples.padding_share) < PADDING_WORTH_TELLING:
             continue
         dropped = f", {samples.cut_share:.1%} of its tokens do not fit" if isinstance(samples, Padded) else ""
-        lines.append(f"{corpus.name}: {samples.padding_share:.1%} of every batch is padding{dropped}")
+        lines.append(f"{corpus.name}: {padding:.1%} of every batch is padding{dropped}")
     return lines
 
 

@@ -92,6 +92,11 @@ class Samples(Protocol):
         ...
 
     @property
+    def padding_share(self) -> float:
+        """Share of the places of all rows that hold no token; may ask for the length of every document once."""
+        ...
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits of all but the tokens that decides which of them a sample holds."""
         ...

@@ -52,6 +52,14 @@ class Windows:
         return max(0, -(-num_targets // self.stride))
 
     @property
+    def padding_share(self) -> float:
+        """Share of the places of all windows that hold no token: those behind the end of the stream."""
+        if not self.num_samples:
+            return 0.0
+        num_behind = (self.num_samples - 1) * self.stride + self.length - self.stream.num_tokens
+        return max(0, num_behind) / (self.num_samples * self.length)
+
+    @property
     def fingerprint(self) -> str:
         """16 hex digits of all but the tokens that decides which of them a window holds."""
         return xxhash.xxh3_64_hexdigest(f"concat/1 length={self.length} stride={self.stride}".encode())

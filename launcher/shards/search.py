@@ -30,7 +30,7 @@ def read_names(path: Path) -> list[str]:
         ShardError: The file cannot be read, or a line is no name.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows' editors begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
         raise ShardError(f"the list of documents cannot be read: {error}", str(path), "give a text file") from None
     names = []

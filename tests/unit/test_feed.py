@@ -302,6 +302,12 @@ def test_what_packing_wastes_is_told(corpora: dict[str, Path]) -> None:
     assert "padding" in told[0]
     assert "of its tokens do not fit" in told[0]
     assert wasted(open_data(recipe_of("mlm", {"shards": str(corpora["law"])}))) == []
+    for objective in ("mlm", "clm"):  # less text than a sequence is long
+        data = open_data(recipe_of(objective, {"shards": str(corpora["law"]), "seq_len": 8192}))
+        rows = data.train.fetch(np.arange(data.train.num_samples, dtype=np.int64))
+        share = 1 - rows.num_tokens_B.sum() / rows.tokens_BL.size
+        assert share > 0.5
+        assert wasted(data) == [f"law: {share:.1%} of every batch is padding"]
 
 
 @pytest.fixture(scope="module")

@@ -141,6 +141,11 @@ def test_a_remark_stands_behind_a_name_and_the_name_of_a_file_may_hold_its_sign(
     assert read_names(file) == ["x.jsonl:3", "a #1.jsonl:5"]
 
 
+def test_the_mark_that_editors_of_windows_put_first_is_no_part_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "takedown.txt").write_bytes("\ufeffx.jsonl:3\r\nx.jsonl:4\r\n".encode())
+    assert read_names(tmp_path / "takedown.txt") == ["x.jsonl:3", "x.jsonl:4"]
+
+
 @pytest.mark.parametrize("digits", [18, 19, 20, 30])
 def test_no_line_has_a_number_that_is_too_large_for_any_file(split: Split, digits: int) -> None:
     name = f"train.jsonl:{'9' * digits}"
