@@ -22,6 +22,7 @@ from launcher.engine.records import read_metrics
 from launcher.errors import CheckpointError, ShardError, UsageError
 from launcher.feed import Data, open_data
 from launcher.samples.digest import combine, digest
+from launcher.samples.loader import SampleBatch
 from launcher.samples.passed_over import moved_on, put_back, read_kept
 from launcher.shards.identity import open_tokenizer
 from launcher.shards.reader import Split
@@ -44,7 +45,7 @@ class Piece:
     num_tokens: int
     text: str
     excluded: bool
-    """Whether the run's exclude list hid it."""
+    """Whether the exclude list hid it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,14 +108,18 @@ def trace_digest(run: Path, digest_of_batch: str) -> tuple[int, list[Sequence], 
 
 def _trace(past: _Past, run: Path, first: int, step: int, told: str) -> tuple[list[Sequence], str]:
     data = past.data
-    positions = np.arange(first, first + past.recipe.batch.schedule.global_batch_at(step - 1), dtype=np.int64)
-    batch = data.train.fetch(positions)
-    found = f"{combine(digest(positions, data.objective.batch(batch))):016x}"
-    verdict = (
-        f"the digest is the run's: {found}"
-        if told == found
-        else f"WARNING: the digest is {found}, the run's was {told}: shards, exclude list or recipe have changed"
-    )
+    batch, found = past.batch(data, first, step)
+    verdict = f"the digest is the run's: {found}"
+    if told != found:
+        plain = open_data(_without_lists(past.recipe))
+        as_it_was, without = past.batch(plain, first, step)
+        if told == without:
+            data, batch = plain, as_it_was
+            verdict = f"the digest is the run's: {told}, from before there was an exclude list"
+        else:
+            verdict = (
+                f"WARNING: the digest is {found}, the run's was {told}: shards, exclude list or recipe have changed"
+            )
     why = [event["why"] for event in past.left_out if event["batch_digest"] == told]
     verdict += f"; its update was left out: {why[0]}" if why else ""
     return list(_sequences(data, batch, _tokenizer(run))), verdict
@@ -128,7 +133,8 @@ def trace_document(run: Path, name: str) -> list[dict[str, Any]]:
         name: FILE:LINE, or the xxh3-128 of its text.
 
     Returns:
-        For each document of this name: corpus, split, FILE:LINE, hash, and the steps so far that held tokens of it.
+        For each document of this name: corpus, split, FILE:LINE, hash, the steps so far that saw tokens of it, and
+        those whose digest proves that the exclude list hid them.
 
     Raises:
         CheckpointError: There is no run here.
@@ -145,11 +151,14 @@ def trace_document(run: Path, name: str) -> list[dict[str, Any]]:
         for document in find_documents(split, [name])[name]:
             positions = data.train.positions_of(number, document, position)
             trained = [put_back(int(p), past.passed_over) for p in positions]
-            seen = sorted({schedule.step_of(p) + 1 for p in trained if p is not None})
-            found.append(_described(split, document, corpus.name, seen))
+            held = sorted({schedule.step_of(p) + 1 for p in trained if p is not None})
+            listed = held if document in corpus.exclude else []
+            hidden = [s for s in listed if past.batch(data, past.first_position(s), s)[1] == past.digests.get(s)]
+            seen = [step for step in held if step not in hidden]
+            found.append(_described(split, document, corpus.name, seen, hidden))
     for loader in data.validation:
         split = _split(loader.corpora[0].samples.stream)
-        found += [_described(split, d, loader.corpora[0].name, []) for d in find_documents(split, [name])[name]]
+        found += [_described(split, d, loader.corpora[0].name, [], []) for d in find_documents(split, [name])[name]]
     if not found:
         fix = "see `pretrain trace RUN --step N` for names"
         raise ShardError(f"no document of the run's corpora is called {name}", str(run), fix)
@@ -194,6 +203,8 @@ def print_document(run: Path, name: str, as_json: bool) -> None:
         held_out = " (held out: no step trains on it)" if entry["split"] == "validation" else ""
         print(f"{entry['document']}  {entry['text_hash']}  {entry['corpus']}/{entry['split']}{held_out}")
         print(f"  steps: {steps}")
+        if entry["hidden_in"]:
+            print(f"  hidden by the exclude list in steps: {', '.join(map(str, entry['hidden_in']))}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +223,12 @@ class _Past:
         """Where a step's data begins."""
         return moved_on(self.recipe.batch.schedule.position_at(step - 1), self.passed_over)
 
+    def batch(self, data: Data, first: int, step: int) -> tuple[SampleBatch, str]:
+        """The samples of a step whose data begins at a position, and their digest as the log has it."""
+        positions = np.arange(first, first + self.recipe.batch.schedule.global_batch_at(step - 1), dtype=np.int64)
+        batch = data.train.fetch(positions)
+        return batch, f"{combine(digest(positions, data.objective.batch(batch))):016x}"
+
 
 def _open(run: Path) -> _Past:
     if not (run / "recipe.yaml").is_file():
@@ -223,6 +240,13 @@ def _open(run: Path) -> _Past:
     left_out = [line for line in lines if line.get("event") == "left_out"]
     kept = read_kept(run)
     return _Past(recipe, open_data(recipe), digests, left_out, [] if kept is None else kept.windows)
+
+
+def _without_lists(recipe: Recipe) -> Recipe:
+    """The recipe as it was before documents were excluded."""
+    mixture = {name: corpus.model_copy(update={"exclude": None}) for name, corpus in recipe.data.mixture.items()}
+    data = recipe.data.model_copy(update={"exclude": None, "mixture": mixture})
+    return recipe.model_copy(update={"data": data})
 
 
 def _tells_a_batch(line: dict[str, Any]) -> bool:
@@ -239,7 +263,7 @@ def _split(stream: object) -> Split:
     return stream
 
 
-def _sequences(data: Data, batch: Any, tokenizer: Tokenizer) -> Iterator[Sequence]:
+def _sequences(data: Data, batch: SampleBatch, tokenizer: Tokenizer) -> Iterator[Sequence]:
     pieces = batch.pieces()
     for row, position in enumerate(batch.positions_B.tolist()):
         corpus = data.train.corpora[int(batch.corpora_B[row])]
@@ -263,7 +287,7 @@ def _sequences(data: Data, batch: Any, tokenizer: Tokenizer) -> Iterator[Sequenc
         yield Sequence(position, corpus.name, int(batch.sample_ids_B[row]), int(batch.epochs_B[row]), shown)
 
 
-def _described(split: Split, document: int, corpus: str, steps: list[int]) -> dict[str, Any]:
+def _described(split: Split, document: int, corpus: str, steps: list[int], hidden_in: list[int]) -> dict[str, Any]:
     origin = split.origin(document)
     return {
         "document": f"{origin.source}:{origin.number}",
@@ -271,6 +295,7 @@ def _described(split: Split, document: int, corpus: str, steps: list[int]) -> di
         "corpus": corpus,
         "split": split.name,
         "steps": steps,
+        "hidden_in": hidden_in,
     }
 
 
