@@ -26,6 +26,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import xxhash
+
 from launcher.errors import CheckpointError, DamagedCheckpointError, LauncherError, RequeueError
 from launcher.shards import durable, faults
 from launcher.shards.manifest import checksum
@@ -99,9 +101,14 @@ def write_latest(folder: Path, step: int) -> None:
     durable.replace_durably(folder / LATEST, checkpoint_path(folder, step).name + "\n")
 
 
-def describe_file(path: Path) -> dict[str, Any]:
-    """A file's entry in a manifest."""
-    return {"name": path.name, "bytes": path.stat().st_size, "xxh3": checksum(path)}
+def write_file(path: Path, text: str) -> dict[str, Any]:
+    """Write one of a checkpoint's small files durably; returns its entry in the manifest.
+
+    The checksum is of what was to be written: one of what lies there then would hold for whatever came to lie there.
+    """
+    durable.write_durably(path, text)
+    content = text.encode()
+    return {"name": path.name, "bytes": len(content), "xxh3": xxhash.xxh3_128_hexdigest(content)}
 
 
 def num_bytes(checkpoint: Path) -> int:

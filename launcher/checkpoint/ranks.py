@@ -58,27 +58,32 @@ class Ranks:
                 f"the other ranks cannot be asked: {error}", f"rank {self.rank}", "run the same command again"
             ) from None
 
-    def together(self, act: Callable[[], None] | None, folder: Path) -> None:
+    def together(self, act: Callable[[], Any] | None, folder: Path) -> list[Any]:
         """Do a part of a save and learn whether every rank did its own.
 
         Args:
-            act: This rank's part; None for nothing.
+            act: This rank's part, which may return JSON; None for nothing.
             folder: Where, for the message.
+
+        Returns:
+            What the ranks' parts returned, in the order of ranks.
 
         Raises:
             SaveError: On every rank, when any could not.
         """
         problem: tuple[str, str] | None = None
+        done: Any = None
         try:
             if act is not None:
-                act()
+                done = act()
         except SaveError as error:
             problem = (type(error).__name__, error.what)
         except (OSError, SafetensorError) as error:
             problem = (SaveError.__name__, f"rank {self.rank}: {error}")
-        problems = [told for told in self.exchange(problem) if told]
+        told = self.exchange([problem, done])
+        problems = [theirs for theirs, _ in told if theirs]
         if not problems:
-            return
+            return [theirs for _, theirs in told]
         names = {name for name, _ in problems}
         kind = next((kind for kind in (CopyError, SpaceError) if kind.__name__ in names), SaveError)
         mend = "set checkpoint.asynchronous=false" if kind is CopyError else "make room or mend the file system"

@@ -59,7 +59,6 @@ class _Job:
     step: int
     texts: dict[str, str]
     """Files of rank 0 by name."""
-    world_size: int
     started: float
 
 
@@ -132,7 +131,6 @@ class Saver:
         return _Job(
             step=int(state["step"]),
             texts={**texts, "state.json": text},
-            world_size=self._ranks.world_size,
             started=time.perf_counter(),
         )
 
@@ -187,14 +185,16 @@ class Saver:
             _check_space(self._folder, num_bytes + self._ranks.world_size * SMALL_FILES_BYTES)
             saving.mkdir()
 
-        def write_mine() -> None:
-            index = part.index(write(saving))
-            durable.write_durably(part.path(saving).with_suffix(".json"), index)
+        def write_mine() -> list[dict[str, Any]]:
+            tensors = write(saving)
+            return [tensors, layout.write_file(part.path(saving).with_suffix(".json"), part.index(tensors))]
 
         is_first = self._ranks.rank == 0
         self._ranks.together(make_place if is_first else None, self._folder)
-        self._ranks.together(write_mine, self._folder)
-        self._ranks.together((lambda: _complete(self._folder, job)) if is_first else None, self._folder)
+        # The large ones first: ranks that verify them take one each in turn.
+        tensors, indices = zip(*self._ranks.together(write_mine, self._folder), strict=True)
+        files = [*tensors, *indices]
+        self._ranks.together((lambda: _complete(self._folder, job, files)) if is_first else None, self._folder)
 
     def _clear_up(self) -> None:
         """Keep no room on what may be a full disk; every rank has told how far it came, so nobody writes there."""
@@ -232,17 +232,18 @@ def _check_space(folder: Path, num_bytes: int) -> None:
         raise SpaceError(f"a checkpoint takes {size(num_bytes)}, {size(free)} are free")
 
 
-def _complete(folder: Path, job: _Job) -> None:
-    """Write what makes the ranks' files a checkpoint, and give it its name."""
+def _complete(folder: Path, job: _Job, of_ranks: list[dict[str, Any]]) -> None:
+    """Write what makes the ranks' files a checkpoint, and give it its name.
+
+    Args:
+        folder: The run's `checkpoints/`.
+        job: What is to be saved.
+        of_ranks: The ranks' files, as they have told them: what another host has just made, a network file system may
+            not show here yet.
+    """
     saving, final = layout.saving_path(folder, job.step), layout.checkpoint_path(folder, job.step)
-    for name, text in job.texts.items():
-        durable.write_durably(saving / name, text)
-    # By name: on a network file system a listing may not have yet what another host has just made.
-    ranks = [saving / f"rank-{rank:05d}.json" for rank in range(job.world_size)]
-    written = [json.loads(path.read_text(encoding="utf-8"))["file"] for path in ranks]
-    small = [layout.describe_file(saving / name) for name in job.texts]
-    small += [layout.describe_file(path) for path in ranks]
-    manifest = {"format_version": layout.FORMAT_VERSION, "step": job.step, "files": written + small}
+    files = of_ranks + [layout.write_file(saving / name, text) for name, text in job.texts.items()]
+    manifest = {"format_version": layout.FORMAT_VERSION, "step": job.step, "files": files}
     durable.write_durably(saving / layout.MANIFEST, json.dumps(manifest, indent=1))
     durable.sync(saving)
     if final.exists():  # of a run that went back behind it

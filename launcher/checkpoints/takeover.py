@@ -104,9 +104,7 @@ def _write(
     try:
         file, slices = _write_tensors(theirs, model, saving / RANK_FILE)
         texts = {**texts, "rank-00000.json": index_of(slices, file)}
-        for name, text in texts.items():
-            durable.write_durably(saving / name, text)
-        files = [file, *(layout.describe_file(saving / name) for name in texts)]
+        files = [file, *(layout.write_file(saving / name, text) for name, text in texts.items())]
         manifest = {"format_version": layout.FORMAT_VERSION, "step": step, "files": files}
         durable.write_durably(saving / layout.MANIFEST, json.dumps(manifest, indent=1))
         durable.sync(saving)

@@ -13,7 +13,7 @@ import jobs
 import pytest
 import tiny
 import torch
-from checkpoints import flip
+from checkpoints import describe_file, flip
 from ranks import Life, run_ranks
 from safetensors.torch import load_file
 
@@ -236,7 +236,7 @@ def test_a_planted_pickle_does_not_run(shards: Path, tmp_path: Path) -> None:
     folder = folder.with_name("step-00000003")
     (folder / "rank-00000.safetensors").write_bytes(trap)
     manifest = json.loads((folder / "manifest.json").read_text())
-    files = [layout.describe_file(folder / entry["name"]) for entry in manifest["files"]]
+    files = [describe_file(folder / entry["name"]) for entry in manifest["files"]]
     (folder / "manifest.json").write_text(json.dumps({**manifest, "files": files}))
     ((code, told),) = run_ranks(jobs.train_and_tell, 1, [*arguments, "train.num_steps=4"])
     assert code == 2

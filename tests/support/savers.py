@@ -64,7 +64,7 @@ def saver_of(
 
     def job(state: dict[str, int], _: object) -> save._Job:
         text = json.dumps({"format_version": 1, "evaluations": [], **state})
-        return save._Job(step=state["step"], texts={"state.json": text}, world_size=1, started=0.0)
+        return save._Job(step=state["step"], texts={"state.json": text}, started=0.0)
 
     saver._part = part
     monkeypatch.setattr(saver, "_job", job)

@@ -13,13 +13,16 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
-from checkpoints import make_checkpoint
+import torch
+from checkpoints import describe_file, make_checkpoint
+from savers import saver_of
 
 from launcher.checkpoint import folder as layout
 from launcher.checkpoint import retention, save
 from launcher.checkpoint.ranks import SpaceError
 from launcher.checkpoint.tensor_file import DurableFile, aligned_buffer
 from launcher.config.recipe import CheckpointConfig
+from launcher.errors import DamagedCheckpointError
 from launcher.shards import durable
 
 TOUCHES = ((durable, "write_durably"), (durable, "sync"), (os, "replace"), (shutil, "rmtree"), (Path, "unlink"))
@@ -36,10 +39,10 @@ def save_step_3(folder: Path) -> None:
     saving = layout.saving_path(folder, 3)
     saving.mkdir()
     (saving / "rank-00000.safetensors").write_bytes(b"tensors")
-    file = layout.describe_file(saving / "rank-00000.safetensors")
-    (saving / "rank-00000.json").write_text(json.dumps({"format_version": 1, "slices": [], "file": file}))
+    file = describe_file(saving / "rank-00000.safetensors")
+    index = layout.write_file(saving / "rank-00000.json", json.dumps({"format_version": 1, "slices": [], "file": file}))
     state = json.dumps({"format_version": 1, "step": 3, "evaluations": []})
-    save._complete(folder, save._Job(step=3, texts={"state.json": state}, world_size=1, started=0.0))
+    save._complete(folder, save._Job(step=3, texts={"state.json": state}, started=0.0), [file, index])
     layout.write_latest(folder, 3)
     retention.prune(folder, CheckpointConfig(keep_last=2))
 
@@ -113,9 +116,9 @@ def test_every_byte_and_name_is_on_the_disk_before_the_checkpoint_has_its_own(
     monkeypatch.setattr(os, "replace", replace)
     with DurableFile(saving / "rank-00000.safetensors") as file:
         file.append(aligned_buffer(4096), 100)
-        index = json.dumps({"file": file.finish()})
-    durable.write_durably(saving / "rank-00000.json", index)
-    save._complete(tmp_path, save._Job(step=3, texts={"state.json": "{}"}, world_size=1, started=0.0))
+        files = [file.finish()]
+    files.append(layout.write_file(saving / "rank-00000.json", "{}"))
+    save._complete(tmp_path, save._Job(step=3, texts={"state.json": "{}"}, started=0.0), files)
     layout.write_latest(tmp_path, 3)
     files = ["rank-00000.safetensors", "rank-00000.json", "state.json", "manifest.json"]
     assert told == [
@@ -125,6 +128,24 @@ def test_every_byte_and_name_is_on_the_disk_before_the_checkpoint_has_its_own(
         ("named", "latest"),
         ("on the disk", tmp_path.name),
     ]
+
+
+@pytest.mark.parametrize("name", ["state.json", "rank-00000.json"])
+def test_a_small_file_too_is_held_against_what_was_to_be_written_not_against_what_came_to_lie_there(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saver = saver_of(save.Saver, [torch.zeros(10)], tmp_path / "run" / "checkpoints", monkeypatch)
+    plain = durable.write_durably
+
+    def write_another(path: Path, text: str) -> None:
+        plain(path, text.replace(":", ";", 1) if path.name == name else text)
+
+    monkeypatch.setattr(durable, "write_durably", write_another)
+    saver.save({"step": 1}, {})
+    saver.finish()
+    with pytest.raises(DamagedCheckpointError, match="the file's bytes are not those that were written") as told:
+        layout.verify(layout.checkpoint_path(saver._folder, 1))
+    assert Path(told.value.where).name == name
 
 
 def test_the_names_of_new_folders_are_on_the_disk_before_anything_is_in_them(
