@@ -242,7 +242,8 @@ def read_own_code(recipe: Recipe, watch: Watch) -> dict[str, str]:
     Raises:
         ModelError: A file of it is not there.
     """
-    from launcher.models.local import code_texts, remove_copies
+    from launcher.models.code_copies import remove_copies
+    from launcher.models.local import code_texts
 
     watch.on_end.append(lambda _: remove_copies())
     return code_texts(recipe.model.continue_from, recipe.model.trusted_code)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import atexit
-import shutil
-import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig, dynamic_module_utils
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.dynamic_module_utils import get_relative_imports
 
 from launcher.config.code_names import can_be_named
 from launcher.errors import ModelError, did_you_mean
+from launcher.models.code_copies import own_copies
 
 CUSTOM_GENERATE = "custom_generate/generate.py"
 """Runs as soon as a folder's code may: `GenerationMixin.adjust_generation_fn` of transformers 5."""
@@ -44,27 +41,8 @@ def runs_code(folder: Path, trusted: Collection[str]) -> bool:
     if needed - {file for file in trusted if can_be_named(file)}:
         raise untrusted_code(folder)
     if needed:
-        _own_copies()
+        own_copies()
     return bool(needed)
-
-
-@cache
-def _own_copies() -> Path:
-    """The folder that this process runs code from: transformers copies it there first.
-
-    By itself it takes one folder for all processes of a user, on all nodes that share a home, and a rank then imports
-    what another is amid writing.
-    """
-    folder = tempfile.mkdtemp(prefix="pretrain-code-")
-    atexit.register(remove_copies)
-    dynamic_module_utils.HF_MODULES_CACHE = folder  # the variable of that name was read at the import
-    return Path(folder)
-
-
-def remove_copies() -> None:
-    """Delete the copies of code that ran; for a process that ends without `atexit`."""
-    if _own_copies.cache_info().currsize:
-        shutil.rmtree(_own_copies(), ignore_errors=True)
 
 
 def code_texts(folder: Path | None, names: Iterable[str]) -> dict[str, str]:

@@ -247,7 +247,7 @@ def step_losses(arguments: list[str]) -> list[float]:
 
 def train_and_save_as_deepspeed(arguments: list[str], save_after: int, folder: str) -> list[float]:
     """Train, and let DeepSpeed itself save after a step; the loss of every step."""
-    from launcher.models.local import remove_copies
+    from launcher.models.code_copies import remove_copies
 
     losses = []
     for engine, result in _steps(arguments):

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -117,21 +114,6 @@ def test_a_name_that_is_no_file_of_the_folder_is_told_before_training(tmp_path: 
     (tmp_path / "configuration_mine.py").unlink()
     with pytest.raises(ModelError, match="put the code of the model back there"):
         code_texts(tmp_path, ["configuration_mine.py"])
-
-
-def test_every_process_has_its_own_copies_of_the_code_it_runs(tmp_path: Path) -> None:
-    mine(tmp_path)
-    program = (
-        "import inspect, sys\nfrom pathlib import Path\nfrom launcher.models.local import read_config\n"
-        "print(inspect.getfile(type(read_config(Path(sys.argv[1]), ['configuration_mine.py']))))"
-    )
-    env = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "shared"), "TMPDIR": str(tmp_path)}
-    words = [sys.executable, "-c", program, str(tmp_path)]
-    told = subprocess.run(words, env=env, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    assert Path(told.strip()).parent.is_relative_to(tmp_path)
-    assert "pretrain-code-" in told
-    assert not (tmp_path / "shared").exists()
-    assert list(tmp_path.glob("pretrain-code-*")) == []
 
 
 def test_a_tokenizers_code_need_not_be_named(tmp_path: Path) -> None:
