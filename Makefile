@@ -37,7 +37,7 @@ test-all: setup
 	WRITE_RECORD=1 $(BIN)/python -m pytest -m "not cluster"
 
 test-gpu: setup
-	$(BIN)/python -m pytest -m gpu tests/gpu
+	$(BIN)/python -m pytest -m gpu tests/gpu tests/integration
 
 test-cluster: setup
 	$(BIN)/python -m pytest -m cluster tests/cluster

@@ -20,3 +20,15 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell starts what it puts in the background with SIGINT ignored, and so would everything started here.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """`gpu` is one device, `gpu(2)` two: where there are fewer the test is skipped."""
+    mark = item.get_closest_marker("gpu")
+    if mark is None:
+        return
+    import torch
+
+    (needed,) = mark.args or (1,)
+    if torch.cuda.device_count() < needed:
+        pytest.skip(f"needs {needed} GPU{'s' * (needed > 1)} that CUDA sees, and pytest -m gpu: other tests hide them")

@@ -4,13 +4,6 @@ from pathlib import Path
 
 import pytest
 import tiny
-import torch
-
-
-@pytest.fixture(autouse=True)
-def _gpu() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU that CUDA sees, and pytest -m gpu: other tests hide it")
 
 
 @pytest.fixture(scope="session")

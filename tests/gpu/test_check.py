@@ -16,8 +16,6 @@ pytestmark = pytest.mark.gpu
 def test_a_gpu_is_measured_and_adds_up() -> None:
     import torch
 
-    if not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
     from launcher.probe.bench import TorchBench
 
     bench = TorchBench(0)

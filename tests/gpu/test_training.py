@@ -160,6 +160,7 @@ def test_no_option_changes_what_is_learnt(
     assert largest_difference(losses) < (IN_FP32 if precision == "fp32" else IN_HALF)
 
 
+@pytest.mark.gpu(2)
 @pytest.mark.parametrize(
     ("config", "plain", "model"),
     [("zero2", LLAMA, {}), ("zero3", LLAMA, {}), ("zero3", MIXTRAL, {"experts": "auto", "expert_parallel": 2})],
@@ -168,8 +169,6 @@ def test_no_option_changes_what_is_learnt(
 def test_two_gpus_take_the_steps_of_one(
     config: str, plain: dict[str, Any], model: dict[str, Any], shards: Path, tmp_path: Path
 ) -> None:
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs two GPUs")
     assert largest_difference(both(shards, tmp_path, config, ranks=2, plain=plain, **model)) < IN_FP32
 
 

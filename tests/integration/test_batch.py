@@ -110,9 +110,6 @@ def test_a_run_that_goes_on_keeps_the_micro_batch_it_had(shards: Path, tmp_path:
 
 @pytest.mark.gpu
 def test_a_micro_batch_is_measured_on_a_gpu(shards: Path, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    if not torch.cuda.is_available():
-        pytest.skip("measures a device's memory")
     size = {"hidden_size": 1024, "num_hidden_layers": 8, "num_attention_heads": 16, "max_position_embeddings": 1024}
     tree = tiny.recipe_tree("clm", shards, tmp_path, train__num_steps=2, train__precision="bf16", data__seq_len=1024)
     tree["model"] |= size | {"chunked_loss": "off"}

@@ -62,9 +62,6 @@ def test_a_world_that_is_no_whole_number_of_groups_ends_before_it_begins(shards:
     assert not (tmp_path / "refused").exists()
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(2)
 def test_sequences_are_shared_on_gpus(shards: Path, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    if torch.cuda.device_count() < 2:
-        pytest.skip("a group of ranks needs a GPU for each")
     assert_alike_in_bf16("model.sequence_parallel", 3, shards, tmp_path)

@@ -104,9 +104,6 @@ def test_losses_and_norms_in_bf16_are_those_of_one_rank(
     assert_alike_in_bf16("model.tensor_parallel", stage, shards, tmp_path, precision)
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(2)
 def test_matrices_are_shared_on_gpus(shards: Path, tmp_path: Path) -> None:
-    torch = pytest.importorskip("torch")
-    if torch.cuda.device_count() < 2:
-        pytest.skip("a group of ranks needs a GPU for each")
     assert_alike_in_bf16("model.tensor_parallel", 1, shards, tmp_path)
