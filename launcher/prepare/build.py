@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -19,7 +20,7 @@ from launcher import units
 from launcher.errors import ShardError, TokenizerError
 from launcher.prepare.dedupe import find_duplicates
 from launcher.prepare.encoders import EncodeOptions
-from launcher.prepare.merge import corpus_fingerprint, merge
+from launcher.prepare.merge import corpus_fingerprint, go_on_completing, merge
 from launcher.prepare.parity import Choice, choose_encoder
 from launcher.prepare.part import (
     Part,
@@ -83,13 +84,14 @@ def build_shards(request: BuildRequest, console: Console | None = None) -> Manif
     decides = request.decides(handle, part_bytes)
     existing = _existing(request, decides, sources)
     if existing is not None:
-        console.print(f"shards     {request.out}: re-used; {describe(existing)}", highlight=False, soft_wrap=True)
-        return existing
+        return _used_again(request, existing, console)
     segments = cut(sources, part_bytes, request.read.txt)
     choice = _choose(request, handle, sources, total_bytes, segments)
     if request.encoder != "auto" or total_bytes >= FAST_FROM:  # there was something to choose
         console.print(f"encoder    {choice.reason}", highlight=False, soft_wrap=True)
     plan = _plan(request, handle, sources, decides, segments, choice)
+    if not request.overwrite and _completed_meanwhile(plan):
+        return build_shards(request, console)
     records = _build(plan, console)
     if len(records) < len(plan.parts):
         told = f"{len(records)} of {len(plan.parts)} parts are built; the task that builds the last one completes it"
@@ -99,6 +101,11 @@ def build_shards(request: BuildRequest, console: Console | None = None) -> Manif
     console.print(f"shards     {request.out}: {describe(manifest)}", highlight=False, soft_wrap=True)
     _warn_of_unknown(plan, manifest, console)
     return manifest
+
+
+def _used_again(request: BuildRequest, existing: Manifest, console: Console) -> Manifest:
+    console.print(f"shards     {request.out}: re-used; {describe(existing)}", highlight=False, soft_wrap=True)
+    return existing
 
 
 def describe(manifest: Manifest) -> str:
@@ -213,6 +220,7 @@ def _plan(
     key = fingerprint(decides)[:12]
     folder, records = (out.with_name(f".{out.name}.{what}-{key}") for what in ("building", "records"))
     try:
+        go_on_completing(folder, out)
         for place in (folder, records):
             place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -236,6 +244,16 @@ def _plan(
         decided["corpus"] = [[source.name, source.num_bytes, source.mtime_ns] for source in sources]
     parts = tuple(Part(n, part, part_key(settings, decided, part)) for n, part in enumerate(segments))
     return Plan(request=request, handle=handle, decides=decides, settings=settings, parts=parts, encoder=choice.record)
+
+
+def _completed_meanwhile(plan: Plan) -> bool:
+    """Whether other tasks came to the end after this one had looked: it would begin the same anew."""
+    if not (plan.request.out / MANIFEST).is_file():
+        return False
+    for place in (plan.settings.folder, plan.settings.records):
+        with suppress(OSError):  # not empty: somebody is at work in it
+            place.rmdir()
+    return True
 
 
 def _build(plan: Plan, console: Console) -> list[PartRecord]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import glob
 import os
 import shutil
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher import __version__
-from launcher.errors import CorpusError, ShardError
+from launcher.errors import CorpusError, RequeueError, ShardError
 from launcher.prepare.part import PartFiles, PartRecord
 from launcher.prepare.request import Plan
 from launcher.prepare.tokenizer import save_tokenizer
@@ -32,8 +34,12 @@ from launcher.shards.manifest import (
     fingerprint,
     read_manifest,
 )
+from launcher.shards.verify import check_sizes
 
 _REASONS = ("read", "kept", "empty", "not_text")
+WAIT_S = 60.0
+"""For a process that has all but to look at the files of a folder once more and to rename it (assumption: a second for
+every few hundred files on a slow file system)."""
 
 
 def corpus_fingerprint(decides: dict[str, Any], parts: Iterable[Sequence[SegmentEntry]]) -> str:
@@ -50,8 +56,8 @@ def corpus_fingerprint(decides: dict[str, Any], parts: Iterable[Sequence[Segment
 def merge(plan: Plan, records: Sequence[PartRecord]) -> Manifest:
     """Complete the folder and give it its name.
 
-    Whoever finds all parts finished does this, two at a time if need be: they write the same bytes, and the folder
-    takes its name once.
+    Whoever finds all parts finished does this, several at a time if need be: they write the same bytes, each file at
+    once, and one of them gives the folder its name.
 
     Args:
         plan: The build.
@@ -59,54 +65,76 @@ def merge(plan: Plan, records: Sequence[PartRecord]) -> Manifest:
 
     Raises:
         CorpusError: Nothing is left to train on.
-        ShardError: The folder cannot take its name.
+        RequeueError: Another process took the folder to complete it, and has not.
     """
-    request, folder = plan.request, plan.settings.folder
-    sums, frequencies = _arrays(plan)
+    request, folder, out = plan.request, plan.settings.folder, plan.request.out.resolve()
     counts: Counter[str] = Counter(dict.fromkeys(_REASONS, 0))
     for record in records:
         counts.update(record.counts)
-    unk = plan.handle.info.special.unk
-    splits = {name: _split(name, records, frequencies[name], unk) for name in SPLITS}
-    if splits["train"].num_documents == 0:
+    if not any("train" in record.shards for record in records):
         for place in (folder, plan.settings.records):  # to go on from here would end here again
             shutil.rmtree(place, ignore_errors=True)
-        if not counts["read"]:
-            raise CorpusError("there is no record in it", " ".join(request.corpus), "give files with text")
-        dropped = ", ".join(f"{number} {name}" for name, number in counts.items() if name not in ("read", "kept"))
-        raise CorpusError(
-            f"of {counts['read']} records none is left to train on ({dropped})",
-            " ".join(request.corpus),
-            "check the text field, or hold out a smaller share",
-        )
-    names = [entry.name for split in splits.values() for shard in split.shards for entry in shard.files]
+        raise _nothing_left(" ".join(request.corpus), counts)
+    made_of = corpus_fingerprint(plan.decides, [record.segments for record in records])
     try:
-        save_tokenizer(plan.handle, folder / "tokenizer")
-        manifest = Manifest(
-            format_version=FORMAT_VERSION,
-            launcher_version=__version__,
-            fingerprint=corpus_fingerprint(plan.decides, [record.segments for record in records]),
-            dtype=token_dtype(plan.handle.info.vocab_size).name,
-            tokenizer=plan.handle.info,
-            encoder=plan.encoder,
-            words=request.words,
-            sentences=request.sentences,
-            splits=splits,
-            sources=tuple(Source(path=source.name, num_bytes=source.num_bytes) for source in plan.settings.sources),
-            parts=tuple(record.segments for record in records),
-            filters=dict(counts),
-            settings=request.settings(),
-        )
-        _remove_strangers(folder, {*names, CHECKSUMS, MANIFEST, "tokenizer"})
-        manifest = complete_folder(folder, manifest, sums)
-        _take_name(folder, request.out.resolve())
-    except OSError as error:
-        manifest = _merged_by_another(request.out, error)
-    out = request.out.resolve()
+        sums, frequencies = _arrays(plan)
+        _save_tokenizer(plan)
+        manifest = complete_folder(folder, _manifest(plan, records, frequencies, dict(counts), made_of), sums)
+        _take_name(folder, manifest, out)
+    except FileNotFoundError:  # gone from under this process
+        shutil.rmtree(_own_copy(plan), ignore_errors=True)
+        with suppress(OSError):  # whoever is at work in it still needs it
+            plan.settings.records.rmdir()
+        return _completed_by_another(out, made_of)
     for left in out.parent.glob(f".{glob.escape(out.name)}.*-*"):
-        if left.name.split(".")[-1].split("-")[0] in ("building", "records", "replaced"):
+        if left.name.split(".")[-1].split("-")[0] in ("building", "records", "replaced", "completing"):
             shutil.rmtree(left, ignore_errors=True)
     return manifest
+
+
+def _nothing_left(corpus: str, counts: Counter[str]) -> CorpusError:
+    if not counts["read"]:
+        return CorpusError("there is no record in it", corpus, "give files with text")
+    dropped = ", ".join(f"{number} {name}" for name, number in counts.items() if name not in ("read", "kept"))
+    return CorpusError(
+        f"of {counts['read']} records none is left to train on ({dropped})",
+        corpus,
+        "check the text field, or hold out a smaller share",
+    )
+
+
+def _manifest(
+    plan: Plan,
+    records: Sequence[PartRecord],
+    frequencies: dict[str, NDArray[np.int64]],
+    counts: dict[str, int],
+    made_of: str,
+) -> Manifest:
+    request, unk = plan.request, plan.handle.info.special.unk
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        launcher_version=__version__,
+        fingerprint=made_of,
+        dtype=token_dtype(plan.handle.info.vocab_size).name,
+        tokenizer=plan.handle.info,
+        encoder=plan.encoder,
+        words=request.words,
+        sentences=request.sentences,
+        splits={name: _split(name, records, frequencies[name], unk) for name in SPLITS},
+        sources=tuple(Source(path=source.name, num_bytes=source.num_bytes) for source in plan.settings.sources),
+        parts=tuple(record.segments for record in records),
+        filters=counts,
+        settings=request.settings(),
+    )
+
+
+def _save_tokenizer(plan: Plan) -> None:
+    """Put the tokenizer beside the shards, each file at once: another process may be reading them."""
+    saving = _own_copy(plan)
+    save_tokenizer(plan.handle, saving)
+    (plan.settings.folder / "tokenizer").mkdir(exist_ok=True)
+    for path in sorted(saving.iterdir()):
+        os.replace(path, plan.settings.folder / "tokenizer" / path.name)
 
 
 def _arrays(plan: Plan) -> tuple[dict[str, NDArray[np.uint64]], dict[str, NDArray[np.int64]]]:
@@ -149,6 +177,76 @@ def entropy(frequencies_V: NDArray[np.int64]) -> float:
     return float(-(shares * np.log(shares)).sum())
 
 
+def _own_copy(plan: Plan) -> Path:
+    return plan.settings.records / f"tokenizer.{_own_name()}"
+
+
+def _take_name(folder: Path, manifest: Manifest, out: Path) -> None:
+    """Give a complete folder its name; of several processes with the same one does.
+
+    It goes by way of a name that nobody else knows: a file that another process is still writing cannot get into it
+    from there on, and whoever finds shards under the name they are to have moves them aside only with others in hand.
+
+    Raises:
+        FileNotFoundError: Another process has it.
+    """
+    key = folder.name.rpartition("-")[2]
+    taken = out.with_name(f".{out.name}.completing-{key}-{_own_name()}")
+    replaced = out.with_name(f".{out.name}.replaced-{_own_name()}")
+    os.replace(folder, taken)
+    try:
+        _check_whole(taken, manifest)
+        _remove_strangers(taken, {entry.name for entry in manifest.files()} | {CHECKSUMS, MANIFEST, "tokenizer"})
+        if out.exists():  # a folder cannot be renamed onto a full one: OUT is missing for an instant
+            os.replace(out, replaced)
+        os.replace(taken, out)
+    except BaseException:
+        _put_back(replaced, out)
+        _put_back(taken, folder)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _check_whole(taken: Path, manifest: Manifest) -> None:
+    try:
+        check_sizes(taken, manifest)
+    except ShardError as error:  # another took the folder, and a third began a new one under its name
+        raise FileNotFoundError(error.what) from None
+
+
+def _put_back(moved: Path, place: Path) -> None:
+    if moved.exists() and not place.exists():
+        os.replace(moved, place)
+
+
+def go_on_completing(folder: Path, out: Path) -> None:
+    """Take up again what a process was about to give its name when it was killed.
+
+    Args:
+        folder: Where the build would be found otherwise.
+        out: The name it was to have.
+    """
+    key = folder.name.rpartition("-")[2]
+    for left in out.parent.glob(f".{glob.escape(out.name)}.completing-{key}-*"):
+        if not folder.exists():
+            os.replace(left, folder)
+
+
+def _completed_by_another(out: Path, made_of: str) -> Manifest:
+    """The manifest of the same build, from the process that took the folder from under this one."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        with suppress(ShardError):
+            manifest = read_manifest(out)
+            if manifest.fingerprint == made_of:
+                return manifest
+        if time.monotonic() > deadline:
+            raise RequeueError(
+                "another process took the folder to complete it, and has not", str(out), "run the same command again"
+            )
+        time.sleep(0.1)
+
+
 def _remove_strangers(folder: Path, known: set[str]) -> None:
     """Delete what a killed process left: the folder is ours, and nobody else's."""
     for path in folder.iterdir():
@@ -156,21 +254,5 @@ def _remove_strangers(folder: Path, known: set[str]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _take_name(folder: Path, out: Path) -> None:
-    if not out.exists():
-        os.replace(folder, out)
-        return
-    # A folder cannot be renamed onto a full one; this way OUT is missing for an instant only.
-    replaced = out.with_name(f".{out.name}.replaced-{os.uname().nodename}-{os.getpid()}")
-    os.replace(out, replaced)
-    os.replace(folder, out)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _merged_by_another(out: Path, error: OSError) -> Manifest:
-    try:
-        return read_manifest(out)
-    except ShardError:
-        raise ShardError(
-            f"the folder cannot be completed: {error.strerror}", str(error.filename or out), "run the command again"
-        ) from None
+def _own_name() -> str:
+    return f"{os.uname().nodename}-{os.getpid()}"
