@@ -1,7 +1,7 @@
 /* Rows of tokens, gathered from mapped shards and widened on the way: one pass over the memory.
  *
  * numpy takes two (gather, then widen), and a call of its own for each shard. What is asked for here is described in
- * _gather.pyi; reader.py does whatever this leaves, so that nothing is lost where it could not be compiled.
+ * gather.py; reader.py does whatever this leaves, so that nothing is lost where it could not be compiled.
  *
  * No token is read that does not lie inside a buffer that Python holds, in a block that has been checked.
  */
@@ -153,7 +153,7 @@ static PyObject *gather(PyObject *Py_UNUSED(module), PyObject *const *args, Py_s
 }
 
 static PyMethodDef METHODS[] = {
-    {"gather", (PyCFunction)(void (*)(void))gather, METH_FASTCALL, "See _gather.pyi."},
+    {"gather", (PyCFunction)(void (*)(void))gather, METH_FASTCALL, "See gather.py."},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, .m_name = "_gather", .m_size = 0, .m_methods = METHODS};

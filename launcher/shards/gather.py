@@ -49,18 +49,7 @@ class Gather(Protocol):
         ...
 
 
-def leave_all(
-    out_BL: NDArray[Any],
-    windows_B: NDArray[np.int64],
-    stride: int,
-    row: int,
-    starts: NDArray[np.int64],
-    files: list[memoryview | None],
-    checked: list[bytearray],
-    token_bytes: int,
-    block_bytes: int,
-    /,
-) -> int:
+def leave_all(out_BL: NDArray[Any], windows_B: NDArray[np.int64], stride: int, row: int, /, *shards: object) -> int:
     """Where nothing is compiled: each row is left to whoever reads row by row."""
     return row
 
