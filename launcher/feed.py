@@ -28,7 +28,7 @@ from launcher.samples.loader import Corpus, Loader
 from launcher.samples.mixture import Mixture, Phase
 from launcher.samples.packing import load_or_make_plan
 from launcher.samples.padded import Padded
-from launcher.samples.passed_over import Window, moved_on
+from launcher.samples.passed_over import Change, Window, first_of_change, moved_on
 from launcher.samples.passes import pass_positions
 from launcher.samples.sentence_pairs import PairKind, SentencePairs, refuse_without_sentences
 from launcher.samples.shapes import Samples
@@ -89,12 +89,7 @@ def open_data(recipe: Recipe) -> Data:
         if splits["validation"].num_documents:
             held_out = _corpus(name, splits["validation"], recipe, fixed, VALIDATION_SEED, excluded.get("validation"))
             validation.append(Loader((held_out,), with_words=fixed.needs_words, with_segments=apart))
-    # A corpus with weight 0 waits for its phase: the mixture only names those that get something.
-    phases = tuple(
-        Phase(first=recipe.batch.schedule.position_at(step), weights={name: w for name, w in weights.items() if w})
-        for step, weights in data.phases().items()
-    )
-    mixture = Mixture(tuple(data.corpora), phases, seed)
+    mixture = Mixture(tuple(data.corpora), _phases(recipe, (), ()), seed)
     return Data(
         manifests=manifests,
         objective=objective,
@@ -102,6 +97,21 @@ def open_data(recipe: Recipe) -> Data:
         fixed_objective=fixed,
         validation=tuple(validation),
     )
+
+
+def pass_over(data: Data, recipe: Recipe, passed_over: Sequence[Window], changes: Sequence[Change]) -> None:
+    """Let the weights of a mixture change where their steps' data begins in a run that passed over some.
+
+    Args:
+        data: Of the run; its later batches follow.
+        recipe: Of the run.
+        passed_over: Windows that no step trains on.
+        changes: Of weights, that came in amid one of them.
+
+    Raises:
+        RecipeError: A change was added before one that came in already.
+    """
+    data.train.follow(_phases(recipe, passed_over, changes))
 
 
 def build_objective(
@@ -298,6 +308,18 @@ def _positions(plan: BatchPlan, rank: int, step: int, passed_over: Sequence[Wind
             pass_positions(first, index, rank, plan.world_size, plan.micro_batch, size)
             for index in range(plan.passes_at(step))
         ]
+    )
+
+
+def _phases(recipe: Recipe, passed_over: Sequence[Window], changes: Sequence[Change]) -> tuple[Phase, ...]:
+    position_at = recipe.batch.schedule.position_at
+    # A corpus with weight 0 waits for its phase: the mixture only names those that get something.
+    return tuple(
+        Phase(
+            first=first_of_change(step, position_at(step), passed_over, changes),
+            weights={name: w for name, w in weights.items() if w},
+        )
+        for step, weights in recipe.data.phases().items()
     )
 
 

@@ -64,7 +64,7 @@ def run_steps(run: Run) -> int:
                 with run.ledger.during("rewind"):
                     run.saver.wait()
                     tell_saves(run, metrics)
-                    rewind(run.recipe, run.engine, run.progress, metrics, run.console)
+                    rewind(run.recipe, run.engine, run.data, run.progress, metrics, run.console)
                 run.ledger.went_back(run.progress.step)
                 guard.health = run.progress.health
             finish_saves(run, metrics)
@@ -174,7 +174,7 @@ def _data_changes(run: Run) -> bool:
     before, now = (
         moved_on(schedule.position_at(step), passed_over) for step in (run.progress.step - 1, run.progress.step)
     )
-    return any(before < schedule.position_at(phase) <= now for phase in run.recipe.data.phases())
+    return any(before < phase.first <= now for phase in run.data.train.mixture.phases)
 
 
 def _stop_if_asked(result: StepResult, last: int) -> None:

@@ -18,7 +18,7 @@ from launcher.engine.completion import completed_step
 from launcher.engine.ledger import Ledger
 from launcher.engine.length import FittedLength, FixedLength, Length, refuse_without_budget
 from launcher.engine.records import Progress, StepBatch
-from launcher.feed import Data, longest_step
+from launcher.feed import Data, longest_step, pass_over
 from launcher.samples.cursor import Cursor
 from launcher.units import size
 
@@ -119,13 +119,13 @@ def resume(
     if checkpoint is None:
         return progress
     with CheckpointReader(checkpoint) as reader:
+        take_over(progress, reader.state)
+        recall(progress, recipe.run_folder)
+        pass_over(data, recipe, progress.passed_over, progress.passed_changes)
         cursor = Cursor.from_dict(reader.state["cursor"])
         cursor.check(data.train.fingerprint_at(cursor.position))
         restore(engine, reader, recipe.train.seed)
-        state = reader.state
     console.print(f"going on from {checkpoint}", highlight=False, soft_wrap=True)
-    take_over(progress, state)
-    recall(progress, recipe.run_folder)
     return progress
 
 

@@ -19,7 +19,8 @@ from launcher.engine.metrics import Log
 from launcher.engine.process import share
 from launcher.engine.records import Health, Progress, StepResult
 from launcher.errors import DivergedError
-from launcher.samples.passed_over import Kept, moved_on, read_kept, with_window
+from launcher.feed import Data, pass_over
+from launcher.samples.passed_over import Kept, moved_on, read_kept, with_changes, with_window
 
 
 def tell_left_out(recipe: Recipe, result: StepResult, progress: Progress, metrics: Log, console: Console) -> None:
@@ -34,7 +35,7 @@ def tell_left_out(recipe: Recipe, result: StepResult, progress: Progress, metric
     )
 
 
-def rewind(recipe: Recipe, engine: Any, progress: Progress, metrics: Log, console: Console) -> None:
+def rewind(recipe: Recipe, engine: Any, data: Data, progress: Progress, metrics: Log, console: Console) -> None:
     """Put engine and progress back to a checkpoint, and pass over the data since; every rank calls it.
 
     Raises:
@@ -52,22 +53,26 @@ def rewind(recipe: Recipe, engine: Any, progress: Progress, metrics: Log, consol
     first = moved_on(position_at(target), progress.passed_over)
     last = moved_on(position_at(now), progress.passed_over)
     windows = with_window(progress.passed_over, first, last)
+    firsts = {step: phase.first for step, phase in zip(recipe.data.phases(), data.train.mixture.phases, strict=True)}
+    changes = with_changes(progress.passed_changes, firsts, first, last)
     num_rewinds = progress.num_rewinds + 1
     if engine.global_rank == 0:
         for step in layout.complete_steps(checkpoints):
             if step > target:  # else a later start would go on from there. A crash here only repeats what led here.
                 layout.delete(layout.checkpoint_path(checkpoints, step))
         layout.write_latest(checkpoints, target)
-        Kept(windows, num_rewinds).write(recipe.run_folder)
+        Kept(windows, num_rewinds, changes).write(recipe.run_folder)
     share(None)
     with CheckpointReader(found.path) as reader:
         restore(engine, reader, recipe.train.seed)
         take_over(progress, reader.state)
-    progress.passed_over, progress.num_rewinds = windows, num_rewinds
-    if any(first < position_at(phase) <= last for phase in recipe.data.phases()):  # other data, other losses
+    progress.passed_over, progress.num_rewinds, progress.passed_changes = windows, num_rewinds, changes
+    pass_over(data, recipe, windows, changes)
+    if any(first < phase <= last for phase in firsts.values()):  # other data, other losses
         progress.health = Health()
     metrics.rewind(target, progress.tokens, windows)
-    metrics.event("rewind", step=target, from_step=now, first_position=first, num_positions=last - first)
+    fields = {"first_position": first, "num_positions": last - first, "changes": changes}
+    metrics.event("rewind", step=target, from_step=now, **fields)
     console.print(
         f"went back from step {now} to step {target}, and passes over the {last - first} sequences read since "
         f"({progress.num_rewinds} of at most {guards.max_rewinds} times)",
@@ -83,6 +88,7 @@ def take_over(progress: Progress, state: dict[str, Any]) -> None:
     progress.evaluations = list(state["evaluations"])
     progress.health = Health(**state.get("health", {}))
     progress.passed_over = state.get("passed_over", [])
+    progress.passed_changes = state.get("passed_changes", [])
     progress.num_rewinds = state.get("num_rewinds", 0)
 
 
@@ -91,6 +97,7 @@ def recall(progress: Progress, run: Path) -> None:
     kept = read_kept(run)
     if kept is not None:
         progress.passed_over, progress.num_rewinds = kept.windows, kept.num_rewinds
+        progress.passed_changes = kept.changes
 
 
 def _refuse_for_ever(recipe: Recipe, progress: Progress, checkpoint: Path | None) -> None:

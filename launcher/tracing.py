@@ -20,10 +20,10 @@ from launcher.config.loading import check_recipe, read_yaml
 from launcher.config.recipe import Recipe
 from launcher.engine.records import read_metrics
 from launcher.errors import CheckpointError, ShardError, UsageError
-from launcher.feed import Data, open_data
+from launcher.feed import Data, open_data, pass_over
 from launcher.samples.digest import combine, digest
 from launcher.samples.loader import SampleBatch
-from launcher.samples.passed_over import moved_on, put_back, read_kept
+from launcher.samples.passed_over import Kept, moved_on, put_back, read_kept
 from launcher.shards.identity import open_tokenizer
 from launcher.shards.reader import Split
 from launcher.shards.search import find_documents, is_name
@@ -111,7 +111,7 @@ def _trace(past: _Past, run: Path, first: int, step: int, told: str) -> tuple[li
     batch, found = past.batch(data, first, step)
     verdict = f"the digest is the run's: {found}"
     if told != found:
-        plain = open_data(_without_lists(past.recipe))
+        plain = _open_data(_without_lists(past.recipe), past.kept)
         as_it_was, without = past.batch(plain, first, step)
         if told == without:
             data, batch = plain, as_it_was
@@ -144,13 +144,14 @@ def trace_document(run: Path, name: str) -> list[dict[str, Any]]:
         raise UsageError(f"{name!r} names no document", "--document", "write FILE:LINE, or the xxh3-128 of the text")
     past = _open(run)
     data, schedule = past.data, past.recipe.batch.schedule
-    position = moved_on(schedule.position_at(max(past.digests, default=0)), past.passed_over)
+    windows = past.kept.windows
+    position = moved_on(schedule.position_at(max(past.digests, default=0)), windows)
     found = []
     for number, corpus in enumerate(data.train.corpora):
         split = _split(corpus.samples.stream)
         for document in find_documents(split, [name])[name]:
             positions = data.train.positions_of(number, document, position)
-            trained = [put_back(int(p), past.passed_over) for p in positions]
+            trained = [put_back(int(p), windows) for p in positions]
             held = sorted({schedule.step_of(p) + 1 for p in trained if p is not None})
             listed = held if document in corpus.exclude else []
             hidden = [s for s in listed if past.batch(data, past.first_position(s), s)[1] == past.digests.get(s)]
@@ -217,11 +218,12 @@ class _Past:
     """By step."""
     left_out: list[dict[str, Any]]
     """Events of steps whose update was left out, those among them that were taken back."""
-    passed_over: list[list[int]]
+    kept: Kept
+    """Of the data that it passed over."""
 
     def first_position(self, step: int) -> int:
         """Where a step's data begins."""
-        return moved_on(self.recipe.batch.schedule.position_at(step - 1), self.passed_over)
+        return moved_on(self.recipe.batch.schedule.position_at(step - 1), self.kept.windows)
 
     def batch(self, data: Data, first: int, step: int) -> tuple[SampleBatch, str]:
         """The samples of a step whose data begins at a position, and their digest as the log has it."""
@@ -238,8 +240,14 @@ def _open(run: Path) -> _Past:
     lines = [line for line in read_metrics(metrics) if _tells_a_batch(line)] if metrics.is_file() else []
     digests = {line["step"]: line["batch_digest"] for line in lines if "event" not in line}
     left_out = [line for line in lines if line.get("event") == "left_out"]
-    kept = read_kept(run)
-    return _Past(recipe, open_data(recipe), digests, left_out, [] if kept is None else kept.windows)
+    kept = read_kept(run) or Kept([], 0)
+    return _Past(recipe, _open_data(recipe, kept), digests, left_out, kept)
+
+
+def _open_data(recipe: Recipe, kept: Kept) -> Data:
+    data = open_data(recipe)
+    pass_over(data, recipe, kept.windows, kept.changes)
+    return data
 
 
 def _without_lists(recipe: Recipe) -> Recipe:

@@ -190,6 +190,8 @@ class Progress:
     """Step of the newest checkpoint."""
     passed_over: list[list[int]] = field(default_factory=list)
     """Windows of the data that no step trains on: first position and number of them (`samples.passed_over`)."""
+    passed_changes: list[list[int]] = field(default_factory=list)
+    """Changes of weights that came in amid such a window: step and position."""
     num_rewinds: int = 0
     """How many times the run went back to pass over data."""
     health: Health = field(default_factory=Health)

@@ -17,7 +17,7 @@ from launcher.samples import mixture as mixing
 from launcher.samples.cursor import Cursor
 from launcher.samples.exclude import Excluded
 from launcher.samples.grouping import grouped
-from launcher.samples.mixture import Mixture
+from launcher.samples.mixture import Mixture, Phase
 from launcher.samples.order import SampleOrder
 from launcher.samples.pieces import Pieces, join
 from launcher.samples.sentence_pairs import UNTOLD, SentencePairs
@@ -202,6 +202,14 @@ class Loader:
             pair_cuts_B=cuts_B,
             pair_labels_B=labels_B,
         )
+
+    def follow(self, phases: tuple[Phase, ...]) -> None:
+        """Let the weights change at other positions from now on.
+
+        Raises:
+            RecipeError: They are out of order.
+        """
+        self.mixture = Mixture(self.mixture.names, phases, self.mixture.seed)
 
     def advise(self, positions_B: NDArray[np.int64]) -> None:
         """Say which positions are read next; never waits for the disk."""

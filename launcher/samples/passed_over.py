@@ -1,14 +1,15 @@
 """Where the data of a step begins, in a run that passed over some.
 
 A run that never did reads one position after another. One that went back to a checkpoint, and left out what it had read
-since, goes on behind that window; all its later positions are further on by as much.
+since, goes on behind that window; all its later positions are further on by as much, and so are the changes of weights
+at later steps. A change that came in amid such a window stays there: what was read of each corpus stays read.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from launcher.errors import CheckpointError
@@ -17,6 +18,8 @@ from launcher.shards.durable import replace_durably
 FILE = "passed_over.json"
 Window = Sequence[int]
 """First position and number of positions."""
+Change = Sequence[int]
+"""Step, and the position at which its weights came in, amid a window."""
 
 
 def moved_on(position: int, passed_over: Iterable[Window]) -> int:
@@ -50,16 +53,44 @@ def put_back(position: int, passed_over: Iterable[Window]) -> int | None:
     return position - moved
 
 
+def first_of_change(step: int, position: int, passed_over: Iterable[Window], changes: Iterable[Change]) -> int:
+    """The first position of the weights that change at a step.
+
+    Args:
+        step: As the recipe names it.
+        position: Samples trained on by then.
+        passed_over: Windows that no step trains on.
+        changes: Those that came in amid one of them.
+    """
+    came_in = {change[0]: change[1] for change in changes}
+    return came_in.get(step, moved_on(position, passed_over) if step else 0)
+
+
+def with_changes(changes: Iterable[Change], firsts: Mapping[int, int], first: int, last: int) -> list[list[int]]:
+    """The changes with those added that came in amid the window `[first, last)`.
+
+    Args:
+        changes: So far.
+        firsts: First position of the weights of every step at which they change, as it was up to now.
+        first: First position of the window.
+        last: One past its last.
+    """
+    amid = {step: position for step, position in firsts.items() if first <= position < last}
+    return sorted([step, position] for step, position in {**amid, **{c[0]: c[1] for c in changes}}.items())
+
+
 @dataclass(frozen=True, slots=True)
 class Kept:
     """What a run's folder says of the data it passed over."""
 
     windows: list[list[int]]
     num_rewinds: int
+    changes: list[list[int]] = field(default_factory=list)
+    """Of weights, that came in amid a window."""
 
     def write(self, run: Path) -> None:
         """Write it so that a crash leaves what was there before, or all of this."""
-        replace_durably(run / FILE, json.dumps({"windows": self.windows, "num_rewinds": self.num_rewinds}) + "\n")
+        replace_durably(run / FILE, json.dumps(asdict(self)) + "\n")
 
 
 def read_kept(run: Path) -> Kept | None:
@@ -73,11 +104,13 @@ def read_kept(run: Path) -> Kept | None:
         return None
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-        windows = [[int(first), int(number)] for first, number in tree["windows"]]
-        return Kept(windows, int(tree["num_rewinds"]))
+        pairs = tree["windows"], tree.get("changes", [])
+        windows, changes = ([[int(first), int(second)] for first, second in each] for each in pairs)
+        return Kept(windows, int(tree["num_rewinds"]), changes)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"which data the run passed over cannot be read: {error}",
             str(path),
-            "write it anew from the `rewind` events in metrics.jsonl: windows is [[first_position, num_positions], …]",
+            "write it anew from the `rewind` events in metrics.jsonl: windows is [[first_position, num_positions], …], "
+            "changes that of the last of them",
         ) from None

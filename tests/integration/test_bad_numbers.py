@@ -78,7 +78,12 @@ def test_a_bad_step_leaves_weights_and_moments_as_they_were(
 
 
 def test_after_some_in_a_row_the_run_goes_back_and_passes_over_the_data(shards: Path, tmp_path: Path) -> None:
-    options = {"train__num_steps": 12, "checkpoint": {"every_steps": 4, "keep_last": 9}}
+    """Weights change at a step amid that data, where the change stays, and at one ahead, for which it waits."""
+    weight_of = {"law": 1, "wiki": 0, "new": 0}
+    mixture = {name: {"shards": str(shards), "weight": weight} for name, weight in weight_of.items()}
+    weights = [{"step": 6, "weights": {"wiki": 1}}, {"step": 10, "weights": {"law": 0, "wiki": 0, "new": 1}}]
+    data = {"seq_len": 24, "mixture": mixture, "changes": weights}
+    options = {"train__num_steps": 12, "checkpoint": {"every_steps": 4, "keep_last": 9}, "data": data}
     words = ["--ds_config", "zero2", "--recipe", str(recipe(tmp_path, shards, "bad", **options))]
     assert run_ranks(jobs.train_on_bad_data, 2, words, "loss", starts_of(6, 7, 8)) == [0, 0]
     run = tmp_path / "bad"
@@ -90,7 +95,7 @@ def test_after_some_in_a_row_the_run_goes_back_and_passes_over_the_data(shards: 
     # The same as if it had known.
     words = ["--ds_config", "zero2", "--recipe", str(recipe(tmp_path, shards, "knew", **options))]
     assert run_ranks(jobs.train, 2, [*words, "train.num_steps=4"]) == [0, 0]
-    Kept([[4 * GLOBAL_BATCH, 4 * GLOBAL_BATCH]], 1).write(tmp_path / "knew")
+    Kept([[4 * GLOBAL_BATCH, 4 * GLOBAL_BATCH]], 1, [[6, 6 * GLOBAL_BATCH]]).write(tmp_path / "knew")
     assert run_ranks(jobs.train, 2, words) == [0, 0]
     steps = [
         [(x["step"], x["loss"], x["grad_norm"], x["batch_digest"]) for x in read_metrics(path) if "lr" in x]
@@ -100,6 +105,8 @@ def test_after_some_in_a_row_the_run_goes_back_and_passes_over_the_data(shards: 
     assert [step for step, *_ in steps[0]] == list(range(1, 13))
     state = json.loads((run / "checkpoints" / "step-00000012" / "state.json").read_text())
     assert state["cursor"]["position"] == 16 * GLOBAL_BATCH
+    named = [{sequence.corpus for sequence in trace_step(run, step)[0]} for step in (4, 5, 10, 11, 12)]
+    assert named == [{"law"}, {"law", "wiki"}, {"law", "wiki"}, {"new"}, {"new"}]
 
     # The text that did it, and that of the step that took its number.
     told = events(run, "left_out")[0]

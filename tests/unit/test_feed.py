@@ -15,9 +15,19 @@ from launcher.config.loading import check_recipe
 from launcher.config.objectives import part_names
 from launcher.config.recipe import BatchConfig, Recipe
 from launcher.errors import ShardError, TokenizerError
-from launcher.feed import Data, model_inputs, open_data, step_batches, validation_batches, wasted
+from launcher.feed import (
+    Data,
+    made_batches,
+    model_inputs,
+    open_data,
+    pass_over,
+    step_batches,
+    validation_batches,
+    wasted,
+)
 from launcher.objectives.base import IGNORE_INDEX
 from launcher.samples.digest import combine, digest
+from launcher.samples.passed_over import moved_on
 from launcher.shards.manifest import read_manifest
 
 GLOBAL_BATCH = 48
@@ -123,6 +133,33 @@ def test_a_change_of_weights_ahead_and_a_corpus_added_leave_the_past_as_it_was(c
         count = np.count_nonzero(batch.corpora_B == corpus)
         expected = changed.train.corpora[corpus].order.samples_at(np.arange(count))
         assert batch.sample_ids_B[batch.corpora_B == corpus].tolist() == expected.tolist()
+
+
+def test_weights_change_at_their_step_in_a_run_that_passed_over_data(corpora: dict[str, Path]) -> None:
+    """It took steps 4 to 7 and went back to step 3: a change at step 5 is behind it, one at step 8 ahead."""
+    plan = plan_batch(GLOBAL_BATCH, None, 1)
+    window, changes = [[3 * GLOBAL_BATCH, 4 * GLOBAL_BATCH]], [[5, 5 * GLOBAL_BATCH]]
+    text = mixture(corpora, law=1, wiki=0, late=0)
+    text["changes"] = [{"step": 5, "weights": {"law": 0, "wiki": 1}}]
+    before = open_data(recipe_of("mlm", text))
+    pass_over(before, recipe_of("mlm", text), window, changes)
+    text["changes"].append({"step": 8, "weights": {"wiki": 0.5, "late": 0.5}})
+    data = open_data(recipe_of("mlm", text))
+    pass_over(data, recipe_of("mlm", text), window, changes)
+    position = moved_on(7 * GLOBAL_BATCH, window)  # far behind the sample of step 8 in a run that passed over nothing
+    assert before.train.fingerprint_at(position) == data.train.fingerprint_at(position)
+    batch = data.train.fetch(np.arange(15 * GLOBAL_BATCH, dtype=np.int64))
+    corpora_of_steps = [
+        set(batch.corpora_B[moved_on(s * GLOBAL_BATCH, window) :][:GLOBAL_BATCH].tolist()) for s in range(11)
+    ]
+    assert corpora_of_steps == [{0}] * 3 + [{1}] * 5 + [{1, 2}] * 3
+    for corpus in range(3):  # nothing repeated, nothing skipped
+        count = np.count_nonzero(batch.corpora_B == corpus)
+        expected = data.train.corpora[corpus].order.samples_at(np.arange(count))
+        assert batch.sample_ids_B[batch.corpora_B == corpus].tolist() == expected.tolist()
+    (made,) = made_batches(data, plan, 0, 8, 9, window)
+    positions = moved_on(8 * GLOBAL_BATCH, window) + np.arange(GLOBAL_BATCH)
+    assert made.digest == combine(digest(positions, data.objective.batch(data.train.fetch(positions))))
 
 
 def test_rows_tell_their_documents_apart_where_they_are_to_be(corpora: dict[str, Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.errors import CheckpointError
-from launcher.samples.passed_over import FILE, Kept, moved_on, put_back, read_kept, with_window
+from launcher.samples.passed_over import (
+    FILE,
+    Kept,
+    first_of_change,
+    moved_on,
+    put_back,
+    read_kept,
+    with_changes,
+    with_window,
+)
 
 
 @st.composite
@@ -42,9 +52,47 @@ def test_going_back_moves_nothing_before_it(passed_over: list[list[int]], back: 
     assert moved_on(back, after) == moved_on(now, passed_over)
 
 
+@given(st.data(), st.integers(1, 60), st.integers(1, 60))
+def test_weights_change_at_their_step_or_stay_where_they_came_in_amid_what_was_passed_over(
+    data: st.DataObject, one: int, two: int
+) -> None:
+    """Steps of one sample; whatever was read at a position has the same weights there for ever."""
+    steps = sorted({0, one, two})
+    passed_over: list[list[int]] = []
+    changes: list[list[int]] = []
+    read: dict[int, int] = {}
+    step = furthest = 0
+    for _ in range(data.draw(st.integers(0, 5))):
+        now = step + data.draw(st.integers(0, 20))
+        firsts = {at: first_of_change(at, at, passed_over, changes) for at in steps}
+        read |= {
+            position: _weights(position, firsts)
+            for s in range(step, now)
+            if (position := moved_on(s, passed_over)) >= 0
+        }
+        assert all(
+            _weights(moved_on(s, passed_over), firsts) == max(at for at in steps if at <= s)
+            for s in range(furthest, now)
+        )
+        furthest = max(furthest, now)
+        step = data.draw(st.integers(0, now))
+        first, last = moved_on(step, passed_over), moved_on(now, passed_over)
+        passed_over, changes = with_window(passed_over, first, last), with_changes(changes, firsts, first, last)
+        assert {
+            p: _weights(p, {at: first_of_change(at, at, passed_over, changes) for at in steps}) for p in read
+        } == read
+
+
+def _weights(position: int, firsts: Mapping[int, int]) -> int:
+    """The step whose weights a position has."""
+    return max(step for step, first in firsts.items() if first <= position)
+
+
 def test_what_was_passed_over_is_kept(tmp_path: Path) -> None:
     assert read_kept(tmp_path) is None
-    Kept([[8, 16]], 1).write(tmp_path)
+    Kept([[8, 16]], 1, [[2, 12]]).write(tmp_path)
+    assert read_kept(tmp_path) == Kept([[8, 16]], 1, [[2, 12]])
+    (tmp_path / FILE).write_text('{"windows": [[8, 16]], "num_rewinds": 1}')  # of an earlier version
     assert read_kept(tmp_path) == Kept([[8, 16]], 1)
 
 
