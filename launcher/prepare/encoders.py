@@ -26,6 +26,7 @@ from tokenizers import Tokenizer
 from launcher.prepare.sentences import sentence_lengths
 from launcher.prepare.wordpiece import VERSION, CachedWordPiece, fits
 from launcher.prepare.words import WordMarker
+from launcher.prepare.young_characters import with_young_characters
 
 REFERENCE = "tokenizers"
 OWN = "cached-wordpiece"
@@ -92,7 +93,9 @@ def build_encoder(options: EncodeOptions, tokenizer_json: str) -> Encoder:
     reference = ReferenceEncoder(tokenizer_json)
     if options.encoder == REFERENCE:
         return reference
-    return FastEncoder(partial(FAST[options.encoder].load, tokenizer_json), reference)
+    program = FAST[options.encoder]
+    fast = FastEncoder(partial(program.load, tokenizer_json), reference)
+    return GuardedEncoder(fast, reference) if program.has_own_tables else fast
 
 
 def candidates(tokenizer_json: str) -> list[str]:
@@ -158,6 +161,29 @@ class FastEncoder:
             return Encoded(
                 np.concatenate([part.ids_N for part in parts]), np.concatenate([part.lengths_D for part in parts])
             )
+
+
+class GuardedEncoder:
+    """A faster program that has Unicode tables of its own: the reference takes texts with characters on which they may
+    differ from its own.
+    """
+
+    def __init__(self, fast: Encoder, reference: ReferenceEncoder) -> None:
+        self._fast, self._reference = fast, reference
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """See `Encoder.encode`."""
+        young = with_young_characters(texts)
+        if not young:
+            return self._fast.encode(texts)
+        common = sorted(set(range(len(texts))).difference(young))
+        parts = [self._reference.encode([texts[place] for place in young])]
+        if common:
+            parts.append(self._fast.encode([texts[place] for place in common]))
+        lengths_D = np.concatenate([part.lengths_D for part in parts])
+        texts_ids = np.split(np.concatenate([part.ids_N for part in parts]), np.cumsum(lengths_D)[:-1])
+        order_D = np.argsort([*young, *common])
+        return Encoded(np.concatenate([texts_ids[place] for place in order_D]), lengths_D[order_D])
 
 
 class FeatureEncoder:
@@ -296,12 +322,14 @@ class _Fast:
     """Whether it is for this tokenizer, given as JSON."""
     load: Callable[[str], Encode]
     """Makes its call from a tokenizer's JSON."""
+    has_own_tables: bool = True
+    """Whether it knows for itself what is a letter."""
     unsound: str = ""
     """Why `auto` does not take it, whatever the gate says; it can be asked for by name, and passes the gate or not."""
 
 
 FAST = {
-    OWN: _Fast(fits, _load_cached_wordpiece),
+    OWN: _Fast(fits, _load_cached_wordpiece, has_own_tables=False),
     "gigatoken": _Fast(_is("BPE"), _load_gigatoken),
     "fastokens": _Fast(_is("BPE"), _load_fastokens),
     "tokie": _Fast(

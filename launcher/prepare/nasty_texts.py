@@ -53,6 +53,14 @@ TEXTS = (
     "人民法院！？！？。。。，，，",
     "a\u0301\u0301\u0301\u0301\u0301 stacked m̷a̷r̷k̷s̷",
     "\u00a0no\u00a0break\u202fspaces\u3000\u1680\u2003em",
+    # Letters and digits of Unicode 14, 15, 15.1, 16 and 17, where a table without them cuts otherwise; apart, as of a
+    # text with characters that this Python does not know the reference takes all.
+    "\u0870's1\U0001df00're",
+    "\U000323af's1\U00011f50a",
+    "\U0002ebf0's1\U0002ee5da",
+    "\ua7cb's1\U00010d40a \U00016d40're",
+    "\U000323b0's1\U00011de0a \u088f're",
+    "<0x41><0xE4> <0xFF>x",
     "tail without end",
 )
 
