@@ -28,6 +28,12 @@ prologue=slurm/prologue.sh
 # Tasks are numbered from 0 here, whatever the array counts from; its step is 1 unless somebody says otherwise.
 task=$(((${SLURM_ARRAY_TASK_ID:-0} - ${SLURM_ARRAY_TASK_MIN:-0}) / ${SLURM_ARRAY_TASK_STEP:-1}))
 tasks=$(((${SLURM_ARRAY_TASK_MAX:-0} - ${SLURM_ARRAY_TASK_MIN:-0}) / ${SLURM_ARRAY_TASK_STEP:-1} + 1))
+# Of an array with holes nobody would build the parts of the tasks that are not there.
+if [ "${SLURM_ARRAY_TASK_COUNT:-$tasks}" -ne "$tasks" ]; then
+    echo "prepare.sh: the array's $SLURM_ARRAY_TASK_COUNT tasks do not follow one another: submit it as 0-N; the parts that" \
+        "are finished are kept, whatever its number of tasks" >&2
+    exit 2
+fi
 echo "prepare.sh: job ${SLURM_JOB_ID:-?}, task $task of $tasks: pretrain prepare $*"
 "${wrap[@]}" python -m launcher.cli prepare "$@" --task "$task" --tasks "$tasks"
 code=$?
