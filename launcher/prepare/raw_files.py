@@ -17,7 +17,7 @@ from launcher.errors import CorpusError
 
 READ_BYTES = 4 << 20
 """Read at once (assumption: large against a system call, small against memory)."""
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".xz": "xz"}
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".xz": "xz"}
 
 
 class Readable(Protocol):

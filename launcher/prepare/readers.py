@@ -189,7 +189,7 @@ class SegmentReader:
                 for record in ijson.items(file, "item"):
                     meter.num_rows += 1
                     yield Record(meter.num_rows, _plain(record))
-            except (ijson.JSONError, UnicodeDecodeError) as error:
+            except (ijson.JSONError, UnicodeDecodeError, RecursionError) as error:
                 first = error.args[0]  # of ijson's sometimes the bytes around the place
                 told = first.decode("utf-8", "replace") if isinstance(first, bytes) else str(error)
                 raise CorpusError(

@@ -17,6 +17,17 @@ from launcher.prepare.tables import arrow_files, is_saved_dataset, num_record_ba
 Kind = Literal["lines", "array", "text", "parquet", "arrow", "hub"]
 JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 TABLES: dict[str, Kind] = {".parquet": "parquet", ".arrow": "arrow"}
+OTHER_COMPRESSIONS = (".bz2", ".lz4", ".lzma", ".br", ".zip", ".7z")
+PACKED = (
+    (b"\x1f\x8b", "gzip", "let its name end in .gz"),
+    (b"\x28\xb5\x2f\xfd", "zstd", "let its name end in .zst"),
+    (b"\xfd7zXZ", "xz", "let its name end in .xz"),
+    (b"BZh", "bzip2, which is not read here", "bzcat FILE | zstd > FILE.zst"),
+    (b"PK\x03\x04", "zip, which is not read here", "unzip it"),
+    (b"PAR1", "parquet", "let its name end in .parquet"),
+    (b"ARROW1", "arrow", "let its name end in .arrow"),
+)
+"""How files begin that are no JSON, what they are, and what to do."""
 _FIX = "give JSON, JSONL, text, parquet or arrow files, a folder of them, a glob in quotes, or hub:OWNER/NAME"
 
 
@@ -127,27 +138,37 @@ def _pieces(number: int, source: SourceFile, part_bytes: int, txt: str) -> Itera
 
 def _paths(path: Path, word: str) -> list[Path]:
     """The files and saved data sets that a word means."""
-    if path.is_dir():
-        return [path] if is_saved_dataset(path) else sorted(_walk(path))
-    if path.is_file():
-        return [path]
-    matched = sorted(Path(name) for name in glob.glob(word, recursive=True))
-    return [one for one in matched if one.is_file() or (one.is_dir() and is_saved_dataset(one))]
+    matched = [path] if path.exists() else sorted(Path(name) for name in glob.glob(word, recursive=True))
+    found = []
+    for one in matched:
+        if one.is_dir() and not is_saved_dataset(one):
+            found += sorted(_walk(one))
+        elif one.is_dir() or one.is_file():
+            found.append(one)
+    return found
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    real = folder.resolve()
+    if real in above:  # a link back to where it is found
+        return
     # Hidden ones are somebody's unfinished or own business: .building-…, .ipynb_checkpoints, .cache
     with reading(str(folder)):
         entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     for entry in entries:
         path = folder / entry.name
-        if entry.is_dir(follow_symlinks=False):
+        if entry.is_dir():
             if is_saved_dataset(path):
                 yield path
             else:
-                yield from _walk(path)
-        elif _kind_by_name(path) is not None and path.is_file():
+                yield from _walk(path, (*above, real))
+        elif (_kind_by_name(path) is not None or _is_packed_text(path)) and path.is_file():
             yield path
+
+
+def _is_packed_text(path: Path) -> bool:
+    """Whether it is text under a compression that is not read here: to be told, not passed over."""
+    return path.suffix.lower() in OTHER_COMPRESSIONS and _kind_by_name(path.with_suffix("")) is not None
 
 
 def _kind_by_name(path: Path) -> Kind | None:
@@ -175,8 +196,11 @@ def _describe(path: Path) -> SourceFile:
     if compression is not None and not state.st_size:
         raise damaged(str(path), EOFError("it is empty"))
     units = None
-    if kind == "lines" and _first_character(path, compression) == b"[":
-        kind = "array"
+    if kind == "lines":
+        start = _first_bytes(path, compression)
+        _refuse_packed(path, start)
+        if start[:1] == b"[":
+            kind = "array"
     elif kind == "parquet":
         units = num_row_groups(str(path))
     elif kind == "arrow":
@@ -184,10 +208,20 @@ def _describe(path: Path) -> SourceFile:
     return SourceFile(str(path), kind, compression, state.st_size, state.st_mtime_ns, units)
 
 
-def _first_character(path: Path, compression: str | None) -> bytes:
+def _first_bytes(path: Path, compression: str | None) -> bytes:
+    """The first few that are no white space."""
     with opened(str(path), compression, Meter()) as file:
         while block := file.read(4096):
             start = block.lstrip()
             if start:
-                return start[:1]
+                return start[:8]
     return b""
+
+
+def _refuse_packed(path: Path, start: bytes) -> None:
+    for magic, what, fix in PACKED:
+        if start.startswith(magic):
+            raise CorpusError(f"this is no text, but {what}, and its name does not say so", str(path), fix)
+    if path.suffix.lower() in OTHER_COMPRESSIONS:
+        fix = "unpack it, or pack it with gzip, zstd or xz"
+        raise CorpusError(f"files packed as {path.suffix} are not read here", str(path), fix)

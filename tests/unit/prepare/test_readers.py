@@ -156,6 +156,12 @@ UTF16 = '{"completion": "a"}\n'.encode("utf-16")
         pytest.param("x.jsonl", GOOD + b"{oops}\n", r"line is not JSON[\s\S]*x\.jsonl:2\n[\s\S]*mend", id="no JSON"),
         pytest.param("x.jsonl", b"{\n  " + GOOD, r"line is not JSON[\s\S]*x\.jsonl:1\n", id="one object over lines"),
         pytest.param("x.jsonl", b"[" * 5000, r"not JSON after record 0[\s\S]*x\.jsonl:1", id="nested too deep"),
+        pytest.param(
+            "x.json",
+            b'[{"completion": "a", "b": ' + b"[" * 5000 + b"]" * 5000 + b"}]",
+            r"not JSON after record 1: [\s\S]*recursion",
+            id="a sound array nested too deep",
+        ),
         pytest.param("x.jsonl", b'{"a":' * 5000, r"line is not JSON[\s\S]*x\.jsonl:1", id="a line nested too deep"),
         pytest.param("x.jsonl", b"\n" + b'{"completion": "\xff"}', r"not UTF-8[\s\S]*:2\n[\s\S]*GB18030", id="GBK"),
         pytest.param("x.jsonl", UTF16, r"not UTF-8[\s\S]*x\.jsonl:1\n[\s\S]*iconv -f UTF-16", id="UTF-16"),

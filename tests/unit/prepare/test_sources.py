@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 import lzma
@@ -56,6 +57,7 @@ def names(corpus: Path | str, *, inside: Path | None = None) -> list[str]:
         pytest.param("a.gz", gzip.compress(b"{}"), "lines", "gzip", id="gzip of who knows what"),
         pytest.param("a.jsonl.xz", lzma.compress(b"{}"), "lines", "xz", id="xz"),
         pytest.param("a.json.zst", pa.compress(b"[]", "zstd", asbytes=True), "array", "zstd", id="zstd"),
+        pytest.param("a.json.zstd", pa.compress(b"{}", "zstd", asbytes=True), "lines", "zstd", id="zstd in full"),
         pytest.param("a.txt.gz", gzip.compress(b"[]"), "text", "gzip", id="text inside gzip"),
     ],
 )
@@ -88,6 +90,38 @@ def test_files_folders_and_globs_are_found_once_and_sorted(tmp_path: Path) -> No
         "d.jsonl",
         "e.md",
     ]
+
+
+def test_folders_behind_links_and_globs_are_read_and_a_link_back_is_no_end(tmp_path: Path) -> None:
+    for name in ("elsewhere/a.jsonl", "corpus/own/b.jsonl", "corpus/c.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "corpus" / "linked").symlink_to("../elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to("../corpus")
+    for word in (tmp_path / "corpus", tmp_path / "corp*", tmp_path / "corpus" / "*"):
+        assert sorted(names(word)) == ["a.jsonl", "b.jsonl", "c.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "message"),
+    [
+        ("a.jsonl.bz2", bz2.compress(b"{}"), r"bzip2, which is not read here[\s\S]*bzcat"),
+        ("a.txt.zip", b"PK\x03\x04 and so on", r"zip, which is not read here[\s\S]*unzip"),
+        ("a.jsonl.lz4", b"\x04\x22\x4d\x18", r"packed as \.lz4 are not read[\s\S]*zstd or xz"),
+        ("a.jsonl", gzip.compress(b"{}"), r"gzip, and its name does not say so[\s\S]*end in \.gz"),
+        ("a.json", pa.compress(b"[]", "zstd", asbytes=True), r"zstd[\s\S]*end in \.zst"),
+        ("a.json", b"PAR1\x15\x04", r"parquet[\s\S]*end in \.parquet"),
+    ],
+    ids=["bzip2", "zip", "lz4", "gzip unnamed", "zstd unnamed", "parquet unnamed"],
+)
+def test_packed_text_that_cannot_be_read_is_told_and_not_passed_over(
+    tmp_path: Path, name: str, raw: bytes, message: str
+) -> None:
+    (tmp_path / "b.jsonl").write_text("{}")
+    (tmp_path / name).write_bytes(raw)
+    for word in (tmp_path, tmp_path / name):
+        with pytest.raises(CorpusError, match=message):
+            find_sources([str(word)])
 
 
 def test_a_file_is_read_once_under_whatever_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
