@@ -35,7 +35,7 @@ from launcher.samples.shapes import Samples
 from launcher.samples.windows import Windows
 from launcher.shards.manifest import SPLITS, Manifest, TokenizerInfo, read_manifest
 from launcher.shards.reader import Split
-from launcher.shards.search import excluded_documents
+from launcher.shards.search import excluded_of_corpora
 from launcher.shards.verify import tokenizer_problems
 
 VALIDATION_SEED = 0x76616C  # the same noise at every validation of every run, so that losses compare
@@ -82,12 +82,18 @@ def open_data(recipe: Recipe) -> Data:
     apart = data.keeps_documents_apart
     train: list[Corpus] = []
     validation: list[Loader] = []
-    for name, corpus in data.corpora.items():
-        splits = {split: Split(corpus.shards, split, manifests[name], data.verify) for split in SPLITS}
-        excluded = excluded_documents(corpus.exclude, splits) if corpus.exclude is not None else {}
-        train.append(_corpus(name, splits["train"], recipe, objective, seed, excluded.get("train")))
-        if splits["validation"].num_documents:
-            held_out = _corpus(name, splits["validation"], recipe, fixed, VALIDATION_SEED, excluded.get("validation"))
+    splits = {
+        (name, split): Split(corpus.shards, split, manifests[name], data.verify)
+        for name, corpus in data.corpora.items()
+        for split in SPLITS
+    }
+    excluded = excluded_of_corpora({name: corpus.exclude for name, corpus in data.corpora.items()}, splits)
+    for (name, split), documents in splits.items():
+        hidden = excluded.get((name, split))
+        if split == "train":
+            train.append(_corpus(name, documents, recipe, objective, seed, hidden))
+        elif documents.num_documents:
+            held_out = _corpus(name, documents, recipe, fixed, VALIDATION_SEED, hidden)
             validation.append(Loader((held_out,), with_words=fixed.needs_words, with_segments=apart))
     mixture = Mixture(tuple(data.corpora), _phases(recipe, (), ()), seed)
     return Data(
@@ -330,7 +336,12 @@ def _corpus(
     pairs = recipe.objective.sentence_pairs if isinstance(recipe.objective, MaskedObjective) else "none"
     samples = _samples(split, recipe.data, objective) if pairs == "none" else _pairs(split, objective, pairs, seed)
     excluded = {} if exclude is None else {"exclude": exclude}
-    return Corpus(name, samples, samples.order(seed), **excluded)
+    try:
+        order = samples.order(seed)
+    except ShardError as error:
+        where = f"data.mixture.{name}" if recipe.data.mixture else error.where
+        raise ShardError(error.what, f"{where}: {split.folder}, {split.name}", error.fix) from None
+    return Corpus(name, samples, order, **excluded)
 
 
 def _samples(split: Split, data: DataConfig, objective: Objective) -> Samples:

@@ -18,7 +18,8 @@ class CorpusConfig(Record):
     weight: Annotated[float, Field(ge=0.0, allow_inf_nan=False)] = 1.0
     """Its part of the samples, relative to the others'; 0 leaves it out until a change brings it in."""
     exclude: FolderPath | None = None
-    """File that names documents to leave out, a line each: FILE:LINE, or the xxh3-128 of the text."""
+    """File that names documents to leave out, a line each: FILE:LINE, or the xxh3-128 of the text. Corpora may share
+    one."""
 
 
 class WeightChange(Record):

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from launcher.errors import ShardError
 from launcher.shards.reader import Split
+
+Key = TypeVar("Key", bound=Hashable)
 
 HASH = re.compile(r"[0-9a-f]{32}")
 PLACE = re.compile(r"(.+):(\d+)")
@@ -81,29 +84,50 @@ def find_documents(split: Split, names: Sequence[str]) -> dict[str, list[int]]:
     return found
 
 
-def excluded_documents(path: Path, splits: dict[str, Split]) -> dict[str, NDArray[np.int64]]:
+def excluded_documents(path: Path, splits: Mapping[Key, Split]) -> dict[Key, NDArray[np.int64]]:
     """The documents of each split that a file names.
 
     Args:
         path: The file.
-        splits: By name.
+        splits: Of every corpus that the file is about, by any key.
 
     Returns:
-        Numbers of documents, ascending, int64 [D] by split.
+        Numbers of documents, ascending, int64 [D] by the same key.
 
     Raises:
         ShardError: A name is borne by no document of any split, or the file cannot be read.
     """
     names = read_names(path)
-    found = {split_name: find_documents(split, names) for split_name, split in splits.items()}
+    found = {key: find_documents(split, names) for key, split in splits.items()}
     lost = [name for name in names if not any(hits[name] for hits in found.values())]
     if lost:
         more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
         raise ShardError(f"no document is called {', '.join(lost[:3])}{more}", str(path), _NAMES)
     return {
-        split_name: np.unique(np.array([d for each in hits.values() for d in each], dtype=np.int64))
-        for split_name, hits in found.items()
+        key: np.unique(np.array([d for each in hits.values() for d in each], dtype=np.int64))
+        for key, hits in found.items()
     }
+
+
+def excluded_of_corpora(
+    lists: Mapping[str, Path | None], splits: Mapping[tuple[str, str], Split]
+) -> dict[tuple[str, str], NDArray[np.int64]]:
+    """The documents of several corpora that their files name; those of one file lie in any corpus that has it.
+
+    Args:
+        lists: The file of each corpus, by name; None for one that has none.
+        splits: By corpus and split.
+
+    Returns:
+        Numbers of documents, ascending, int64 [D] by corpus and split, where the corpus has a file.
+
+    Raises:
+        ShardError: A name is borne by no document of any corpus that has the file, or it cannot be read.
+    """
+    found: dict[tuple[str, str], NDArray[np.int64]] = {}
+    for path in dict.fromkeys(path for path in lists.values() if path is not None):
+        found |= excluded_documents(path, {key: split for key, split in splits.items() if lists[key[0]] == path})
+    return found
 
 
 def _hash_hits(origins_D: NDArray[np.void], heads: NDArray[np.uint64]) -> list[int]:

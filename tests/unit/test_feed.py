@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from token_shards import END, random_documents, write_shards
+from token_shards import END, random_documents, text_hash, write_shards
 
 from launcher.config.batch import plan_batch
 from launcher.config.loading import check_recipe
@@ -195,6 +195,34 @@ def test_an_excluded_document_becomes_padding_and_moves_nobody(
     assert (after["labels"][gone] == IGNORE_INDEX).all()
     assert np.array_equal(after["input_ids"][~gone], before["input_ids"][~gone])
     assert data.train.fingerprint_at(len(positions)) == plain.train.fingerprint_at(len(positions))
+
+
+def test_corpora_may_share_a_list_that_names_documents_of_any_of_them(corpora: dict[str, Path], tmp_path: Path) -> None:
+    takedown = tmp_path / "takedown.txt"
+    texts = {name: random_documents(150, 15, seed=seed) for seed, name in enumerate(("law", "wiki"))}
+    longest = {name: max(range(150), key=lambda number: len(texts[name][number])) for name in texts}
+    names = {name: text_hash(texts[name][number]) for name, number in longest.items()}
+    takedown.write_text("\n".join(names.values()))
+    text = mixture(corpora, law=0.5, wiki=0.5)
+    for corpus in text["mixture"].values():
+        corpus["exclude"] = str(takedown)
+    data = open_data(recipe_of("mlm", text))
+    assert [corpus.exclude.tolist() for corpus in data.train.corpora] == [[longest["law"]], [longest["wiki"]]]
+    takedown.write_text(f"{names['law']}\n{'0' * 32}\n")
+    with pytest.raises(ShardError, match=f"no document is called {'0' * 32}"):
+        open_data(recipe_of("mlm", text))
+    text["mixture"]["law"].pop("exclude")
+    takedown.write_text(names["law"])
+    with pytest.raises(ShardError, match="no document is called"):  # it lies in a corpus that has no list
+        open_data(recipe_of("mlm", text))
+
+
+def test_a_corpus_without_a_sample_is_named(corpora: dict[str, Path], tmp_path: Path) -> None:
+    write_shards(tmp_path / "empty", [])
+    text = mixture({**corpora, "empty": tmp_path / "empty"}, law=0.5, empty=0)
+    with pytest.raises(ShardError, match="there is no sample to train on") as told:
+        open_data(recipe_of("mlm", text))
+    assert told.value.where == f"data.mixture.empty: {tmp_path / 'empty'}, train"
 
 
 def test_whole_words_are_masked_from_the_shards_own_plane(corpora: dict[str, Path], tmp_path: Path) -> None:
