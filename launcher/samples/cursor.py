@@ -72,8 +72,8 @@ class Cursor:
                 f"the checkpoint stands at sample {self.position} of another data order "
                 f"({self.fingerprint}, now {fingerprint})",
                 "cursor.fingerprint",
-                "put back the shards, sequence length, objective, seed and weights it was trained with up to here "
-                "(later weights may change), or start a new run",
+                "put back the shards and their names, sequence length, objective, seed and weights it was trained with "
+                "up to here (later weights may change), or start a new run",
             )
 
 
