@@ -15,7 +15,6 @@ from launcher.checkpoint import folder as layout
 from launcher.checkpoint.find import Skipped, newest_sound
 from launcher.checkpoint.load import CheckpointReader
 from launcher.checkpoint.model_files import write_model_files
-from launcher.config.loading import check_recipe, read_yaml
 from launcher.config.recipe import Recipe
 from launcher.errors import CheckpointError, UsageError
 from launcher.models.build import AUTO_CLASSES
@@ -89,7 +88,7 @@ def export_checkpoint(
     """
     out = out.resolve()  # a link is kept, and what it leads to replaced
     _refuse_other_content(out)
-    recipe = check_recipe(read_yaml(path / "recipe.yaml"), str(path / "recipe.yaml"))
+    recipe = layout.read_recipe(path)
     saving = out.with_name(f".{out.name}.saving")
     shutil.rmtree(saving, ignore_errors=True)
     try:

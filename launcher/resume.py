@@ -29,13 +29,13 @@ def is_complete(recipe: Recipe, budget_s: float | None) -> bool:
     Which step is the last, only the end of a budget tells.
     """
     from launcher.checkpoint.find import newest_sound, problem_at_a_glance
-    from launcher.checkpoint.folder import complete_steps, read_json
+    from launcher.checkpoint.folder import complete_steps, read_json, read_recipe
 
     checkpoints = recipe.run_folder / "checkpoints"
     newest = newest_sound(checkpoints, complete_steps(checkpoints), problem_at_a_glance).path
     if newest is None:
         return False
-    refuse_other_recipe(recipe, newest)
+    refuse_other_recipe(recipe, read_recipe(newest), newest)
     step = int(read_json(newest / "state.json", "step")["step"])
     if budget_s is not None:
         return completed_step(recipe.run_folder) == step

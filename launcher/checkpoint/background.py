@@ -226,23 +226,44 @@ class BackgroundSaver(Saver):
             self._blocked_s += time.perf_counter() - started
 
     def _can_copy(self, part: Part) -> bool:
-        """Whether every rank's copy fits into what its host has left; asked once, before the first is made."""
+        """Whether every rank has a buffer for its copy: settled once, before the first is made."""
         if self._has_room is None:
-            needed = part.layout.num_bytes * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-            left = host_memory.available_bytes()
-            self._has_room = all(self._ranks.exchange(needed < left * SHARE_OF_MEMORY))
-            if not self._has_room:
-                told = "no room for a copy of the state (%s of %s on this host): training waits for every save"
-                logging.getLogger(__name__).warning(told, size(needed), size(left))
+            # Looked at by all before the first takes any: what one has, the next does not find.
+            fits = all(self._ranks.exchange(_fits(part.layout.num_bytes)))
+            if fits:
+                self._buffer = _buffer_of(part.layout.num_bytes)
+                fits = all(self._ranks.exchange(self._buffer is not None))
+            if not fits:
+                self._buffer = None
+            self._has_room = fits
         return self._has_room
 
     def _begin_copy(self, part: Part) -> Copy:
-        if self._buffer is None:
-            pinned = get_accelerator().device_name() != "cpu"
-            self._buffer = aligned_buffer(part.layout.num_bytes, pinned=pinned)
+        assert self._buffer is not None
         header = torch.frombuffer(bytearray(part.layout.header), dtype=torch.uint8)
         # Of what changes with every pass the part's tensors are copies, of the rest views.
         return Copy([header, *part.tensors()], self._buffer)
+
+
+def _fits(num_bytes: int) -> bool:
+    """Whether the copies of all ranks of this host fit into what it has left."""
+    needed = num_bytes * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    left = host_memory.available_bytes()
+    if needed < left * SHARE_OF_MEMORY:
+        return True
+    told = "no room for a copy of the state (%s of %s on this host): training waits for every save"
+    logging.getLogger(__name__).warning(told, size(needed), size(left))
+    return False
+
+
+def _buffer_of(num_bytes: int) -> torch.Tensor | None:
+    """Memory for a copy; None where the system, or the device's driver, gives none."""
+    try:
+        return aligned_buffer(num_bytes, pinned=get_accelerator().device_name() != "cpu")
+    except (OSError, MemoryError, RuntimeError) as error:
+        told = "no memory for a copy of the state (%s): training waits for every save"
+        logging.getLogger(__name__).warning(told, str(error).partition("\n")[0])
+        return None
 
 
 def make_saver(engine: Any, folder: Path, keep: CheckpointConfig) -> Saver:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import time
@@ -28,6 +29,8 @@ from typing import Any, TypeVar
 
 import xxhash
 
+from launcher.config.loading import check_recipe, parse_yaml
+from launcher.config.recipe import Recipe
 from launcher.errors import CheckpointError, DamagedCheckpointError, LauncherError, RequeueError
 from launcher.shards import durable, faults
 from launcher.shards.manifest import checksum
@@ -74,9 +77,39 @@ def unfinished(folder: Path) -> list[tuple[int, Path]]:
 
 
 def delete(checkpoint: Path) -> None:
-    """Delete a checkpoint; a crash in the middle leaves nothing that looks complete."""
+    """Delete a checkpoint; a crash in the middle leaves nothing that looks complete.
+
+    Two may do it: a run that keeps fewer, and `pretrain checkpoints prune` beside it.
+    """
     (checkpoint / MANIFEST).unlink(missing_ok=True)
-    shutil.rmtree(checkpoint)
+    shutil.rmtree(checkpoint, onerror=_unless_gone)
+
+
+def _unless_gone(_function: object, _path: object, info: tuple[Any, BaseException, Any]) -> None:
+    if not isinstance(info[1], FileNotFoundError):
+        raise info[1]
+
+
+def publish(folder: Path, step: int, files: list[dict[str, Any]]) -> Path:
+    """Make what was saved a checkpoint: list its files, and give it its name.
+
+    Args:
+        folder: The run's `checkpoints/`.
+        step: Whose `.saving-…` is there, every file in it on the disk.
+        files: Their entries in the manifest.
+
+    Returns:
+        The checkpoint; one that the step had before is gone.
+    """
+    saving, final = saving_path(folder, step), checkpoint_path(folder, step)
+    manifest = {"format_version": FORMAT_VERSION, "step": step, "files": files}
+    durable.write_durably(saving / MANIFEST, json.dumps(manifest, indent=1))
+    durable.sync(saving)
+    if final.exists():  # of a run that went back behind it, or half deleted
+        delete(final)
+    os.replace(saving, final)
+    durable.sync(folder)
+    return final
 
 
 def delete_unfinished(folder: Path) -> None:
@@ -225,7 +258,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
         RequeueError: The file system is away.
     """
     try:
-        value = json.loads(read_file(path, lambda path: path.read_text(encoding="utf-8")))
+        value = json.loads(read_file(path, _text))
     except ValueError as error:
         raise DamagedCheckpointError(f"the file cannot be read: {error}", str(path), _FIX) from None
     if not isinstance(value, dict) or not all(key in value for key in (*keys, "format_version")):
@@ -238,6 +271,22 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
             "use the version that wrote it (state.json names it)",
         )
     return value
+
+
+def read_recipe(checkpoint: Path) -> Recipe:
+    """The recipe that a checkpoint was made with.
+
+    Raises:
+        CheckpointError: It cannot be read.
+        RequeueError: The file system is away.
+        RecipeError: It is of another version.
+    """
+    path = checkpoint / "recipe.yaml"
+    return check_recipe(parse_yaml(read_file(path, _text), str(path)), str(path))
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def _named(folder: Path, pattern: re.Pattern[str]) -> list[tuple[int, Path]]:

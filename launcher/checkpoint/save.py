@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -241,12 +240,6 @@ def _complete(folder: Path, job: _Job, of_ranks: list[dict[str, Any]]) -> None:
         of_ranks: The ranks' files, as they have told them: what another host has just made, a network file system may
             not show here yet.
     """
-    saving, final = layout.saving_path(folder, job.step), layout.checkpoint_path(folder, job.step)
-    files = of_ranks + [layout.write_file(saving / name, text) for name, text in job.texts.items()]
-    manifest = {"format_version": layout.FORMAT_VERSION, "step": job.step, "files": files}
-    durable.write_durably(saving / layout.MANIFEST, json.dumps(manifest, indent=1))
-    durable.sync(saving)
-    if final.exists():  # of a run that went back behind it
-        layout.delete(final)
-    os.replace(saving, final)
-    durable.sync(folder)
+    saving = layout.saving_path(folder, job.step)
+    small = [layout.write_file(saving / name, text) for name, text in job.texts.items()]
+    layout.publish(folder, job.step, of_ranks + small)

@@ -153,9 +153,9 @@ class DurableFile:
                 if self._is_plain or error.errno not in (errno.EINVAL, errno.EFAULT):
                     raise
                 # Some file systems open a file for direct writes and then refuse them, or this kind of memory.
+                plain = os.open(self.path, os.O_WRONLY)
                 os.close(self._descriptor)
-                self._descriptor = os.open(self.path, os.O_WRONLY)
-                self._is_plain = True
+                self._descriptor, self._is_plain = plain, True
 
 
 class StreamedFile:

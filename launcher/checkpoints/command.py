@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -165,10 +166,10 @@ def _prune(options: argparse.Namespace) -> int:
     paths += [path for _, path in layout.damaged(folder)] if options.damaged else []
     freed = 0
     for path in paths:
-        files = [file.stat().st_size for file in path.iterdir()] if path.is_dir() else [path.stat().st_size]
-        freed += sum(files)
+        num_bytes = _num_bytes(path)
+        freed += num_bytes
         if not options.json:
-            print(f"{'would delete' if options.dry_run else 'deleted'} {path} ({size(sum(files))})")
+            print(f"{'would delete' if options.dry_run else 'deleted'} {path} ({size(num_bytes)})")
         if not options.dry_run:
             _delete(path)
     if options.json:
@@ -193,17 +194,26 @@ def _import(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def _num_bytes(path: Path) -> int:
+    """Of all its files; of what the run itself is deleting, of none."""
+    with suppress(FileNotFoundError):
+        return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
+    return 0
+
+
 def _delete(path: Path) -> None:
     if path.is_dir():
         layout.delete(path)
     else:
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def _is_idle(path: Path) -> bool:
     """A run may be writing it: only what has been left alone for long was interrupted."""
-    times = [path.stat().st_mtime, *(file.stat().st_mtime for file in path.glob("*"))]
-    return time.time() - max(times) > IDLE_S
+    with suppress(FileNotFoundError):
+        times = [path.stat().st_mtime, *(file.stat().st_mtime for file in path.glob("*"))]
+        return time.time() - max(times) > IDLE_S
+    return False
 
 
 def _kept_by_recipe(run_folder: Path) -> CheckpointConfig:

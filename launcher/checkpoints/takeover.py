@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,6 @@ from launcher.models.build import AUTO_CLASSES
 from launcher.models.configuration import build_config
 from launcher.models.local import code_texts, runs_code
 from launcher.objectives.base import longest_sequence
-from launcher.shards import durable
 
 RANK_FILE = "rank-00000.safetensors"
 
@@ -98,18 +96,14 @@ def take_over(source: Path, recipe: Recipe) -> Path:
 def _write(
     theirs: DeepSpeedCheckpoint, model: PreTrainedModel, checkpoints: Path, step: int, texts: dict[str, str]
 ) -> Path:
-    saving, final = layout.saving_path(checkpoints, step), layout.checkpoint_path(checkpoints, step)
+    saving = layout.saving_path(checkpoints, step)
     shutil.rmtree(saving, ignore_errors=True)
     saving.mkdir(parents=True)
     try:
         file, slices = _write_tensors(theirs, model, saving / RANK_FILE)
         texts = {**texts, "rank-00000.json": index_of(slices, file)}
         files = [file, *(layout.write_file(saving / name, text) for name, text in texts.items())]
-        manifest = {"format_version": layout.FORMAT_VERSION, "step": step, "files": files}
-        durable.write_durably(saving / layout.MANIFEST, json.dumps(manifest, indent=1))
-        durable.sync(saving)
-        os.replace(saving, final)
-        durable.sync(final.parent)
+        final = layout.publish(checkpoints, step, files)
     finally:
         shutil.rmtree(saving, ignore_errors=True)
     layout.write_latest(checkpoints, step)

@@ -147,13 +147,17 @@ def differences(before: Recipe, after: Recipe) -> list[str]:
     ]
 
 
-def refuse_other_recipe(recipe: Recipe, checkpoint: Path) -> None:
+def refuse_other_recipe(recipe: Recipe, before: Recipe, checkpoint: Path) -> None:
     """Going on from a checkpoint with another recipe would be another run under the same name.
+
+    Args:
+        recipe: Of the run.
+        before: The one that the checkpoint was made with.
+        checkpoint: Where it lies.
 
     Raises:
         CheckpointError: A field that decides what is learnt differs.
     """
-    before = check_recipe(read_yaml(checkpoint / "recipe.yaml"), str(checkpoint / "recipe.yaml"))
     changed = differences(before, recipe)
     if changed:
         raise CheckpointError(
@@ -180,15 +184,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
         RecipeError: It cannot be read, or is no YAML mapping.
     """
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise RecipeError(
-            "this is not YAML: " + " ".join(str(error).split()), str(path), "mend the line named above"
-        ) from None
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"the recipe cannot be read: {error}", str(path)) from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, where: str) -> dict[str, Any]:
+    """The text of a recipe file as plain dicts.
+
+    Raises:
+        RecipeError: It is no YAML mapping.
+    """
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise RecipeError(
+            "this is not YAML: " + " ".join(str(error).split()), where, "mend the line named above"
+        ) from None
     if not isinstance(tree, dict):
-        raise RecipeError("a recipe is a YAML mapping with sections such as data, model and train", str(path))
+        raise RecipeError("a recipe is a YAML mapping with sections such as data, model and train", where)
     return tree
 
 

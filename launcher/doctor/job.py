@@ -11,7 +11,7 @@ from rich.console import Console
 
 from launcher import units
 from launcher.checkpoint.find import newest_sound, problem_at_a_glance
-from launcher.checkpoint.folder import complete_steps
+from launcher.checkpoint.folder import complete_steps, read_recipe
 from launcher.cluster.hostfile import read_hostfile
 from launcher.cluster.hosts import check_names
 from launcher.cluster.render import BATCH_SCRIPT
@@ -221,7 +221,7 @@ def _run_folder(recipe: Recipe) -> Iterator[Finding]:
         newest = newest_sound(checkpoints, complete_steps(checkpoints), problem_at_a_glance).path
         if newest is None:
             return
-        refuse_other_recipe(recipe, newest)
+        refuse_other_recipe(recipe, read_recipe(newest), newest)
     except LauncherError as error:
         yield from_error("run", error)
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -115,6 +116,26 @@ def test_a_save_whose_copy_failed_while_training_went_on_is_told_and_the_next_is
     saver.finish()
     folder.verify(folder.checkpoint_path(saver._folder, 2))
     assert sorted(path.name for path in saver._folder.iterdir()) == ["latest", "step-00000002"]
+
+
+def test_where_the_host_refuses_memory_for_the_copy_training_waits_for_every_save(
+    saver: BackgroundSaver, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = []
+
+    def refuse(num_bytes: int, **_: Any) -> torch.Tensor:
+        asked.append(num_bytes)
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(background, "aligned_buffer", refuse)
+    for step in (1, 2):
+        saver.save({"step": step}, {})
+        assert not saver.in_flight
+        folder.verify(folder.checkpoint_path(saver._folder, step))
+    assert len(asked) == 1
+    assert [record.getMessage() for record in caplog.records] == [
+        "no memory for a copy of the state ([Errno 12] Cannot allocate memory): training waits for every save"
+    ]
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,16 @@ def test_what_is_put_aside_keeps_its_files_under_a_name_of_its_own(tmp_path: Pat
     ]
     assert layout.complete_steps(tmp_path) == []
     layout.verify(tmp_path / "damaged-00000005-2")
+
+
+def test_of_two_that_delete_a_checkpoint_none_fails(tmp_path: Path) -> None:
+    for step in range(20):
+        path = make_checkpoint(tmp_path, step)
+        for number in range(50):
+            (path / f"rank-{number:05d}.json").touch()
+        with ThreadPoolExecutor(2) as both:
+            list(both.map(layout.delete, [path, path]))
+        assert not path.exists()
 
 
 def test_latest_names_the_newest(tmp_path: Path) -> None:

@@ -131,3 +131,30 @@ def test_bytes_are_copied_whole_on_any_number_of_threads(num_bytes: int, num_thr
     finally:
         torch.set_num_threads(before)
     assert torch.equal(source, target)
+
+
+def test_a_file_that_can_be_opened_no_second_time_is_an_error_and_closed_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, closed, plain_open, plain_close = [], [], os.open, os.close
+
+    def open_once(*arguments: Any) -> int:
+        if opened:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        opened.append(plain_open(*arguments))
+        return opened[0]
+
+    def close(descriptor: int) -> None:
+        closed.append(descriptor)  # a second time it would be another thread's file
+        plain_close(descriptor)
+
+    def refuse(*_: Any) -> int:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", open_once)
+        patched.setattr(os, "close", close)
+        patched.setattr(os, "pwrite", refuse)
+        with pytest.raises(OSError, match="Stale file handle"), DurableFile(tmp_path / "a") as file:
+            file.append(aligned_buffer(ALIGNMENT), 1)
+    assert closed == opened
