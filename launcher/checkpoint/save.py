@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from launcher.checkpoint import folder as layout
@@ -76,7 +77,7 @@ class Saver:
         self._keep = keep
         self._ranks = Ranks()
         self._part: Part | None = None
-        self._outcomes: list[SaveOutcome] = []
+        self._outcomes: SimpleQueue[SaveOutcome] = SimpleQueue()
         self._failed: SaveError | None = None
 
     def save(self, state: Mapping[str, Any], texts: Mapping[str, str]) -> None:
@@ -96,8 +97,7 @@ class Saver:
 
     def outcomes(self) -> list[SaveOutcome]:
         """How the saves ended that have since this was last asked."""
-        told, self._outcomes = self._outcomes, []
-        return told
+        return [self._outcomes.get_nowait() for _ in range(self._outcomes.qsize())]
 
     def wait(self) -> None:
         """Wait for the save in flight, if there is one."""
@@ -144,7 +144,7 @@ class Saver:
         num_bytes, problem, deleted = ended
         elapsed = time.perf_counter() - job.started
         self._failed = problem
-        self._outcomes.append(
+        self._outcomes.put(
             SaveOutcome(
                 step=job.step,
                 num_bytes=num_bytes,

@@ -13,9 +13,10 @@ import pytest
 import torch
 from savers import saver_of
 
-from launcher.checkpoint import background, folder
+from launcher.checkpoint import background, folder, save
 from launcher.checkpoint.background import BackgroundSaver, Copy
 from launcher.checkpoint.ranks import SaveError
+from launcher.checkpoint.save import SaveOutcome
 
 TENSORS = [
     torch.arange(1000, dtype=torch.int64),
@@ -116,6 +117,21 @@ def test_a_save_whose_copy_failed_while_training_went_on_is_told_and_the_next_is
     saver.finish()
     folder.verify(folder.checkpoint_path(saver._folder, 2))
     assert sorted(path.name for path in saver._folder.iterdir()) == ["latest", "step-00000002"]
+
+
+def test_a_save_that_ends_while_somebody_asks_is_told_all_the_same(
+    saver: BackgroundSaver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def outcome(**fields: Any) -> SaveOutcome:
+        asked.extend(saver.outcomes())  # as training may, at that moment
+        return SaveOutcome(**fields)
+
+    monkeypatch.setattr(save, "SaveOutcome", outcome)
+    saver.save({"step": 1}, {})
+    saver.wait()
+    assert [told.step for told in [*asked, *saver.outcomes()]] == [1]
 
 
 def test_where_the_host_refuses_memory_for_the_copy_training_waits_for_every_save(
