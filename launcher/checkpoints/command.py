@@ -92,10 +92,11 @@ def rows(folder: Path) -> list[Row]:
     found = [_row(step, layout.checkpoint_path(folder, step), "complete") for step in layout.complete_steps(folder)]
     found += [_row(step, path, "damaged") for step, path in layout.damaged(folder)]
     found += [_row(step, path, "unfinished") for step, path in layout.unfinished(folder)]
-    return sorted(found, key=lambda row: (row.step, row.path))
+    return sorted((row for row in found if row is not None), key=lambda row: (row.step, row.path))
 
 
-def _row(step: int, path: Path, state: str) -> Row:
+def _row(step: int, path: Path, state: str) -> Row | None:
+    """None for what is there no more: a run that goes on deletes, and gives what it has saved another name."""
     files: list[os.stat_result] = []
     times: list[float] = []
     loss = None
@@ -110,6 +111,8 @@ def _row(step: int, path: Path, state: str) -> Row:
         state = "damaged"
     except (OSError, LauncherError):
         state = "unreadable"
+    if state in ("damaged", "unreadable") and _is_gone(path):
+        return None
     return Row(
         step=step,
         path=str(path),
@@ -136,14 +139,12 @@ def _ls(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     folder = _checkpoints(options.run)
-    steps = layout.complete_steps(folder)
-    if options.step is not None and options.step not in steps:
-        have = f"choose one of the steps {', '.join(map(str, steps))}" if steps else "train the run first"
-        raise CheckpointError(f"there is no complete checkpoint of step {options.step}", str(folder), have)
     told = []
-    for step in [options.step] if options.step is not None else steps:
+    for step in _steps_asked_for(options.step, folder):
         path = layout.checkpoint_path(folder, step)
         problem = problem_of(path)
+        if problem and step not in _steps_asked_for(options.step, folder):
+            continue  # deleted meanwhile by the run, which goes on
         told.append({"step": step, "path": str(path), "problem": problem or None})
         if options.json:
             continue
@@ -154,6 +155,21 @@ def _verify(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(told, ensure_ascii=False, indent=2))
     return EXIT_USER if any(entry["problem"] for entry in told) else EXIT_DONE
+
+
+def _steps_asked_for(step: int | None, folder: Path) -> list[int]:
+    """The complete checkpoints, or the one of a step.
+
+    Raises:
+        CheckpointError: There is none of that step.
+    """
+    steps = layout.complete_steps(folder)
+    if step is None:
+        return steps
+    if step not in steps:
+        have = f"choose one of the steps {', '.join(map(str, steps))}" if steps else "train the run first"
+        raise CheckpointError(f"there is no complete checkpoint of step {step}", str(folder), have)
+    return [step]
 
 
 def _prune(options: argparse.Namespace) -> int:
@@ -192,6 +208,14 @@ def _import(options: argparse.Namespace) -> int:
     path = take_over(options.source, load_recipe(options.recipe, options.overrides).recipe)
     print(f"{path}: the run goes on from here")
     return EXIT_DONE
+
+
+def _is_gone(path: Path) -> bool:
+    try:
+        path.lstat()
+    except OSError as error:
+        return isinstance(error, FileNotFoundError)
+    return False
 
 
 def _num_bytes(path: Path) -> int:

@@ -17,8 +17,9 @@ from launcher.checkpoint import folder as layout
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Path:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Steps 1 to 4, one put aside, one unfinished; the recipe keeps the last two and the best."""
+    monkeypatch.setattr(layout, "SECOND_LOOK_AFTER_S", 0.0)
     folder = tmp_path / "run" / "checkpoints"
     for step, loss in ((1, 5.0), (2, 1.0), (3, 4.0), (4, None)):
         make_checkpoint(folder, step, loss=loss)
@@ -87,6 +88,27 @@ def test_verify_names_the_damaged_file_and_ends_with_2(run: Path, capsys: pytest
     assert cli.main(["checkpoints", "verify", str(run), "--step", "1"]) == 0
     assert cli.main(["checkpoints", "verify", str(run), "--step", "7"]) == 2
     assert "there is no complete checkpoint of step 7" in capsys.readouterr().err
+
+
+def test_what_the_run_deletes_meanwhile_is_neither_damaged_nor_there(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = run / "checkpoints" / "step-00000001"
+    for looked_at in ("verify", "glance"):
+        plain = getattr(layout, looked_at)
+
+        def look(path: Path, plain: Any = plain, **how: Any) -> None:
+            if path == gone:
+                layout.delete(path)
+            plain(path, **how)
+
+        monkeypatch.setattr(layout, looked_at, look)
+    assert [entry["step"] for entry in told(capsys, "verify", str(run))] == [2, 3, 4]
+    make_checkpoint(gone.parent, 1)
+    assert [row["step"] for row in told(capsys, "ls", str(run))] == [2, 3, 4, 9, 10]
+    make_checkpoint(gone.parent, 1)
+    assert cli.main(["checkpoints", "verify", str(run), "--step", "1"]) == 2
+    assert "there is no complete checkpoint of step 1" in capsys.readouterr().err
 
 
 def names(run: Path) -> list[str]:
