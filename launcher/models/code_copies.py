@@ -12,6 +12,7 @@ import atexit
 import fcntl
 import os
 import shutil
+import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -26,6 +27,8 @@ def own_copies() -> Path:
     """The folder of this process; transformers uses it from now on. What killed processes left is deleted first."""
     _delete_left()
     folder = _locked_folder()
+    # A parent's, as multiprocessing hands it on: packages in it would hide those in this one.
+    sys.path[:] = [place for place in sys.path if not Path(place).name.startswith(_prefix())]
     atexit.register(remove_copies)
     dynamic_module_utils.HF_MODULES_CACHE = str(folder)  # the variable of that name was read at the import
     return folder

@@ -18,20 +18,26 @@ import pytest
 from launcher.config.places import ROOT
 from launcher.models import code_copies
 
-CODE = "from transformers import GPT2Config\nclass MineConfig(GPT2Config):\n    model_type = 'mine'\n"
+CODE = """
+from transformers import GPT2Config
+from .other import x
+class MineConfig(GPT2Config):
+    model_type = "mine"
+"""
 PROGRAM = """
 import inspect, sys
 from pathlib import Path
 from launcher.models.local import read_config
-print(inspect.getfile(type(read_config(Path(sys.argv[1]), ["configuration_mine.py"]))), flush=True)
+print(inspect.getfile(type(read_config(Path(sys.argv[1]), ["configuration_mine.py", "other.py"]))), flush=True)
 sys.stdin.read()
 """
 
 
 @contextmanager
 def process(model: Path, place: Path) -> Iterator[subprocess.Popen[str]]:
-    """One that runs a model's code, with temporary files in `place`, until its input ends."""
-    env = os.environ | {"HF_MODULES_CACHE": str(place / "shared"), "TMPDIR": str(place)}
+    """One that runs a model's code, with temporary files in `place` and its parent's path, until its input ends."""
+    packages = place.with_name(f"pretrain-code-{os.uname().nodename}-parent")
+    env = os.environ | {"HF_MODULES_CACHE": str(place / "shared"), "TMPDIR": str(place), "PYTHONPATH": str(packages)}
     words = [sys.executable, "-c", PROGRAM, str(model)]
     with subprocess.Popen(words, env=env, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as one:
         try:
@@ -56,6 +62,11 @@ def test_every_process_has_its_own_copies_and_deletes_those_of_one_that_was_kill
     model.mkdir()
     place.mkdir()
     (model / "configuration_mine.py").write_text(CODE)
+    (model / "other.py").write_text("x = 1\n")
+    of_parent = tmp_path / f"pretrain-code-{os.uname().nodename}-parent" / "transformers_modules" / "model"
+    of_parent.mkdir(parents=True)
+    for folder in (of_parent, of_parent.parent):
+        (folder / "__init__.py").touch()
     told = {"model_type": "mine", "auto_map": {"AutoConfig": "configuration_mine.MineConfig"}}
     (model / "config.json").write_text(json.dumps(told))
     with process(model, place) as killed, process(model, place) as alive:
