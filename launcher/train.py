@@ -154,6 +154,7 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], budget_s: float | None,
         device = join(place, watch)
         watch.pulse.begin("looking through the checkpoints")
         checkpoint = find_checkpoint(recipe, console)
+        watch.pulse.begin("opening the shards")
         data = open_data(recipe)
         check_tokenizer(recipe, data.tokenizer)
         for line in wasted(data):

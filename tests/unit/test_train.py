@@ -13,7 +13,8 @@ import tiny
 
 from launcher.cluster.signals import Launchers
 from launcher.engine import watch
-from launcher.errors import UsageError
+from launcher.engine.watchdog import Pulse
+from launcher.errors import ShardError, UsageError
 
 BY_A_LAUNCHER = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "2"}
 
@@ -55,3 +56,26 @@ def test_a_file_system_that_is_gone_asks_for_another_start(
     assert program["main"](["--ds_config", "zero1", "--recipe", str(recipe)]) == 75
     told = capsys.readouterr().err
     assert told.startswith(f"RequeueError: the file system failed: {os.strerror(number)}\n  where: /runs/x\n")
+
+
+def test_a_start_that_hangs_over_the_shards_is_not_said_to_hang_over_the_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With `data.verify: open` every byte of them is read."""
+    begun: list[str] = []
+    program = runpy.run_module("launcher.train", run_name="launcher_train")
+
+    def damaged(_: Any) -> None:
+        raise ShardError(f"hangs {begun[-1]}")
+
+    begin = Pulse.begin
+    monkeypatch.setattr(Pulse, "begin", lambda self, what: (begun.append(what), begin(self, what)))
+    replaced = {"ensure_shards": no, "join": no, "find_checkpoint": no, "open_data": damaged}
+    program["main"].__globals__.update(replaced)
+    recipe = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("clm", tmp_path, tmp_path))
+    assert program["main"](["--ds_config", "zero1", "--recipe", str(recipe)]) == 2
+    assert capsys.readouterr().err == "ShardError: hangs opening the shards\n"
+
+
+def no(*_: Any) -> None:
+    """Nothing is done, or there."""
