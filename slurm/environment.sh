@@ -26,3 +26,29 @@ fi
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 # Since Slurm 22.05 srun no longer takes sbatch's --cpus-per-task: each task would be bound to one core.
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
+
+# Submitted from inside of another job (a shell on a node, the end of a batch script), this one has that job's requests in its
+# environment as well, and srun would take them for its own: what Slurm does not know of this job is left out.
+forget_other_job() {
+    local told name
+    told=$(scontrol show job "$SLURM_JOB_ID") || return 0
+    is_of() { # VARIABLE PATTERN: what the job's description says where the variable is its own
+        [ -z "${!1:-}" ] || [[ $told =~ $2 ]] || {
+            echo "note: $1=${!1} is of the job that this one was submitted from: left out"
+            unset "$1"
+        }
+    }
+    is_of SLURM_NTASKS "NumTasks=${SLURM_NTASKS:-} |NtasksPerN:B:S:C=[1-9]|NtasksPerTRES="
+    [ -n "${SLURM_NTASKS:-}" ] || unset SLURM_NPROCS # its older name
+    is_of SLURM_NTASKS_PER_NODE 'NtasksPerN:B:S:C=[1-9]'
+    is_of SLURM_NTASKS_PER_GPU 'NtasksPerTRES='
+    is_of SLURM_GPUS 'TresPerJob=[^ ]*gpu'
+    is_of SLURM_GPUS_PER_NODE 'TresPerNode=[^ ]*gpu'
+    is_of SLURM_GPUS_PER_TASK 'TresPerTask=[^ ]*gpu'
+    is_of SLURM_GPUS_PER_SOCKET 'TresPerSocket=[^ ]*gpu'
+    is_of SLURM_MEM_PER_NODE 'MinMemoryNode=[1-9]'
+    is_of SLURM_MEM_PER_CPU 'MinMemoryCPU=[1-9]'
+    is_of SLURM_MEM_PER_GPU 'MemPerTres=[^ ]*gpu'
+    [ -z "${SLURM_STEP_ID:-}" ] || unset SLURM_DISTRIBUTION # srun tells it to whatever it starts
+    for name in "${!SLURM_STEP@}" "${!SLURM_PTY_@}"; do unset "$name"; done
+}

@@ -14,8 +14,9 @@ set -uo pipefail
 
 # sbatch runs a copy of this script from its spool folder: the project is where the job was submitted.
 root=${SLURM_SUBMIT_DIR:?this is a batch script: sbatch slurm/prepare.sh}
+[ -f "$root/launcher/cli.py" ] || root=$PWD # sbatch --chdir
 if [ ! -f "$root/launcher/cli.py" ]; then
-    echo "prepare.sh: there is no launcher/cli.py in $root: submit from the project's folder" >&2
+    echo "prepare.sh: there is no launcher/cli.py in $SLURM_SUBMIT_DIR: submit from the project's folder" >&2
     exit 2
 fi
 cd "$root" || exit 2
@@ -39,9 +40,16 @@ echo "prepare.sh: job ${SLURM_JOB_ID:-?}, task $task of $tasks: pretrain prepare
 code=$?
 
 # 75: the file system refused; the same command goes on from the parts that are finished.
-if [ "$code" -eq 75 ]; then
+life=${SLURM_RESTART_COUNT:-0}
+if [ "$code" -eq 75 ] && [ "$life" -ge "${PRETRAIN_RESTARTS:-5}" ]; then
+    echo "prepare.sh: given up after $((life + 1)) lives (PRETRAIN_RESTARTS): mend it, and submit the same again" >&2
+elif [ "$code" -eq 75 ]; then
     echo "prepare.sh: requeued"
     # The last task has the number of the whole array, which scontrol would take for all of them.
-    scontrol requeue "${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}" && exit 0
+    job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
+    trap '' TERM # Slurm ends what is left of this life
+    scontrol requeue "$job" || exit "$code"
+    [ "$life" -eq 0 ] || scontrol update JobId="$job" StartTime="now+$((${PRETRAIN_BACKOFF_S:-10} << (life > 6 ? 6 : life)))"
+    exit 0
 fi
 exit "$code"

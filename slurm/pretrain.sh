@@ -50,9 +50,13 @@ refuse() {
 
 # sbatch runs a copy of this script from its spool folder: the project is where the job was submitted.
 root=${SLURM_SUBMIT_DIR:?this is a batch script: sbatch slurm/pretrain.sh}
-[ -f "$root/launcher/train.py" ] || refuse "there is no launcher/train.py in $root: submit from the project's folder," \
+[ -f "$root/launcher/train.py" ] || root=$PWD # sbatch --chdir
+[ -f "$root/launcher/train.py" ] || refuse "there is no launcher/train.py in $SLURM_SUBMIT_DIR: submit from the project's folder," \
     "or name it: sbatch --chdir=FOLDER"
 cd "$root" || exit 2
+for number in RESTARTS BACKOFF_S PROBE_S LINGER_S; do
+    [[ ${!number} =~ ^(0|[1-9][0-9]{0,8})$ ]] || refuse "PRETRAIN_$number '${!number}' is no whole number"
+done
 [ -z "${SLURM_HET_SIZE:-}" ] || refuse "a job of $SLURM_HET_SIZE different parts cannot be one run: submit it without ':'"
 
 # ─── this script's words ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -89,6 +93,9 @@ done
 # ─── the environment of every rank ───────────────────────────────────────────────────────────────────────────────────
 # shellcheck source=slurm/environment.sh
 . slurm/environment.sh
+# shellcheck source=slurm/nodes.sh
+. slurm/nodes.sh
+forget_other_job
 own_port=${MASTER_PORT:-}
 # Training asks nobody outside and reports to nobody.
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1
@@ -104,15 +111,30 @@ lives=$PRETRAIN_LOGS/lives.tsv # a line a life: when it ended, exit code, newest
 # ─── nodes and tasks ─────────────────────────────────────────────────────────────────────────────────────────────────
 mapfile -t nodes < <(scontrol show hostnames "${SLURM_JOB_NODELIST:-}")
 [ ${#nodes[@]} -gt 0 ] || refuse "the job has no nodes: SLURM_JOB_NODELIST is '${SLURM_JOB_NODELIST:-}'"
-wanted=$((${#nodes[@]} - spares))
+asked_nodes=${#nodes[@]} # as many as each life is given
+wanted=$((asked_nodes - spares))
 [ "$wanted" -ge 1 ] || refuse "--spares $spares of ${#nodes[@]} nodes leaves none to run on: ask sbatch for more --nodes"
+
+# --gpus counts those of the whole job, and every step of one node would ask for as many: they become so many a node.
+total_gpus=()
+if [ -n "${SLURM_GPUS:-}" ]; then
+    if [ $((${SLURM_GPUS_ON_NODE:-0} * asked_nodes)) -eq "${SLURM_GPUS##*:}" ]; then
+        export SLURM_GPUS_PER_NODE="${SLURM_GPUS_PER_NODE:-$SLURM_GPUS_ON_NODE}"
+    elif [ "$spares" -eq 0 ] && [ -n "${SLURM_NTASKS_PER_GPU:-}" ]; then
+        total_gpus=(--gpus="$SLURM_GPUS") # the ranks lie as the GPUs do
+    else
+        refuse "--gpus=$SLURM_GPUS does not say how many of them each of $asked_nodes nodes has (${SLURM_GPUS_ON_NODE:-0} on" \
+            "$(hostname)): ask for them with --gpus-per-node=N, and --ntasks-per-node=N"
+    fi
+    unset SLURM_GPUS
+fi
 
 # One task an accelerator, else one a node. What was asked for (8, a100:8) comes first: with --exclusive the node has more,
 # but srun shows the tasks only these.
 if [ -n "${SLURM_NTASKS:-}" ]; then
     # --ntasks or --ntasks-per-node was given: srun inherits it and how Slurm laid the tasks out.
     ranks=$SLURM_NTASKS
-    layout=(--ntasks="$ranks")
+    layout=("${total_gpus[@]}" --ntasks="$ranks")
     per_node=${SLURM_TASKS_PER_NODE%%[,(]*}
     [ "$per_node" -ge "${SLURM_GPUS_ON_NODE:-0}" ] || say "note: $per_node ranks on a node of $SLURM_GPUS_ON_NODE GPUs:" \
         "the others do nothing (--ntasks-per-node=$SLURM_GPUS_ON_NODE)"
@@ -134,27 +156,6 @@ else
 fi
 
 # ─── pieces ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-joined() { local IFS=,; echo "$*"; }
-
-# A node is at fault that Slurm calls down, failing or silent, that starts nothing, or that cannot write to its own disks.
-at_fault() { # NODE… → those at fault
-    local folder node
-    folder=$(mktemp -d "$PRETRAIN_LOGS/probe.XXXXXX") || return
-    sinfo -h -N -n "$(joined "$@")" -o '%N %t' | awk '$2 ~ /\*$|^(down|drain|drng|fail|failg|unk)/ {print $1}' >"$folder/told"
-    for node in "$@"; do
-        # shellcheck disable=SC2016
-        if grep -qxF -- "$node" "$folder/told"; then echo "$node"; else
-            timeout --kill-after=5 "$PROBE_S" srun --export=ALL --overlap --nodes=1 --ntasks=1 --nodelist="$node" --quiet \
-                bash -c 'for place in "${TMPDIR:-/tmp}" /dev/shm; do
-                    [ -d "$place" ] || place=/tmp # TMPDIR may be a folder of the submitting host alone
-                    file=$place/.pretrain-probe-$SLURM_JOB_ID
-                    head -c 1048576 /dev/zero >"$file"; code=$?; rm -f "$file"; [ $code -eq 0 ] || exit $code
-                done' >/dev/null 2>&1 || echo "$node"
-        fi 2>/dev/null &
-    done | sort -u
-    rm -rf "$folder"
-}
-
 # pretrain check on every rank, the spares' as well; leaves the nodes it finds unfit in bad.
 check() {
     local shape=("${layout[@]}") unfit=$PRETRAIN_LOGS/unfit words=() code
@@ -162,8 +163,12 @@ check() {
     [ "$spares" -eq 0 ] || shape=(--nodes=${#nodes[@]} --ntasks=$((${#nodes[@]} * per_node)) --ntasks-per-node="$per_node")
     rm -f "$unfit"
     srun --export=ALL "${again[@]}" "${shape[@]}" --nodelist="$(joined "${nodes[@]}")" --kill-on-bad-exit=0 "${container[@]}" \
-        "${wrap[@]}" python -m launcher.probe "$@" "${words[@]}" --exclude-to "$unfit"
+        "${wrap[@]}" python -m launcher.probe "$@" "${words[@]}" --exclude-to "$unfit" &
+    step=$! # a signal ends it, and does not wait for its rounds
+    await "$step" 2>/dev/null
     code=$?
+    step=''
+    [ -z "$stopping" ] || return
     [ "$code" -ne 2 ] || exit 2 # it has said what is to be mended
     [ ! -s "$unfit" ] || IFS=, read -ra bad <"$unfit"
 }
@@ -192,7 +197,7 @@ is_running() {
 # Write down a life that did not come to its end; gives the run up where too many in a row left no new checkpoint, and sets
 # delay to the wait before the next.
 record() { # CODE BEFORE AFTER NODE…
-    local vain
+    local vain doublings
     printf '%s\t%s\t%s\t%s\t%s\n' "$(date -Is)" "$1" "$2" "$3" "${*:4}" >>"$lives"
     vain=$(awk -F'\t' '{n = ($4 > $3) ? 0 : n + 1} END {print n + 0}' "$lives")
     if [ "$vain" -gt "$RESTARTS" ]; then
@@ -200,53 +205,8 @@ record() { # CODE BEFORE AFTER NODE…
         exit 75
     fi
     delay=0
-    [ "$vain" -lt 2 ] || delay=$((BACKOFF_S << (vain - 2) > 600 ? 600 : BACKOFF_S << (vain - 2)))
-}
-
-# The partition's other nodes must be enough, or the job would wait for ever.
-can_do_without() { # NODELIST
-    local left
-    left=$(sinfo -h -N -p "${SLURM_JOB_PARTITION:-}" -o '%N' | sort -u | grep -cvxF -f <(scontrol show hostnames "$1"))
-    [ "$left" -ge ${#nodes[@]} ]
-}
-
-requeue() { # SECONDS NODE…: end this life; the next begins after so many seconds, without these nodes
-    local delay=$1 excluded
-    shift
-    is_running || exit 75
-    excluded=$(scontrol show job "$job" | sed -n 's/.*ExcNodeList=\([^ ]*\).*/\1/p')
-    case $excluded in '(null)' | '') excluded=$(joined "$@") ;; *) excluded=$(joined "$excluded" "$@") ;; esac
-    # Slurm ends this script's whole process group as soon as the job is requeued; the rest must be said first.
-    trap '' TERM USR1
-    if ! scontrol requeue "$job"; then
-        say "it could not be requeued; the same sbatch command goes on from the last checkpoint" >&2
-        exit 75
-    fi
-    if [ $# -eq 0 ]; then
-        :
-    elif can_do_without "$excluded"; then
-        scontrol update JobId="$job" ExcNodeList="$excluded" &&
-            say "the next life does without $excluded (scontrol update JobId=$job ExcNodeList= takes that back)"
-    else
-        say "the partition has too few other nodes to do without $excluded: mend them, or the next life may meet them again"
-    fi
-    [ "$delay" -eq 0 ] || scontrol update JobId="$job" StartTime="now+$delay"
-    exit 0
-}
-
-# With spares the run goes on in place. The node at fault leaves the job, or Slurm would end all of it on its account.
-go_on_without() { # NODE…
-    local left=() node
-    for node in "${nodes[@]}"; do [[ " $* " == *" $node "* ]] || left+=("$node"); done
-    [ ${#left[@]} -ge "$wanted" ] || return 1
-    [[ " $* " == *" ${SLURMD_NODENAME:-} "* ]] && return 1 # this script runs there
-    if [ $# -gt 0 ]; then
-        (cd "$PRETRAIN_LOGS" && scontrol update JobId="$job" NodeList="$(joined "${left[@]}")" >/dev/null &&
-            rm -f "slurm_job_${job}_resize".*) || return 1
-        say "$(joined "$@") left the job"
-    fi
-    nodes=("${left[@]}")
-    again=(--overlap) # what a dead node has not given back must not stand in the way
+    doublings=$((vain < 12 ? vain - 2 : 10)) # more would leave the numbers of the shell
+    [ "$vain" -lt 2 ] || delay=$((BACKOFF_S << doublings > 600 ? 600 : BACKOFF_S << doublings))
 }
 
 # The code of the task that failed first. srun itself tells the highest one: it ends the other tasks as soon as one has
@@ -272,7 +232,7 @@ exit "$code"'
 
 # ─── a life ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 step='' stopping='' again=()
-stop() { # SIGNAL: the ranks finish their step, save, and end with 75
+stop() { # SIGNAL: the ranks finish their step, save, and end with 75; a check ends
     stopping=$1
     say "$1 at $(date +%T): the ranks save"
     [ -z "$step" ] || kill "-$1" "$step" 2>/dev/null
@@ -317,7 +277,7 @@ while :; do
     told=$(ask "${chosen[0]}" "$@")
     code=$?
     [ "$code" -ne 2 ] || exit 2 # it has said what is wrong
-    read -r port before <<<"$told"
+    read -r port before <<<"${told##*$'\n'}" # a banner of the container's may come first
     before=${before:-0}
     if [ -z "$own_port" ]; then
         # Without an answer the ranks take the port that follows from the job's number.
@@ -328,7 +288,10 @@ while :; do
         CHECK=0
         [ ${#bad[@]} -eq 0 ] || continue
     fi
-    [ -z "$stopping" ] || requeue 0 # bash told it when the command before had ended
+    if [ -n "$stopping" ]; then # this life counts, too: a limit that leaves no time for a step would requeue it for ever
+        record 75 "$before" "$before"
+        requeue "$delay"
+    fi
 
     # How the ranks meet (the first host of the step, and this port) they work out by themselves: launcher/cluster/rank.py.
     # OMP_NUM_THREADS is left alone: each rank takes its share of the node's cores.
@@ -363,7 +326,8 @@ while :; do
     after=$(ask "$node" "$@" 2>/dev/null) || after=$before
     record "$code" "$before" "${after##* }" "${bad[@]}"
     if [ -z "$stopping" ] && [ "$spares" -gt 0 ]; then
-        [ "$delay" -eq 0 ] || sleep "$delay"
+        sleep "$delay" &
+        wait $! # a signal interrupts it
         again=(--overlap)
         continue
     fi

@@ -13,8 +13,9 @@
 set -uo pipefail
 
 root=${SLURM_SUBMIT_DIR:?this is a batch script: sbatch slurm/scaling.sh}
+[ -f "$root/launcher/train.py" ] || root=$PWD # sbatch --chdir
 if [ ! -f "$root/launcher/train.py" ]; then
-    echo "scaling.sh: there is no launcher/train.py in $root: submit from the project's folder" >&2
+    echo "scaling.sh: there is no launcher/train.py in $SLURM_SUBMIT_DIR: submit from the project's folder" >&2
     exit 2
 fi
 cd "$root" || exit 2
@@ -24,5 +25,6 @@ cd "$root" || exit 2
 prologue=slurm/prologue.sh
 # shellcheck source=slurm/environment.sh
 . slurm/environment.sh
+forget_other_job
 inside=("${container[@]/#/--srun-option=}" "${wrap[@]/#/--before-python=}")
 exec python -m launcher.cli scale "$@" "${inside[@]}"

@@ -11,28 +11,12 @@ from typing import Any
 import pytest
 import tiny
 from slurm_cluster import ROOT, Cluster
+from slurm_project import SCRIPT, STUB, project, tiny_recipe
 
 from launcher.engine.records import read_metrics
 
 pytestmark = pytest.mark.cluster
-SCRIPT = ROOT / "slurm" / "pretrain.sh"
 GLOO = {"GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1"}
-
-
-def project(folder: Path, train: str) -> Path:
-    """A project whose launcher/train.py is this text, and everything else the shipped one."""
-    (folder / "slurm").symlink_to(ROOT / "slurm")
-    (folder / "launcher").mkdir()
-    for entry in (ROOT / "launcher").iterdir():
-        if entry.name not in ("train.py", "__pycache__"):
-            (folder / "launcher" / entry.name).symlink_to(entry)
-    (folder / "launcher" / "train.py").write_text(train)
-    return folder
-
-
-def tiny_recipe(folder: Path) -> str:
-    """The path of a recipe that all checks pass."""
-    return str(tiny.write_recipe(folder / "r.yaml", tiny.recipe_tree("mlm", tiny.make_shards(folder), folder / "runs")))
 
 
 def test_pretrain_sh_trains_on_two_nodes(cluster: Cluster, tmp_path: Path) -> None:
@@ -85,20 +69,6 @@ def test_pretrain_sh_tells_the_users_mistake_with_its_code(cluster: Cluster, tmp
     assert "did you mean" in (tmp_path / "out").read_text()
 
 
-# Rank 1 is a second behind: by then srun has ended it, and would tell its 143 for the job's code.
-STUB = """
-import os, sys, time
-life, rank = os.environ.get("SLURM_RESTART_COUNT", "0"), os.environ["SLURM_PROCID"]
-if rank == "0":
-    print("stub of life", life, *sys.argv[1:], flush=True)
-    until = time.time() + 20  # both have begun
-    while os.environ["SLURM_NTASKS"] == "2" and time.time() < until:
-        if os.path.exists(os.environ["PRETRAIN_LOGS"] + "/rank-00001.log"):
-            break
-        time.sleep(0.1)
-time.sleep(int(rank))
-sys.exit({codes}[int(life)])
-"""
 TWO = ("--nodes=2", "--ntasks-per-node=1")
 
 

@@ -30,6 +30,11 @@ class Cluster:
     env: dict[str, str]
     folder: Path
 
+    @property
+    def path(self) -> str:
+        """Of one whose environment is active."""
+        return f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
+
     def run(
         self, node: str, *command: str, timeout: int = 300, cwd: Path = ROOT, **env: str
     ) -> subprocess.CompletedProcess[str]:
@@ -59,9 +64,8 @@ class Cluster:
     ) -> str:
         """Submit a batch script from `folder`; returns the job's number."""
         words = ["sbatch", "--parsable", f"--output={output}", *options, str(script), *arguments]
-        path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
         ours = {"PRETRAIN_LOGS": str(output.parent / "logs"), "PRETRAIN_CHECK": "0", "PRETRAIN_BACKOFF_S": "1"}
-        submitted = self.run("ctl", *words, cwd=folder, PATH=path, **{**ours, **env})
+        submitted = self.run("ctl", *words, cwd=folder, PATH=self.path, **{**ours, **env})
         assert submitted.returncode == 0, submitted.stderr
         return submitted.stdout.strip()
 

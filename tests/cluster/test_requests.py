@@ -1,0 +1,174 @@
+"""What a job asks Slurm for, and what becomes of that: in its environment, in its steps, and in its next lives."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from slurm_cluster import Cluster
+from slurm_project import SCRIPT, STUB, project, tiny_recipe
+
+pytestmark = pytest.mark.cluster
+WORDS = ("gpt2", "batch.global_batch=8")
+TWO = ("--nodes=2", "--ntasks-per-node=1")
+WHERE = (
+    "import os\nprint('stub on', os.environ['SLURM_STEP_NODELIST'], os.environ['SLURM_STEP_NUM_TASKS'], flush=True)\n"
+)
+
+
+def test_a_signal_during_the_check_ends_it_and_requeues_the_job(cluster: Cluster, tmp_path: Path) -> None:
+    """As the time limit's comes. The check of the first life waits for longer than the job would have."""
+    folder, output = project(tmp_path, WHERE), tmp_path / "out"
+    (folder / "launcher" / "probe").unlink()
+    (folder / "launcher" / "probe").mkdir()
+    (folder / "launcher" / "probe" / "__main__.py").write_text(
+        "import os, time\nif not int(os.environ.get('SLURM_RESTART_COUNT', 0)):\n"
+        "    open('checking', 'w').close()\n    time.sleep(120)\n"
+    )
+    job = cluster.sbatch(SCRIPT, *WORDS, output=output, folder=folder, options=TWO, PRETRAIN_CHECK="1")
+    until = time.monotonic() + 60
+    while not (folder / "checking").exists():
+        assert time.monotonic() < until, output.read_text()
+        time.sleep(0.2)
+    began = time.monotonic()
+    cluster.run("ctl", "scancel", "--batch", "--signal=USR1", job)
+    fields = cluster.wait(job, output)
+    told = output.read_text()
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), told
+    assert time.monotonic() - began < 60, told
+    assert told.count("stub on") == 1
+
+
+def test_one_bad_node_after_another_is_left_out_for_as_long_as_enough_others_are_left(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Four nodes and a job of two: the first two are left out together, and come back for the third."""
+    bad = "import os, sys, socket, time\nif os.environ['SLURM_PROCID'] == '0':\n"
+    bad += "    print('life on', os.environ['SLURM_STEP_NODELIST'], flush=True)\n"
+    # Whatever node comes beside node1 has no room in its memory's file system, until all three have been met.
+    bad += "life = int(os.environ.get('SLURM_RESTART_COUNT', 0))\n"
+    bad += "if life < 3 and socket.gethostname() != 'node1':\n"
+    bad += "    os.system('mount -o remount,size=1M /dev/shm; head -c 2M /dev/zero >/dev/shm/full')\n    sys.exit(75)\n"
+    bad += "time.sleep(0 if life > 2 else 3)\n"
+    folder, output = project(tmp_path, bad), tmp_path / "out"
+    options = (*TWO, "--nodelist=node1")  # the batch script's own stays well
+    job = cluster.sbatch(SCRIPT, *WORDS, output=output, folder=folder, options=options, PRETRAIN_PROBE_S="20")
+    try:
+        for node in ("node2", "node3", "node4"):
+            until = time.monotonic() + 60
+            while node not in cluster.fields(job).get("ExcNodeList", ""):
+                assert time.monotonic() < until, told_of(output)
+                time.sleep(0.2)
+            cluster.run(node, "sh", "-c", "rm -f /dev/shm/full; mount -o remount,size=50% /dev/shm")
+        fields = cluster.wait(job, output)
+    finally:
+        for node in ("node2", "node3", "node4"):
+            cluster.run(node, "sh", "-c", "rm -f /dev/shm/full; mount -o remount,size=50% /dev/shm")
+    told = output.read_text()
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "3"), told
+    on = [line.split()[-1] for line in told.splitlines() if "life on" in line]
+    assert on[:3] == ["node[1-2]", "node[1,3]", "node[1,4]"]
+    updates = [line.partition("does without ")[2].split()[0] for line in told.splitlines() if "does without" in line]
+    assert updates == ["node2", "node2,node3", "node4"], told
+
+
+def told_of(output: Path) -> str:
+    return output.read_text() if output.exists() else ""
+
+
+def test_a_node_that_was_asked_for_by_name_is_not_left_out(cluster: Cluster, tmp_path: Path) -> None:
+    """Left out, it would keep the job waiting for ever (BadConstraints)."""
+    folder, output = project(tmp_path, STUB.format(codes=[75, 0])), tmp_path / "out"
+    cluster.run("node2", "sh", "-c", "mount -o remount,size=1M /dev/shm; head -c 2M /dev/zero >/dev/shm/full")
+    try:
+        job = cluster.sbatch(SCRIPT, *WORDS, output=output, folder=folder, options=(*TWO, "--nodelist=node[1-2]"))
+        fields = cluster.wait(job, output, timeout_s=90)
+    finally:
+        cluster.run("node2", "sh", "-c", "rm /dev/shm/full; mount -o remount,size=50% /dev/shm")
+    told = output.read_text()
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), told
+    assert "node2 cannot be done without: the job asks for it by name (--nodelist)" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "layout"),
+    [
+        (("--nodes=2", "--gpus=16", "--ntasks-per-node=1"), "2"),
+        (("--nodes=2", "--gpus=4", "--ntasks-per-gpu=1"), "4"),
+        (("--nodes=1", "--gpus=2", "--ntasks-per-node=2"), "2"),
+    ],
+)
+def test_gpus_counted_over_the_whole_job_stop_no_question_to_one_node(
+    options: tuple[str, ...], layout: str, cluster: Cluster, tmp_path: Path
+) -> None:
+    """Each node is asked for a port, and after a failure whether it is at fault: none is, and none is left out."""
+    code = WHERE + "import sys; sys.exit(0 if os.environ.get('SLURM_RESTART_COUNT') else 75)\n"
+    folder, output = project(tmp_path, code), tmp_path / "out"
+    job = cluster.sbatch(SCRIPT, *WORDS, output=output, folder=folder, options=options)
+    fields = cluster.wait(job, output)
+    told = output.read_text()
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), told
+    assert f" {layout}\n" in told
+    assert "at fault" not in told
+    assert "does without" not in told
+    assert "Unable to create step" not in told
+    assert "port of the job" not in told
+
+
+def test_gpus_that_lie_unevenly_are_refused(cluster: Cluster, tmp_path: Path) -> None:
+    """Of four, Slurm takes three on the first node: two ranks there, and two on the other's one."""
+    options = ("--nodes=2", "--gpus=4", "--ntasks-per-node=2")
+    assert cluster.submit(SCRIPT, *WORDS, output=tmp_path / "out", options=options) == 2
+    assert "ask for them with --gpus-per-node=N" in (tmp_path / "out").read_text()
+
+
+@pytest.mark.parametrize(
+    ("outer", "reason"),
+    [
+        (("--ntasks=1", "--gpus-per-node=2", "--cpus-per-task=5", "--mem=3G"), "a shell on a node (srun)"),
+        (("--ntasks=3", "--gpus=2", "--exclusive"), "three tasks and two GPUs of the whole job"),
+    ],
+)
+def test_submitted_from_inside_of_another_job_it_gets_what_it_asks_for(
+    outer: tuple[str, ...], reason: str, cluster: Cluster, tmp_path: Path
+) -> None:
+    folder, output = project(tmp_path, WHERE), tmp_path / "out"
+    (tmp_path / "inner.sh").write_text(
+        f"[ $SLURM_PROCID = 0 ] || exit 0\nexport SLURM_PTY_PORT=1 SLURM_PTY_WIN_ROW=1\n"
+        f"sbatch --parsable --output={output} --nodes=2 {SCRIPT} {' '.join(WORDS)} >{tmp_path}/job\n"
+    )
+    env = {"PRETRAIN_LOGS": str(tmp_path / "logs"), "PRETRAIN_CHECK": "0", "PATH": cluster.path}
+    done = cluster.run("ctl", "srun", *outer, "bash", str(tmp_path / "inner.sh"), cwd=folder, **env)
+    assert done.returncode == 0, done.stderr
+    fields = cluster.wait((tmp_path / "job").read_text().strip(), output)
+    told = output.read_text()
+    assert fields["JobState"] == "COMPLETED", told
+    assert "stub on node[1-2] 2" in told, reason
+    assert "is of the job that this one was submitted from: left out" in told
+
+
+def test_a_job_may_be_submitted_from_elsewhere_with_chdir(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "my project").mkdir()
+    folder, output = project(tmp_path / "my project", WHERE), tmp_path / "out"
+    code = cluster.submit(SCRIPT, *WORDS, output=output, folder=tmp_path, options=(*TWO, f"--chdir={folder}"))
+    assert code == 0, output.read_text()
+    assert "stub on" in output.read_text()
+
+
+def test_the_real_check_is_ended_by_a_signal_as_well(cluster: Cluster, tmp_path: Path) -> None:
+    folder, output = project(tmp_path, WHERE), tmp_path / "out"
+    recipe = tiny_recipe(tmp_path)
+    env = {"PRETRAIN_CHECK": "1", "OMP_NUM_THREADS": "1"}
+    job = cluster.sbatch(SCRIPT, recipe, "batch.global_batch=12", output=output, folder=folder, options=TWO, **env)
+    until = time.monotonic() + 60
+    while not cluster.processes("launcher.probe"):
+        assert time.monotonic() < until, told_of(output)
+        time.sleep(0.1)
+    cluster.run("ctl", "scancel", "--batch", "--signal=USR1", job)
+    fields = cluster.wait(job, output)
+    told = output.read_text()
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), told
+    assert told.count("stub on") == 1
+    assert "at fault" not in told
+    assert cluster.processes("launcher.probe") == {}

@@ -1,0 +1,135 @@
+"""What `slurm/pretrain.sh` decides about a job's next life."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from fake_slurm import FakeSlurm
+
+WORDS = ("gpt2", "batch.global_batch=8")
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> FakeSlurm:
+    return FakeSlurm.make(tmp_path)
+
+
+def test_a_signal_during_the_check_ends_it_and_requeues_the_job(slurm: FakeSlurm) -> None:
+    """Two minutes are left then, and a check may take longer."""
+    process = slurm.start("pretrain.sh", *WORDS, PRETRAIN_CHECK="1", FAKE_CHECK_S="40")
+    began = time.monotonic()
+    told = slurm.signal_during_check(process)
+    assert process.returncode == 0, told
+    assert time.monotonic() - began < 15
+    assert slurm.calls() == ["requeue 7"]
+    assert "ranks on node1" not in told, "nothing is begun that had to be ended at once"
+
+
+def test_lives_that_end_before_their_first_step_are_counted(slurm: FakeSlurm) -> None:
+    """Of a time limit that is shorter than its warning, no life comes to a step."""
+    codes, told = [], ""
+    for _ in range(3):
+        process = slurm.start("pretrain.sh", *WORDS, PRETRAIN_CHECK="1", FAKE_CHECK_S="40", PRETRAIN_RESTARTS="2")
+        told = slurm.signal_during_check(process)
+        codes.append(process.returncode)
+    assert codes == [0, 0, 75], told
+    assert "given up: 3 lives in a row left no checkpoint after step 0" in told
+    assert slurm.calls() == ["requeue 7", "requeue 7", "update JobId=7 StartTime=now+10"]
+
+
+def excluded(slurm: FakeSlurm) -> str:
+    """What the last update left out; nothing where there was none."""
+    updates = [call.partition("ExcNodeList=")[2] for call in slurm.calls() if "ExcNodeList=" in call]
+    return updates[-1] if updates else ""
+
+
+@pytest.mark.parametrize(
+    ("states", "fields", "earlier", "left_out", "said"),
+    [
+        ({}, {}, "", "node2", "the next life does without node2"),
+        ({"node5": "idle"}, {"ExcNodeList": "node3"}, "", "node3,node2", "does without node3,node2"),
+        ({}, {"ExcNodeList": "node3"}, "", "node3,node2", "does without node3,node2"),
+        # Three of four cannot be left out of a job of two: those of earlier lives come back, the user's do not.
+        ({}, {"ExcNodeList": "node3,node4"}, "node3 node4", "node2", "the next life does without node2 "),
+        ({}, {"ExcNodeList": "node3,node4"}, "node4", "node3,node2", "the next life does without node3,node2"),
+        ({}, {"ExcNodeList": "node3,node4"}, "", "", "too few other nodes to do without node3,node4,node2"),
+        ({"node4": "drain", "node3": "down*"}, {}, "", "", "too few other nodes to do without node2"),
+        ({}, {"ReqNodeList": "node2"}, "", "", "node2 cannot be done without: the job asks for it by name"),
+    ],
+)
+def test_nodes_at_fault_are_left_out_of_the_next_life_for_as_long_as_enough_others_are_left(
+    states: dict[str, str], fields: dict[str, str], earlier: str, left_out: str, said: str, slurm: FakeSlurm
+) -> None:
+    slurm.states(**{"node1": "alloc", "node2": "alloc", "node3": "idle", "node4": "idle", **states})
+    slurm.describe(**fields)
+    slurm.fails("node2")
+    logs = slurm.folder / "logs"
+    logs.mkdir()
+    (logs / "lives.tsv").write_text("".join(f"2026\t75\t0\t0\t{node}\n" for node in earlier.split()))
+    code, told = slurm.run("pretrain.sh", *WORDS, FAKE_CODE="75")
+    assert code == 0, told
+    assert said in told
+    assert excluded(slurm) == left_out
+    assert (logs / "lives.tsv").read_text().splitlines()[-1].endswith("\tnode2")
+
+
+def test_exclusions_of_a_job_that_meets_one_bad_node_after_another_stay_bounded(slurm: FakeSlurm) -> None:
+    """Six lives in a partition of four: a job of two nodes always finds two."""
+    seen = []
+    for life in range(6):
+        bad = f"node{life % 3 + 2}"
+        slurm.fails(bad)
+        code, told = slurm.run(
+            *("pretrain.sh", *WORDS), FAKE_CODE="75", PRETRAIN_RESTARTS="9", SLURM_JOB_NODELIST=f"node1,{bad}"
+        )
+        assert code == 0, told
+        seen.append(excluded(slurm))
+        slurm.describe(ExcNodeList=seen[-1])
+    assert seen == ["node2", "node2,node3", "node4", "node4,node2", "node3", "node3,node4"]
+
+
+@pytest.mark.parametrize(("lives", "wait"), [(1, 10), (2, 20), (6, 320), (7, 600), (60, 600), (68, 600)])
+def test_the_wait_before_a_life_doubles_up_to_ten_minutes(lives: int, wait: int, slurm: FakeSlurm) -> None:
+    (slurm.folder / "logs").mkdir()
+    (slurm.folder / "logs" / "lives.tsv").write_text("2026\t75\t0\t0\t\n" * lives)
+    code, told = slurm.run("pretrain.sh", *WORDS, FAKE_CODE="75", PRETRAIN_RESTARTS="100")
+    assert code == 0, told
+    assert slurm.calls() == ["requeue 7", f"update JobId=7 StartTime=now+{wait}"]
+
+
+@pytest.mark.parametrize("value", ["many", "1.5", "-1", ""])
+def test_a_budget_that_is_no_number_is_refused_rather_than_endless(value: str, slurm: FakeSlurm) -> None:
+    code, told = slurm.run("pretrain.sh", *WORDS, FAKE_CODE="75", PRETRAIN_RESTARTS=value)
+    if value == "":  # as good as not set
+        assert code == 0
+        return
+    assert code == 2
+    assert f"PRETRAIN_RESTARTS '{value}' is no whole number" in told
+
+
+@pytest.mark.parametrize(
+    ("variables", "train", "reason"),
+    [
+        ({"SLURM_NTASKS": "2"}, "--ntasks=2", "its own"),
+        ({"SLURM_NTASKS": "5"}, "--nodes=2 --ntasks-per-node=1 --ntasks=2", "of the job it was submitted from"),
+        ({"SLURM_GPUS_PER_NODE": "4"}, "--nodes=2 --ntasks-per-node=1 --ntasks=2", "likewise"),
+    ],
+)
+def test_requests_of_another_job_are_not_taken_for_this_ones(
+    variables: dict[str, str], train: str, reason: str, slurm: FakeSlurm
+) -> None:
+    code, told = slurm.run("pretrain.sh", *WORDS, **variables)
+    assert code == 0, told
+    step = next(step for step in slurm.steps() if "launcher.train" in step and "launcher.life" not in step)
+    assert train in step, reason
+    assert ("left out" in told) == (reason != "its own")
+
+
+def test_what_a_container_prints_first_is_not_taken_for_a_port(slurm: FakeSlurm) -> None:
+    srun = slurm.folder / "bin" / "srun"
+    srun.write_text(srun.read_text().replace('echo "20000', 'echo "Welcome to the image 9"; echo "20000'))
+    code, told = slurm.run("pretrain.sh", *WORDS, FAKE_STEP="40")
+    assert code == 0, told
+    assert "port 20000, from step 40" in told
