@@ -16,8 +16,15 @@ from launcher.config.deepspeed import swap_folders, zero_stage
 from launcher.config.recipe import Recipe
 from launcher.doctor.findings import Finding, from_error
 from launcher.doctor.versions import OPTIONAL, installed
-from launcher.errors import MissingDependencyError
-from launcher.plan.memory import REDUCE_BUCKET, left_on_device, offloaded_bytes, state_bytes
+from launcher.errors import LauncherError, MissingDependencyError
+from launcher.plan.memory import (
+    REDUCE_BUCKET,
+    kept_gradient_bytes,
+    left_on_device,
+    offloaded_bytes,
+    parameters_of_rank,
+    state_bytes,
+)
 from launcher.plan.parameters import count_parameters, count_tables
 from launcher.shards.manifest import Manifest
 
@@ -89,15 +96,17 @@ def look_at_space(
         return
     yield Finding(name="model", state="ok", found=f"about {units.count(num_parameters)} parameters")
     yield _disk(recipe, num_parameters)
-    device, _ = offload_devices(dict(ds_file))
-    if ds_file and world is not None:
-        num_whole = count_tables(recipe.model, vocab_size)
-        yield _state(recipe, dict(ds_file), num_parameters, num_whole, world, device_bytes)
-    if device == "cpu" and world is not None:
-        yield _host_memory(num_parameters, world)
-    if world is not None:
-        for folder in swap_folders(dict(ds_file)):
-            yield _drive(folder, num_parameters, world)
+    if not ds_file or world is None:
+        return
+    sharing = recipe.model.tensor_parallel
+    of_rank = parameters_of_rank(num_parameters, count_tables(recipe.model, vocab_size), sharing)
+    num_sharing = max(world.ranks // sharing, 1)
+    yield _state(recipe, dict(ds_file), num_parameters, of_rank, world, device_bytes)
+    if offload_devices(dict(ds_file))[0] == "cpu":
+        besides = kept_gradient_bytes(zero_stage(dict(ds_file)), _weight_bytes(recipe), _passes(recipe, world))
+        yield _host_memory(offloaded_bytes(of_rank, world.ranks_per_node, num_sharing, besides))
+    for folder in swap_folders(dict(ds_file)):
+        yield _drive(folder, offloaded_bytes(of_rank, world.ranks_per_node, num_sharing))
 
 
 def checkpoint_bytes(recipe: Recipe, num_parameters: int) -> int:
@@ -123,21 +132,21 @@ def _state(
     recipe: Recipe,
     ds_file: dict[str, Any],
     num_parameters: int,
-    num_whole: int,
+    of_rank: int,
     world: World,
     device_bytes: int | None,
 ) -> Finding:
     """What a rank holds between passes, against its device, or its part of this machine where there is none.
 
-    Of parameters that ranks share, `num_whole` are whole on each, and all are, in fp32, while the model is built.
+    Where ranks share matrices, `of_rank` parameters are in the model of each, and all, in fp32, while it is built.
     """
     zero, sharing = ds_file.get("zero_optimization", {}), recipe.model.tensor_parallel
     optimizer, parameters = (device != "none" for device in offload_devices(ds_file))
     whole = state_bytes(
-        num_whole + (num_parameters - num_whole) // sharing,
+        of_rank,
         stage=zero_stage(ds_file),
         world_size=max(world.ranks // sharing, 1),
-        weight_bytes=2 if recipe.train.precision in ("bf16", "fp16") else 4,
+        weight_bytes=_weight_bytes(recipe),
         reduce_bucket=int(zero.get("reduce_bucket_size", REDUCE_BUCKET)),
         ranks_of_second_copy=int(zero.get("zero_hpz_partition_size", 1)),
     )
@@ -157,9 +166,20 @@ def _state(
     return Finding(name="memory", state="note", found=found, fix=fix)
 
 
-def _host_memory(num_parameters: int, world: World) -> Finding:
+def _weight_bytes(recipe: Recipe) -> int:
+    return 2 if recipe.train.precision in ("bf16", "fp16") else 4
+
+
+def _passes(recipe: Recipe, world: World) -> int:
+    """Of a step; 1 where the batch cannot be cut, which is told elsewhere."""
+    try:
+        return recipe.cut_batch(world.ranks).grad_accum_steps
+    except LauncherError:
+        return 1
+
+
+def _host_memory(needed: int) -> Finding:
     """The optimizer's state is cut into as many parts as there are ranks; a node holds those of its own."""
-    needed = offloaded_bytes(num_parameters, world.ranks_per_node, world.ranks)
     there = memory().total_bytes
     told = f"the offloaded optimizer takes {units.size(needed)} of a node's; this machine has {units.size(there)}"
     if needed <= there:
@@ -168,9 +188,8 @@ def _host_memory(num_parameters: int, world: World) -> Finding:
     return Finding(name="host memory", state="note", found=told, fix=fix)
 
 
-def _drive(folder: Path, num_parameters: int, world: World) -> Finding:
+def _drive(folder: Path, needed: int) -> Finding:
     """A drive that state is offloaded to; the run looks again on each of its nodes."""
-    needed = offloaded_bytes(num_parameters, world.ranks_per_node, world.ranks)
     if not folder.is_dir():
         told = f"there is no folder {folder} on this machine; on every node it takes {units.size(needed)}"
         fix = "pretrain ds-config --from FILE --nvme-path FOLDER --out FILE, unless the compute nodes have it"

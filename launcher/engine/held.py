@@ -42,7 +42,13 @@ def _weights(module: Any) -> Iterator[torch.Tensor]:
 def _gradients(engine: Any, optimizer: Any) -> Iterator[torch.Tensor]:
     for parameter in engine.module.parameters():
         yield from _tensors((parameter.grad, getattr(parameter, "grad_accum", None)))
-    for name in ("averaged_gradients", "all_grad_tensors", "grad_partitions_flat_buffer", "fp32_groups_gradients_flat"):
+    for name in (
+        "averaged_gradients",
+        "all_grad_tensors",
+        "grad_partitions_flat_buffer",
+        "accumulated_grads_in_cpu",
+        "fp32_groups_gradients_flat",
+    ):
         yield from _tensors(getattr(optimizer, name, None))
     yield from (master.grad for master in _masters(engine, optimizer) if master.grad is not None)
 

@@ -63,6 +63,33 @@ def left_on_device(state: StateBytes, *, offloads_optimizer: bool, offloads_para
     return replace(state, parameters=0) if offloads_parameters else state
 
 
-def offloaded_bytes(num_parameters: int, num_ranks: int, world_size: int) -> int:
-    """What an offloaded optimizer takes for `num_ranks` ranks of a node, of `world_size` that share it."""
-    return OFFLOADED_BYTES * num_parameters * num_ranks // world_size
+def parameters_of_rank(num_parameters: int, num_whole: int, tensor_parallel: int) -> int:
+    """Parameters of the model of one rank, which ZeRO shares with the ranks that have the same part of it.
+
+    Args:
+        num_parameters: Of the whole model.
+        num_whole: Those that every rank has whole: embeddings, an output layer (norms are left out).
+        tensor_parallel: Ranks among which the others are cut.
+    """
+    return num_whole + (num_parameters - num_whole) // tensor_parallel
+
+
+def offloaded_bytes(num_parameters: int, num_ranks: int, num_sharing: int, gradient_bytes: int = 0) -> int:
+    """What an offloaded optimizer takes for `num_ranks` ranks of a node.
+
+    Args:
+        num_parameters: Of one rank's model: `parameters_of_rank`.
+        num_ranks: Of the node.
+        num_sharing: Ranks that share the state of one model: of the whole run, over `model.tensor_parallel`.
+        gradient_bytes: Of a parameter whose gradient lies on the host once more: `kept_gradient_bytes`.
+    """
+    return (OFFLOADED_BYTES + gradient_bytes) * num_parameters * num_ranks // num_sharing
+
+
+def kept_gradient_bytes(stage: int, weight_bytes: int, grad_accum_steps: int) -> int:
+    """Of a parameter's gradient, as the passes add it up on the host before it becomes the optimizer's in fp32.
+
+    Source: DeepSpeed 0.19.8, `grad_partitions_flat_buffer` in zero/stage3.py, and `accumulated_grads_in_cpu` in
+        zero/stage_1_and_2.py, which is there only where a step has several passes.
+    """
+    return weight_bytes if stage == 3 or grad_accum_steps > 1 else 0

@@ -10,7 +10,10 @@ import pytest
 import tiny
 from ranks import run_ranks
 
-from launcher.plan.memory import state_bytes
+from launcher.config.loading import load_recipe
+from launcher.plan.memory import kept_gradient_bytes, offloaded_bytes, parameters_of_rank, state_bytes
+from launcher.plan.parameters import count_parameters, count_tables
+from launcher.shards.manifest import read_manifest
 
 LLAMA = {
     "family": "llama",
@@ -54,3 +57,34 @@ def test_tensors_take_what_the_formula_says(
         assert sum(amid.values()) == pytest.approx(expected.total, rel=0.05)
         assert between["optimizer"] == amid["optimizer"]
         assert stage == 3 or between["gradients"] == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "ranks", "group", "passes"),
+    [
+        (2, "fp32", 2, 2, 1),
+        (2, "bf16", 2, 1, 2),
+        (3, "fp32", 4, 2, 1),
+        (3, "bf16", 2, 2, 2),
+    ],
+)
+def test_an_offloaded_optimizer_takes_what_is_foretold_also_where_ranks_share_matrices(
+    stage: int, precision: str, ranks: int, group: int, passes: int, shards: Path, tmp_path: Path
+) -> None:
+    """Embeddings and output layer are whole on every rank of a group."""
+    model = {**LLAMA, "num_hidden_layers": 1, "intermediate_size": 256}
+    batch = {"global_batch": 2 * passes * ranks // group, "micro_batch": 2}
+    tree = tiny.recipe_tree("clm", shards, tmp_path, train__precision=precision, model=model, optim__host_adam="torch")
+    tree["batch"] = batch
+    path = tiny.write_recipe(tmp_path / "r.yaml", tree)
+    words = [f"model.tensor_parallel={group}"]
+    told = run_ranks(jobs.held, ranks, ["--ds_config", f"zero{stage}_offload", "--recipe", str(path), *words])
+    counted = sum(amid["gradients"] + amid["optimizer"] for _, amid, _ in told)
+    record = load_recipe(str(path), words).recipe.model
+    vocab_size = read_manifest(shards).tokenizer.vocab_size
+    num_parameters = count_parameters(record, vocab_size)
+    assert num_parameters is not None
+    of_rank = parameters_of_rank(num_parameters, count_tables(record, vocab_size), group)
+    besides = kept_gradient_bytes(stage, 2 if precision == "bf16" else 4, passes)
+    # The passes add up whole what lies in two ranks' parts, and norms are not counted.
+    assert counted == pytest.approx(offloaded_bytes(of_rank, ranks, ranks // group, besides), rel=0.02)

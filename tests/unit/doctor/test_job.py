@@ -118,6 +118,22 @@ def test_ranks_that_share_matrices_hold_tables_whole_and_all_of_the_model_while_
     assert f"({units.size(4 * (tables + layer))} while the whole model is built)" in found.found
 
 
+@pytest.mark.parametrize(("ranks", "passes"), [(2, 2), (4, 1)])
+def test_tables_count_for_each_rank_that_shares_matrices_where_the_optimizer_is_offloaded(
+    ranks: int, passes: int, tmp_path: Path, shards: Path
+) -> None:
+    width, inner, vocab_size = 32, 64, read_manifest(shards).tokenizer.vocab_size
+    sizes = {"hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": inner}
+    tree = tiny.recipe_tree("clm", shards, tmp_path / "runs", train__precision="fp32")
+    tree["model"] = {"family": "llama", **sizes, "tensor_parallel": 2}
+    tree["batch"] = {"global_batch": 4, "micro_batch": 2}
+    job = Job(recipe=str(tiny.write_recipe(tmp_path / "r.yaml", tree)), ds_config="zero2_offload", ranks=ranks)
+    tables, layer = 2 * vocab_size * width, 4 * width**2 + 3 * width * inner
+    told = {finding.name: finding for finding in look_at_job(job, {})}["host memory"].found
+    of_parameter = 16 + (4 if passes > 1 else 0)  # the gradients of several passes are added up beside the optimizer's
+    assert f"takes {units.size(of_parameter * 2 * (tables + layer // 2))} of a node's" in told
+
+
 def test_offload_is_held_against_memory_and_compilers(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
