@@ -21,7 +21,7 @@ import json
 import logging
 import shutil
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, TextIO, cast
 
@@ -34,12 +34,9 @@ from launcher.cluster.signals import Launchers, StopSignals
 from launcher.config import deepspeed as ds
 from launcher.config.batch import BatchPlan
 from launcher.config.command_line import parse
+from launcher.config.deepspeed_check import buffer_doubts
 from launcher.config.doubts import doubts
-from launcher.config.loading import (
-    LoadedRecipe,
-    load_recipe,
-    resolved_yaml,
-)
+from launcher.config.loading import LoadedRecipe, load_recipe, resolved_yaml
 from launcher.config.recipe import Recipe
 from launcher.engine.completion import mark_complete, unmark
 from launcher.engine.ledger import Ledger, refuse_fruitless
@@ -48,14 +45,7 @@ from launcher.engine.records import Progress
 from launcher.engine.run_lock import RunLock
 from launcher.engine.steady import SteadyStream
 from launcher.engine.watch import Watch, end_process
-from launcher.errors import (
-    EXIT_DONE,
-    EXIT_INTERRUPTED,
-    EXIT_OURS,
-    LauncherError,
-    RequeueError,
-    UsageError,
-)
+from launcher.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_OURS, LauncherError, RequeueError, UsageError
 from launcher.feed import Data, open_data, wasted
 from launcher.objectives.base import longest_sequence
 from launcher.prepare.ready import check_tokenizer, ensure_shards
@@ -141,8 +131,7 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], budget_s: float | None,
     recipe = loaded.recipe
     console = Console(quiet=place.rank != 0, file=cast(TextIO, SteadyStream(sys.stdout)), markup=False)
     plan = recipe.cut_batch(place.world_size)
-    for line in doubts(recipe, ds_file):
-        console.print(f"note: {line}", highlight=False, soft_wrap=True)
+    note(doubts(recipe, ds_file), console)
     complete = is_complete(recipe, budget_s)
     if place.rank == 0 and (loaded.is_quickstart or not complete):  # the other ranks wait for it in join
         ensure_shards(loaded, console)
@@ -157,14 +146,14 @@ def train(loaded: LoadedRecipe, ds_file: dict[str, Any], budget_s: float | None,
         watch.pulse.begin("opening the shards")
         data = open_data(recipe)
         check_tokenizer(recipe, data.tokenizer)
-        for line in wasted(data):
-            console.print(f"note: {line}", highlight=False, soft_wrap=True)
+        note(wasted(data), console)
         before = state_before(checkpoint)
         precision = settle_precision(recipe, before)
         ds_config = ds.resolve_ds_config(ds_file, recipe, plan, precision)
         own_code = read_own_code(recipe, watch)
         config = configure(recipe, data)
         tell_tokens(recipe, config, console)
+        tell_buffers(ds_config, console)
         prepare_offload(ds_config, place, console)
         watch.pulse.begin("building the model")
         model = build(recipe, config, plan, ds_config, device)
@@ -200,6 +189,19 @@ def join(place: Place, watch: Watch) -> str:
     return str(device)
 
 
+def note(lines: Iterable[str], console: Console) -> None:
+    """Print what can run, but is likely not what was meant."""
+    for line in lines:
+        console.print(f"note: {line}", highlight=False, soft_wrap=True)
+
+
+def tell_buffers(ds_config: dict[str, Any], console: Console) -> None:
+    """Say where buffers would take most of this device: the file does not know on what it is used."""
+    from launcher.engine.process import device_bytes
+
+    note(buffer_doubts(ds_config, device_bytes()), console)
+
+
 def prepare_offload(ds_config: dict[str, Any], place: Place, console: Console) -> None:
     """Compile what the host's or NVMe's part takes, and make a folder there.
 
@@ -214,7 +216,7 @@ def prepare_offload(ds_config: dict[str, Any], place: Place, console: Console) -
         from launcher.engine.swap_files import prepare_swap_files
 
         prepare_swap_files(ds_config, place)
-        load_op("async_io", lambda line: console.print(f"note: {line}", highlight=False, soft_wrap=True))
+        load_op("async_io", lambda line: note([line], console))
 
 
 def leave(watch: Watch, ds_config: dict[str, Any], place: Place) -> None:

@@ -281,17 +281,37 @@ def _check_optimizer(config: Mapping[str, Any], zero: Mapping[str, Any], where: 
 
 
 def _check_buffers(zero: Mapping[str, Any], stage: int, device_bytes: int | None, where: str) -> None:
+    told = _buffers_too_large(zero, stage, device_bytes)
+    if told is not None:
+        raise DsConfigError(told[0], where, told[1])
+
+
+def buffer_doubts(config: Mapping[str, Any], device_bytes: int | None) -> Iterator[str]:
+    """What a run says before it takes its buffers, where the file was written for larger devices.
+
+    Args:
+        config: DeepSpeed's, as resolved.
+        device_bytes: Memory of this rank's accelerator; None on a CPU.
+    """
+    zero = config.get("zero_optimization", {})
+    told = _buffers_too_large(zero, zero.get("stage", 0), device_bytes)
+    if told is not None:
+        yield f"{told[0]}; {told[1]}"
+
+
+def _buffers_too_large(zero: Mapping[str, Any], stage: int, device_bytes: int | None) -> tuple[str, str] | None:
+    """What takes too much, and what to do; None where nothing does."""
     if device_bytes is None or stage == 0 or not overlaps(zero, stage):
-        return
+        return None
     bucket = int(zero.get("reduce_bucket_size", keys_of("zero_optimization")["reduce_bucket_size"].default or 0))
     buffers = overlap_bytes(bucket)
-    if buffers > device_bytes / 2:
-        smaller = int(device_bytes / 8 / OVERLAP_FACTOR / 2)
-        raise DsConfigError(
-            f"the buffers of overlap_comm take {buffers / 1e9:.1f} GB of the device's {device_bytes / 1e9:.1f}",
-            where,
-            f'set "reduce_bucket_size" to {smaller} or less, or "overlap_comm" to false',
-        )
+    if buffers <= device_bytes / 2:
+        return None
+    smaller = int(device_bytes / 8 / OVERLAP_FACTOR / 2)
+    return (
+        f"the buffers of overlap_comm take {buffers / 1e9:.1f} GB of the device's {device_bytes / 1e9:.1f}",
+        f'set "reduce_bucket_size" to {smaller} or less, or "overlap_comm" to false',
+    )
 
 
 def overlaps(zero: Mapping[str, Any], stage: int) -> bool:

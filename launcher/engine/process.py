@@ -62,6 +62,12 @@ def join_ranks(place: Place, num_threads: int) -> torch.device:
     return torch.device(accelerator.current_device_name())
 
 
+def device_bytes() -> int | None:
+    """Memory of this rank's accelerator; None on a CPU, whose memory is the host's."""
+    accelerator = get_accelerator()
+    return None if accelerator.device_name() == "cpu" else int(accelerator.total_memory())
+
+
 def _agree(place: Place) -> Any:
     """Make sure that the ranks that come to one port are those of one run: otherwise they would wait for each other.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import runpy
 from pathlib import Path
@@ -10,9 +11,10 @@ from typing import Any
 
 import pytest
 import tiny
+from rich.console import Console
 
 from launcher.cluster.signals import Launchers
-from launcher.engine import watch
+from launcher.engine import process, watch
 from launcher.engine.watchdog import Pulse
 from launcher.errors import ShardError, UsageError
 
@@ -79,3 +81,41 @@ def test_a_start_that_hangs_over_the_shards_is_not_said_to_hang_over_the_checkpo
 
 def no(*_: Any) -> None:
     """Nothing is done, or there."""
+
+
+@pytest.mark.parametrize(
+    ("zero", "device_gb", "told"),
+    [
+        ({"stage": 3, "reduce_bucket_size": 5e8}, 8.0, "the buffers of overlap_comm take 4.5 GB of the device's 8.0"),
+        ({"stage": 3}, 8.0, "take 4.5 GB"),  # DeepSpeed's own size
+        ({"stage": 2, "overlap_comm": True, "reduce_bucket_size": 5e8}, 8.0, "111111111 or less"),
+        ({"stage": 2, "reduce_bucket_size": 5e8}, 8.0, ""),  # does not overlap
+        ({"stage": 3, "reduce_bucket_size": 5e7}, 8.0, ""),
+        ({"stage": 3, "reduce_bucket_size": 5e8}, 80.0, ""),
+        ({"stage": 0}, 8.0, ""),
+        ({"stage": 3, "reduce_bucket_size": 5e8}, None, ""),  # a CPU
+    ],
+)
+def test_a_run_says_once_that_buffers_take_most_of_its_device(
+    zero: dict[str, Any], device_gb: float | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = runpy.run_module("launcher.train", run_name="launcher_train")
+    monkeypatch.setattr(process, "device_bytes", lambda: None if device_gb is None else int(device_gb * 1e9))
+    lines = []
+    for rank in range(2):
+        written = io.StringIO()
+        program["tell_buffers"]({"zero_optimization": zero}, Console(quiet=rank != 0, file=written))
+        lines += written.getvalue().splitlines()
+    assert len(lines) == (1 if told else 0)
+    assert told in "".join(lines)
+
+
+def test_the_memory_of_a_device_is_asked_of_its_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Accelerator:
+        def __init__(self, name: str) -> None:
+            self.device_name = lambda: name
+            self.total_memory = lambda: 42
+
+    for name, size in (("cuda", 42), ("cpu", None)):
+        monkeypatch.setattr(process, "get_accelerator", lambda name=name: Accelerator(name))
+        assert process.device_bytes() == size
