@@ -97,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
             if watch is not None:
                 watch.ask_for_news()  # a lost rank comes out of the others' collectives as an error
             code, text = EXIT_OURS, traceback.format_exc()
-            if isinstance(error, OSError) and error.errno in faults.OF_PLACE:
+            if isinstance(error, OSError) and faults.is_of_place(error):
                 told = RequeueError(f"the file system failed: {error.strerror}", str(error.filename or ""), MEND)
                 code, text = told.exit_code, str(told)
         tell(text, rank, watch)

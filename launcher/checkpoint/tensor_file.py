@@ -15,6 +15,7 @@ import mmap
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -75,7 +76,7 @@ def aligned_buffer(num_bytes: int, *, pinned: bool = False) -> torch.Tensor:
         whole = torch.empty(size + ALIGNMENT, dtype=torch.uint8, pin_memory=True)
         return whole[-whole.data_ptr() % ALIGNMENT :][:size]
     memory = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
+    with suppress(AttributeError, OSError):  # not every system, and not every kernel, has them
         memory.madvise(mmap.MADV_HUGEPAGE)  # first touch in steps of 2 MiB: a fifth of the time
     return torch.frombuffer(memory, dtype=torch.uint8)
 

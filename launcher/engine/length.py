@@ -20,6 +20,7 @@ from typing import Any, Protocol
 
 from launcher.engine.ledger import Ledger
 from launcher.errors import CheckpointError, UsageError
+from launcher.shards import faults
 from launcher.shards.durable import replace_durably
 
 NAME = "budget.json"
@@ -173,6 +174,7 @@ def read_fits(folder: Path | None) -> list[Fit]:
 
     Raises:
         CheckpointError: The file is damaged.
+        OSError: Its place is full or gone: another start may find it.
     """
     if folder is None or not (folder / NAME).exists():
         return []
@@ -180,6 +182,8 @@ def read_fits(folder: Path | None) -> list[Fit]:
         tree = json.loads((folder / NAME).read_text(encoding="utf-8"))
         return [Fit(int(fit["from_step"]), float(fit["position"]), int(fit["last"])) for fit in tree["fits"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if faults.is_of_place(error):
+            raise
         raise CheckpointError(
             f"how the run was fitted to its budget cannot be read: {error}",
             str(folder / NAME),

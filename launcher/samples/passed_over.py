@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from launcher.errors import CheckpointError
+from launcher.shards import faults
 from launcher.shards.durable import replace_durably
 
 FILE = "passed_over.json"
@@ -98,6 +99,7 @@ def read_kept(run: Path) -> Kept | None:
 
     Raises:
         CheckpointError: The file is damaged.
+        OSError: Its place is full or gone: another start may find it.
     """
     path = run / FILE
     if not path.exists():
@@ -108,6 +110,8 @@ def read_kept(run: Path) -> Kept | None:
         windows, changes = ([[int(first), int(second)] for first, second in each] for each in pairs)
         return Kept(windows, int(tree["num_rewinds"]), changes)
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if faults.is_of_place(error):
+            raise
         raise CheckpointError(
             f"which data the run passed over cannot be read: {error}",
             str(path),

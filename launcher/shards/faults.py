@@ -24,6 +24,11 @@ OF_REFUSAL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM)
 """No new file is taken, by a place that is there. (Not EROFS: some file systems turn so after faults of their own.)"""
 
 
+def is_of_place(error: Exception) -> bool:
+    """Whether an error says nothing of a file, so that nobody is to mend or delete it for that."""
+    return isinstance(error, OSError) and error.errno in OF_PLACE
+
+
 def is_damage(error: OSError, folder: Path) -> bool:
     """Whether an error means that a file is lost, whoever reads it and whenever.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -158,3 +159,12 @@ def test_a_file_that_can_be_opened_no_second_time_is_an_error_and_closed_once(
         with pytest.raises(OSError, match="Stale file handle"), DurableFile(tmp_path / "a") as file:
             file.append(aligned_buffer(ALIGNMENT), 1)
     assert closed == opened
+
+
+def test_a_kernel_without_huge_pages_has_buffers_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    class WithoutHugePages(mmap.mmap):
+        def madvise(self, *_: int) -> None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(mmap, "mmap", WithoutHugePages)
+    assert len(aligned_buffer(ALIGNMENT + 1)) == 2 * ALIGNMENT

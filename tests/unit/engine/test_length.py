@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -114,6 +116,19 @@ def test_a_run_with_a_budget_does_not_go_on_without(tmp_path: Path) -> None:
 def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     (tmp_path / NAME).write_text("{")
     with pytest.raises(CheckpointError, match="fitted to its budget cannot be read"):
+        read_fits(tmp_path)
+
+
+def test_a_file_system_that_is_gone_asks_nobody_to_delete_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / NAME).write_text('{"fits": []}')
+
+    def gone(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Path, "read_text", gone)
+    with pytest.raises(OSError, match="Input/output error"):  # `launcher.train` ends with 75
         read_fits(tmp_path)
 
 

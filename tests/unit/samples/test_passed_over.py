@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -102,3 +104,14 @@ def test_a_damaged_file_is_told_with_the_way_to_mend_it(text: str, tmp_path: Pat
     with pytest.raises(CheckpointError, match="which data the run passed over cannot be read") as told:
         read_kept(tmp_path)
     assert "`rewind` events in metrics.jsonl" in told.value.fix
+
+
+def test_a_file_system_that_is_gone_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Kept([[8, 16]], 1).write(tmp_path)
+
+    def gone(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(Path, "read_text", gone)
+    with pytest.raises(OSError, match="Stale file handle"):  # `launcher.train` ends with 75, and asks nobody to mend it
+        read_kept(tmp_path)
