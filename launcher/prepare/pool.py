@@ -5,16 +5,19 @@ Imported by every worker: nothing here may import torch or transformers.
 
 from __future__ import annotations
 
+import errno
 import os
+import pickle
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context, parent_process
-from multiprocessing.queues import SimpleQueue
-from typing import Any
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
@@ -27,9 +30,11 @@ from launcher.prepare.part import Part, PartSettings, Report
 Job = Callable[[PartSettings, Part, Report], None]
 PRINT_EVERY_S = 30.0
 """Where there is no terminal (assumption: a line a minute is too few to see that it runs, one a second too many)."""
+LISTEN_S = 0.1
+"""After the last part, until nobody listens for progress any more."""
 
 _settings: PartSettings | None = None  # of this worker process, set once when it starts
-_progress: SimpleQueue[Any] | None = None
+_progress: Connection | None = None
 
 
 def run_parts(
@@ -68,34 +73,51 @@ def _run_in_processes(job: Job, settings: PartSettings, parts: Sequence[Part], w
     # spawn, not fork: the caller may hold threads (torch, rich). An executor, not a Pool: a Pool whose worker is killed
     # (out of memory) waits for ever.
     context = get_context("spawn")
-    queue: SimpleQueue[Any] = context.SimpleQueue()
-    listener = threading.Thread(target=_listen, args=(queue, meter), daemon=True)
-    listener.start()
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (settings, queue))
+    # A pipe without a lock, which a worker that is killed would hold for ever: so short a message goes through at once.
+    reader, writer = context.Pipe(duplex=False)
+    is_over = threading.Event()
+    listener = threading.Thread(target=_listen, args=(reader, is_over, meter), daemon=True)
+    # By a file that nobody else may write to: who starts a process waits until it has taken all that it is given, also
+    # where it was killed meanwhile.
+    with tempfile.NamedTemporaryFile(prefix="pretrain-prepare-") as given:
+        given.write(pickle.dumps(settings))
+        given.flush()
+        listener.start()
+        pool = ProcessPoolExecutor(workers, context, _start_worker, (given.name, writer))
+        try:
+            # The largest first would be faster by a part's length, but who watches wants to see them in order.
+            for future in as_completed([_submit(pool, job, part) for part in parts]):
+                future.result()
+        except BrokenProcessPool:
+            raise LauncherError(
+                "a process was killed", "workers", "look for an out-of-memory kill (dmesg); use fewer --workers"
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            is_over.set()
+            listener.join()
+
+
+def _submit(pool: ProcessPoolExecutor, job: Job, part: Part) -> Future[None]:
     try:
-        # The largest first would be faster by a part's length, but who watches wants to see them in order.
-        for future in as_completed([pool.submit(_run, job, part) for part in parts]):
-            future.result()
-    except BrokenProcessPool:
-        raise LauncherError(
-            "a process was killed", "workers", "look for an out-of-memory kill (dmesg); use fewer --workers"
-        ) from None
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        queue.put(None)
-        listener.join()
+        return pool.submit(_run, job, part)
+    except OSError as error:
+        if error.errno not in (None, errno.EPIPE):
+            raise
+        raise BrokenProcessPool from None  # a worker was killed that moment: the pool's pipes are closed, or theirs
 
 
-def _listen(queue: SimpleQueue[Any], meter: _Meter) -> None:
-    while (told := queue.get()) is not None:
-        meter.add(*told)
+def _listen(reader: Connection, is_over: threading.Event, meter: _Meter) -> None:
+    while reader.poll(LISTEN_S) or not is_over.is_set():
+        if reader.poll():
+            meter.add(*reader.recv())
 
 
-def _start_worker(settings: PartSettings, progress: SimpleQueue[Any]) -> None:
+def _start_worker(given: str, progress: Connection) -> None:
     global _settings, _progress
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's to handle; here it would print a traceback
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process: the processes are the parallelism
-    _settings, _progress = settings, progress
+    _settings, _progress = pickle.loads(Path(given).read_bytes()), progress
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -111,8 +133,8 @@ def _end_with_parent() -> None:
 def _run(job: Job, part: Part) -> None:
     if _settings is None or _progress is None:
         raise RuntimeError("the worker was not started")
-    queue = _progress
-    job(_settings, part, lambda num_bytes, num_documents: queue.put((num_bytes, num_documents)))
+    writer = _progress
+    job(_settings, part, lambda num_bytes, num_documents: writer.send((num_bytes, num_documents)))
 
 
 class _Meter:

@@ -1,0 +1,95 @@
+"""Processes that build parts: what becomes of the others when one is killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from multiprocessing import spawn
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from launcher.errors import LauncherError
+from launcher.prepare.encoders import EncodeOptions
+from launcher.prepare.filters import FilterOptions
+from launcher.prepare.part import Part, PartSettings, Report
+from launcher.prepare.pool import run_parts
+from launcher.prepare.readers import ReadOptions
+from launcher.prepare.tokenizer import load_tokenizer
+
+
+@pytest.fixture
+def settings(tokenizer_folder: Path, tmp_path: Path) -> PartSettings:
+    handle = load_tokenizer(tokenizer_folder)
+    return PartSettings(
+        sources=(),
+        read=ReadOptions(),
+        filters=FilterOptions(),
+        dedupe=False,
+        encode=EncodeOptions(),
+        tokenizer_json=" " * 1_000_000,  # more than a pipe holds, as of any real tokenizer
+        tokenizer=handle.info,
+        validation_share=0.0,
+        folder=tmp_path,
+        records=tmp_path,
+    )
+
+
+PARTS = [Part(number, (), "") for number in range(6)]
+
+
+def raised_by(call: Callable[[], None]) -> BaseException | None:
+    """What a call raises; it must end within a minute."""
+    raised: list[BaseException | None] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            raised.append(error)
+        else:
+            raised.append(None)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(60)
+    assert raised, "it waits for ever"
+    return raised[0]
+
+
+def tell(settings: PartSettings, part: Part, report: Report) -> None:
+    for _ in range(500):
+        report(1, 2)
+    (settings.folder / f"{part.number}").touch()
+
+
+def die(settings: PartSettings, part: Part, report: Report) -> None:
+    tell(settings, part, report)
+    if part.number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_every_part_is_done_and_all_progress_is_heard(settings: PartSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[tuple[int, int]] = []
+    monkeypatch.setattr("launcher.prepare.pool._Meter.add", lambda _, *told: heard.append(told))
+    run_parts(tell, settings, PARTS, 2, "telling", 6, Console(quiet=True))
+    assert sorted(path.name for path in settings.folder.iterdir()) == [str(part.number) for part in PARTS]
+    assert heard == [(1, 2)] * 500 * len(PARTS)
+
+
+def test_a_worker_that_is_killed_ends_the_build(settings: PartSettings) -> None:
+    error = raised_by(lambda: run_parts(die, settings, PARTS, 2, "dying", 6, Console(quiet=True)))
+    assert isinstance(error, LauncherError)
+    assert "a process was killed" in str(error)
+
+
+def test_a_worker_that_is_killed_before_it_has_begun_ends_the_build(
+    settings: PartSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spawn, "_python_exe", b"/bin/false")
+    error = raised_by(lambda: run_parts(tell, settings, PARTS, 2, "dying", 6, Console(quiet=True)))
+    assert isinstance(error, LauncherError)
+    assert "a process was killed" in str(error)
