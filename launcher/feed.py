@@ -35,7 +35,7 @@ from launcher.samples.shapes import Samples
 from launcher.samples.windows import Windows
 from launcher.shards.manifest import SPLITS, Manifest, TokenizerInfo, read_manifest
 from launcher.shards.reader import Split
-from launcher.shards.search import excluded_of_corpora
+from launcher.shards.search import excluded_of_corpora, read_names
 from launcher.shards.verify import tokenizer_problems
 
 VALIDATION_SEED = 0x76616C  # the same noise at every validation of every run, so that losses compare
@@ -69,7 +69,7 @@ def open_data(recipe: Recipe) -> Data:
     """Open the shards in the order and with the objective of the recipe.
 
     Raises:
-        ShardError: They are missing or damaged.
+        ShardError: They are missing, damaged, or lack what the objective or an exclude list asks for.
         TokenizerError: The corpora of a mixture were made with several tokenizers.
         ObjectiveError: The tokenizer or the length cannot serve the objective.
         RecipeError: The weights of a mixture cannot be kept.
@@ -89,7 +89,7 @@ def open_data(recipe: Recipe) -> Data:
     }
     excluded = excluded_of_corpora({name: corpus.exclude for name, corpus in data.corpora.items()}, splits)
     for (name, split), documents in splits.items():
-        hidden = excluded.get((name, split))
+        hidden = excluded[name, split]
         if split == "train":
             train.append(_corpus(name, documents, recipe, objective, seed, hidden))
         elif documents.num_documents:
@@ -103,6 +103,19 @@ def open_data(recipe: Recipe) -> Data:
         fixed_objective=fixed,
         validation=tuple(validation),
     )
+
+
+def refuse_unkept(recipe: Recipe) -> None:
+    """What can be told of weights and exclude lists before a shard is opened.
+
+    Raises:
+        RecipeError: The weights of a mixture cannot be kept.
+        ShardError: A list cannot be read, or a line of it names no document.
+    """
+    Mixture(tuple(recipe.data.corpora), _phases(recipe, (), ()), recipe.train.seed)
+    for corpus in recipe.data.corpora.values():
+        if corpus.exclude is not None:
+            read_names(corpus.exclude)
 
 
 def pass_over(data: Data, recipe: Recipe, passed_over: Sequence[Window], changes: Sequence[Change]) -> None:
@@ -330,18 +343,17 @@ def _phases(recipe: Recipe, passed_over: Sequence[Window], changes: Sequence[Cha
 
 
 def _corpus(
-    name: str, split: Split, recipe: Recipe, objective: Objective, seed: int, exclude: NDArray[np.int64] | None
+    name: str, split: Split, recipe: Recipe, objective: Objective, seed: int, exclude: NDArray[np.int64]
 ) -> Corpus:
     """A split's samples, cut as the recipe says, in a keyed order."""
     pairs = recipe.objective.sentence_pairs if isinstance(recipe.objective, MaskedObjective) else "none"
     samples = _samples(split, recipe.data, objective) if pairs == "none" else _pairs(split, objective, pairs, seed)
-    excluded = {} if exclude is None else {"exclude": exclude}
     try:
         order = samples.order(seed)
     except ShardError as error:
         where = f"data.mixture.{name}" if recipe.data.mixture else error.where
         raise ShardError(error.what, f"{where}: {split.folder}, {split.name}", error.fix) from None
-    return Corpus(name, samples, order, **excluded)
+    return Corpus(name, samples, order, exclude)
 
 
 def _samples(split: Split, data: DataConfig, objective: Objective) -> Samples:

@@ -26,7 +26,7 @@ from launcher.doctor.machine import look_at_hub
 from launcher.doctor.slurm import Wanted, look_at_slurm, of_script
 from launcher.doctor.space import World, look_at_packages, look_at_space
 from launcher.errors import LauncherError, UsageError
-from launcher.feed import build_objective, one_tokenizer
+from launcher.feed import build_objective, one_tokenizer, refuse_unkept
 from launcher.prepare.hub import HUB
 from launcher.prepare.quickstart import QUICKSTART_FOLDER
 from launcher.prepare.ready import check_tokenizer, ensure_shards
@@ -198,6 +198,10 @@ def _data(loaded: LoadedRecipe) -> tuple[dict[str, Manifest], list[Finding]]:
             return {}, [Finding(name="shards", state="ok", found="the quick start's are made when it is first run")]
         return {}, [from_error("shards", error)]
     findings = [_tell_shards(recipe, manifests)]
+    try:
+        refuse_unkept(recipe)
+    except LauncherError as error:
+        findings.append(from_error("data", error))
     try:
         tokenizer = one_tokenizer(recipe.data, manifests)
         check_tokenizer(recipe, tokenizer)

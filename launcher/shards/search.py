@@ -119,12 +119,12 @@ def excluded_of_corpora(
         splits: By corpus and split.
 
     Returns:
-        Numbers of documents, ascending, int64 [D] by corpus and split, where the corpus has a file.
+        Numbers of documents, ascending, int64 [D] by corpus and split; none where the corpus has no file.
 
     Raises:
         ShardError: A name is borne by no document of any corpus that has the file, or it cannot be read.
     """
-    found: dict[tuple[str, str], NDArray[np.int64]] = {}
+    found = {key: np.empty(0, dtype=np.int64) for key in splits}
     for path in dict.fromkeys(path for path in lists.values() if path is not None):
         found |= excluded_documents(path, {key: split for key, split in splits.items() if lists[key[0]] == path})
     return found

@@ -85,6 +85,26 @@ def test_a_file_of_the_shards_that_was_cut_short_is_named(tmp_path: Path, shards
     assert (found.state, str(victim) in found.found) == ("wrong", True)
 
 
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"exclude": "nothing.txt"}, "the list of documents cannot be read"),
+        ({"mixture": {"law": 1.0, "wiki": 1.0e-9}}, "'wiki' would get 1.0e-09 of the samples"),
+    ],
+)
+def test_lists_and_weights_that_the_run_would_refuse_are_told(
+    section: dict[str, Any], told: str, tmp_path: Path, shards: Path
+) -> None:
+    if "mixture" in section:
+        folders = {name: {"shards": str(shards), "weight": weight} for name, weight in section["mixture"].items()}
+        section = {"mixture": folders, "shards": None}
+    changes = {f"data__{field}": value for field, value in section.items()}
+    finding = look(tmp_path, shards, **changes)["data"]
+    assert finding.state == "wrong"
+    assert told in finding.found
+    assert "data" not in look(tmp_path, shards)
+
+
 def test_a_disk_or_a_limit_that_is_too_small_is_told(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
