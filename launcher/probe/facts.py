@@ -21,6 +21,7 @@ from launcher.errors import LauncherError
 from launcher.plan.parameters import count_parameters
 from launcher.prepare.quickstart import QUICKSTART_FOLDER
 from launcher.probe.wire import Message
+from launcher.shards.blocks import refuse_unreadable
 from launcher.shards.manifest import CHECKSUMS, MANIFEST, read_manifest
 from launcher.shards.verify import check_sizes
 
@@ -95,12 +96,16 @@ def _shards(recipe: Recipe) -> Iterator[tuple[str, str]]:
 
     Raises:
         ShardError: They are missing, damaged, or files have other sizes.
+        RequeueError: Their file system is gone.
     """
     for name, corpus in recipe.data.corpora.items():
         check_sizes(corpus.shards, read_manifest(corpus.shards))
         digest = xxhash.xxh3_128()
         for file in (MANIFEST, CHECKSUMS):
-            digest.update((corpus.shards / file).read_bytes())
+            try:
+                digest.update((corpus.shards / file).read_bytes())
+            except OSError as error:
+                refuse_unreadable(error, corpus.shards / file)
         yield "shards" if len(recipe.data.corpora) == 1 else f"shards {name}", digest.hexdigest()[:16]
 
 

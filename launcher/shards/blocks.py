@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from xxhash import xxh3_64, xxh3_64_intdigest
 
-from launcher.errors import ShardError
+from launcher.errors import RequeueError, ShardError
 from launcher.shards import faults
 
 BLOCK_BYTES = 1 << 16
@@ -191,11 +191,12 @@ def refuse_unreadable(error: OSError, path: Path) -> NoReturn:
     """Say what an error of the file system means of a file of the shards.
 
     Raises:
-        OSError: The error itself, where it is of the place: another start may find it as it should be.
+        RequeueError: It is of the place: another start may find it as it should be.
         ShardError: Any other.
     """
     if error.errno in faults.OF_PLACE:
-        raise error
+        fix = "mend it; the same command goes on"
+        raise RequeueError(f"the file system failed: {error.strerror}", str(path), fix) from None
     fix = FIX
     if error.errno in (errno.EACCES, errno.EPERM):
         fix = "let whoever trains read it (chmod a+r)"

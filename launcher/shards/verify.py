@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from launcher.errors import ShardError
 from launcher.shards import faults
-from launcher.shards.blocks import GuardedFile, check_size, damage
+from launcher.shards.blocks import GuardedFile, check_size, damage, refuse_unreadable
 from launcher.shards.index import Index
 from launcher.shards.manifest import SPLITS, Manifest, ShardEntry, checksum, read_checksums, read_manifest
 
@@ -63,7 +63,7 @@ def tokenizer_problems(folder: Path, manifest: Manifest) -> Iterator[str]:
             found = checksum(path) if path.is_file() else None
         except OSError as error:
             if error.errno in faults.OF_PLACE:
-                raise
+                refuse_unreadable(error, path)
             yield f"{path}: a file of the tokenizer cannot be read: {error.strerror}"
             continue
         if found is None:

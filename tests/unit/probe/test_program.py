@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -89,6 +91,24 @@ def test_the_facts_of_a_host_follow_its_recipe_shards_and_files(recipe: Path) ->
     assert "restore the file" in fix
     (broken,) = collect(Question(recipe="nonsense", overrides=[], ds_config=None))["errors"]
     assert broken[0].startswith("there is no recipe")
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "checksums.xxh3"])
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES])
+def test_a_host_that_cannot_read_the_shards_says_so(
+    file: str, number: int, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Path.open
+
+    def open_(self: Path, *arguments: Any, **named: Any) -> Any:
+        if self.name == file:
+            raise OSError(number, "refused", str(self))
+        return opened(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", open_)
+    ((what, _),) = collect(Question(recipe=str(recipe), overrides=[], ds_config=None))["errors"]
+    assert what.startswith("the file system failed" if number == errno.ESTALE else "the file cannot be read")
+    assert file in what
 
 
 def test_a_changed_file_of_the_package_is_other_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

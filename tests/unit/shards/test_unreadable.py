@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from token_shards import random_documents, write_shards
 
-from launcher.errors import ShardError
+from launcher.errors import RequeueError, ShardError
 from launcher.shards.manifest import CHECKSUMS, MANIFEST, read_manifest
 from launcher.shards.reader import open_split
 from launcher.shards.verify import tokenizer_problems
@@ -79,9 +79,9 @@ def test_a_file_that_may_not_be_read_is_named_with_what_to_do(
 def test_a_file_system_that_is_gone_is_no_damage(file: str, many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another start may find it: the process ends with "requeue", not with "restore the file"."""
     refuse(monkeypatch, file, errno.ESTALE)
-    with pytest.raises(OSError, match="refused") as error:
+    with pytest.raises(RequeueError, match="the file system failed: refused") as error:
         open_split(many, "train").read(0, np.empty(1, dtype=np.int32))
-    assert error.value.errno == errno.ESTALE
+    assert error.value.where == str(many / file)
 
 
 def test_a_tokenizer_that_may_not_be_read_is_a_problem_like_any_other(
@@ -93,7 +93,7 @@ def test_a_tokenizer_that_may_not_be_read_is_a_problem_like_any_other(
         f"{many}/tokenizer/tokenizer.json: a file of the tokenizer cannot be read: refused"
     ]
     refuse(monkeypatch, "tokenizer.json", errno.EIO)
-    with pytest.raises(OSError, match="refused"):
+    with pytest.raises(RequeueError, match="refused"):
         list(tokenizer_problems(many, manifest))
 
 
