@@ -20,6 +20,7 @@ from launcher.engine.length import FittedLength, FixedLength, Length, refuse_wit
 from launcher.engine.records import Progress, StepBatch
 from launcher.feed import Data, longest_step, pass_over
 from launcher.samples.cursor import Cursor
+from launcher.samples.passed_over import forget
 from launcher.units import size
 
 
@@ -117,6 +118,8 @@ def resume(
 
     progress = Progress(precision=precision)
     if checkpoint is None:
+        if engine.global_rank == 0:
+            forget(recipe.run_folder)
         return progress
     with CheckpointReader(checkpoint) as reader:
         take_over(progress, reader.state)

@@ -94,6 +94,11 @@ class Kept:
         replace_durably(run / FILE, json.dumps(asdict(self)) + "\n")
 
 
+def forget(run: Path) -> None:
+    """Remove what was kept: a run that begins has passed over nothing, whatever was deleted of an earlier one."""
+    (run / FILE).unlink(missing_ok=True)
+
+
 def read_kept(run: Path) -> Kept | None:
     """Read what `write` left; None where nothing was ever passed over.
 

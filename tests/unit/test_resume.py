@@ -5,17 +5,20 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import tiny
 from checkpoints import make_checkpoint
+from rich.console import Console
 
 from launcher.checkpoint import folder as layout
 from launcher.config.loading import load_recipe
 from launcher.config.recipe import Recipe
 from launcher.errors import CheckpointError, RequeueError
-from launcher.resume import is_complete
+from launcher.resume import is_complete, resume
+from launcher.samples.passed_over import Kept, read_kept
 
 
 @pytest.fixture
@@ -62,3 +65,12 @@ def test_a_run_under_the_name_of_another_is_refused(recipe: Recipe) -> None:
     other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": 12345})})
     with pytest.raises(CheckpointError, match=r"the run was started with another recipe: train\.seed"):
         is_complete(other, None)
+
+
+@pytest.mark.parametrize(("rank", "left"), [(0, None), (1, Kept([[16, 8]], 1))])
+def test_a_run_that_begins_anew_has_passed_over_nothing(rank: int, left: Kept | None, recipe: Recipe) -> None:
+    """Its checkpoints were deleted: a window that was left would be left out from its next start on, and only then."""
+    Kept([[16, 8]], 1).write(recipe.run_folder)
+    progress = resume(recipe, SimpleNamespace(global_rank=rank), None, None, "fp32", Console())  # type: ignore[arg-type]
+    assert progress.passed_over == []
+    assert read_kept(recipe.run_folder) == left
