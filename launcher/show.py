@@ -29,7 +29,7 @@ from launcher.feed import Data, open_data
 from launcher.objectives.base import IGNORE_INDEX
 from launcher.objectives.mixed import PART_IDS
 from launcher.shards.identity import open_tokenizer
-from launcher.shards.manifest import Manifest, SpecialTokens, read_manifest
+from launcher.shards.manifest import SPLITS, Manifest, SpecialTokens, read_manifest
 from launcher.shards.reader import Split
 
 PAIRS_IN_WORDS = {0: ", as it was written", 1: ", changed"}
@@ -58,6 +58,9 @@ def show(
     tokenizer = open_tokenizer(folder / "tokenizer" / "tokenizer.json")
     opened = Split(folder, split, manifest)
     if num_documents and first >= opened.num_documents:
+        if not opened.num_documents:
+            other = next(name for name in SPLITS if name != split)
+            raise UsageError(f"{split} has no documents", "--split", f"--split {other}")
         fix = f"begin below {opened.num_documents}, or show samples alone: --documents 0"
         raise UsageError(f"{split} has {opened.num_documents} documents, none from {first} on", "--from", fix)
     numbers = range(first, min(first + num_documents, opened.num_documents))

@@ -69,7 +69,8 @@ def adopt(
     """Put a manifest on top of token files of other programs.
 
     Args:
-        train: Files to train on, in the order of the stream.
+        train: Files to train on, in the order of the stream; one that is given several times, or as `.bin` and `.idx`,
+            is taken once.
         validation: Files held out; may be none.
         tokenizer: The tokenizer they were made with.
         out: Folder to make.
@@ -77,15 +78,20 @@ def adopt(
         document_end: Id after which a document of a flat file ends; without it, the tokenizer's.
 
     Raises:
-        ShardError: A file is missing, damaged or of another kind, its ids are not the tokenizer's, or `out` exists.
+        ShardError: A file is missing, damaged or of another kind, its ids are not the tokenizer's, it is to be held out
+            and trained on, or `out` exists.
     """
     if out.exists():
         raise ShardError("there is something under this name already", str(out), "give another --out")
     handle = load_tokenizer(tokenizer)
     end = handle.info.special.document_end if document_end is None else document_end
+    once = [_each_once(paths) for paths in (train, validation)]
+    for path in once[0].keys() & once[1].keys():
+        fix = "hold out other files, or none"
+        raise ShardError("the file is to be trained on and held out", str(once[0][path]), fix)
     files = {
-        name: [open_tokens(p, dtype, end) for p in paths]
-        for name, paths in zip(SPLITS, (train, validation), strict=True)
+        name: [open_tokens(path, dtype, end) for path in paths.values()]
+        for name, paths in zip(SPLITS, once, strict=True)
     }
     kinds = {file.dtype for each in files.values() for file in each}
     if len(kinds) != 1:
@@ -99,6 +105,12 @@ def adopt(
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return manifest
+
+
+def _each_once(paths: Sequence[Path]) -> dict[Path, Path]:
+    """The token files as they were given, by where they lie."""
+    tokens = [path.with_suffix(".bin") if path.suffix == ".idx" else path for path in paths]
+    return {path.resolve(): path for path in tokens}
 
 
 def open_tokens(path: Path, dtype: str | None, document_end: int) -> TokenFile:

@@ -51,7 +51,7 @@ def add_commands(add: Add) -> None:
         "--encoder",
         default="auto",
         metavar="NAME",
-        help="auto, tokenizers, gigatoken, fastokens or tokie (%(default)s)",
+        help="auto, tokenizers, cached-wordpiece, gigatoken, fastokens or tokie (%(default)s)",
     )
     command.add_argument("--task", type=count, default=0, metavar="I", help="this machine, of --tasks, from 0")
     command.add_argument("--tasks", type=positive, default=1, metavar="N", help="machines that build together")

@@ -15,6 +15,8 @@ from tokenizers import Tokenizer
 from launcher.config.loading import load_recipe
 from launcher.errors import TokenizerError, UsageError
 from launcher.feed import open_data
+from launcher.prepare.build import build_shards
+from launcher.prepare.request import BuildRequest
 from launcher.prepare.tokenizer import load_tokenizer
 from launcher.show import COLOURED, _samples, show
 
@@ -92,6 +94,13 @@ def test_a_document_that_is_not_there_is_told_and_a_position_beyond_an_epoch_is_
         show(folder / "shards", "train", 100_000, 1, 1, None, as_json=False)
     show(folder / "shards", "train", 100_000, 0, 1, None, as_json=False)
     assert capsys.readouterr().out.startswith("sample at position 100000")
+
+
+def test_a_split_without_documents_is_told(folder: Path, tmp_path: Path) -> None:
+    corpus, tokenizer = str(folder / "corpus.jsonl"), folder / "tokenizer"
+    build_shards(BuildRequest(corpus=(corpus,), tokenizer=tokenizer, out=tmp_path / "all", validation_share=0.0))
+    with pytest.raises(UsageError, match=r"validation has no documents[\s\S]*--split train"):
+        show(tmp_path / "all", "validation", 0, 1, 0, None, as_json=False)
 
 
 def test_a_folder_of_a_mixture_is_shown_alone_and_what_it_excludes_is_hidden(

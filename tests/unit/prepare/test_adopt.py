@@ -85,6 +85,17 @@ def test_several_files_make_one_stream_and_others_are_held_out(tmp_path: Path, t
     assert train.origin(40).number == 1
 
 
+def test_a_file_is_taken_once_under_whatever_names_and_never_both_trained_on_and_held_out(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    path = megatron(tmp_path)
+    again = [path, path.with_suffix(".idx"), tmp_path / "." / path.name]
+    adopt(again, [], tokenizer_folder, tmp_path / "out")
+    assert open_split(tmp_path / "out", "train").num_tokens == len(STREAM)
+    with pytest.raises(ShardError, match=r"trained on and held out[\s\S]*fix:"):
+        adopt([path], [path.with_suffix(".idx")], tokenizer_folder, tmp_path / "other")
+
+
 def test_a_byte_that_flips_after_adoption_is_found(tmp_path: Path, tokenizer_folder: Path) -> None:
     path = megatron(tmp_path)
     adopt([path], [], tokenizer_folder, tmp_path / "out")
