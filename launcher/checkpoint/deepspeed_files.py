@@ -23,6 +23,7 @@ import torch
 
 from launcher.checkpoint.slices import MASTER
 from launcher.errors import CheckpointError
+from launcher.shards import faults
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 KEYS = (MASTER, *MOMENTS)
@@ -260,14 +261,15 @@ def _load(path: Path) -> Any:
         with torch.serialization.safe_globals(list(ALLOWED)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"(?:GLOBAL|global:?) ([\w.]+)", str(error))
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"it asks for {named[1]}" if named else "it holds more than tensors and plain values"
         raise CheckpointError(
             f"the file is refused: {what}, which is not on the list of what may be in DeepSpeed's checkpoints",
             str(path),
             "load it where you trust it, and save the weights alone; or take one that DeepSpeed itself wrote",
         ) from None
-    except (OSError, RuntimeError, EOFError, KeyError) as error:
-        raise CheckpointError(
-            f"the file cannot be read: {str(error).splitlines()[0]}", str(path), "bring it back from a copy"
-        ) from None
+    except Exception as error:  # over damaged bytes the unpickler stumbles with whatever comes
+        if faults.is_of_place(error):
+            raise
+        told = next(iter(str(error).splitlines()), type(error).__name__)
+        raise CheckpointError(f"the file cannot be read: {told}", str(path), "bring it back from a copy") from None
