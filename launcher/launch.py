@@ -213,7 +213,8 @@ def _judge(code: int, start: Start, lived_s: float) -> int:
             raise ClusterError(f"ssh to {where} failed", where, f"try: ssh -o BatchMode=yes {where} true")
         raise RequeueError(f"the connection to {where} was lost", where, "run the same command again")
     if code < 0 or code > 128:
-        number = -code if code < 0 else code - 128
+        # A shell says 128 and the signal; of DeepSpeed's minus the signal, 256 less are left.
+        number = -code if code < 0 else code - 128 if code - 128 < signal.NSIG else 256 - code
         raise RequeueError(f"a rank on {where} was ended by signal {number}", where, "run the same command again")
     return code
 

@@ -323,8 +323,7 @@ def start(recipe: Recipe, model: Any, ds_config: dict[str, Any]) -> Any:
 def keep_inputs(recipe: Recipe, ds_config: dict[str, Any], rank: int) -> None:
     """Leave in the run's folder what it was started with."""
     if rank == 0:
-        folder = recipe.run_folder
-        folder.mkdir(parents=True, exist_ok=True)
+        (folder := recipe.run_folder).mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(resolved_yaml(recipe), encoding="utf-8")
         (folder / "ds_config.json").write_text(json.dumps(ds_config, indent=2) + "\n", encoding="utf-8")
         shutil.copytree(recipe.data.tokenizer_folder, folder / "tokenizer", dirs_exist_ok=True)

@@ -72,7 +72,13 @@ def ask_over_ssh(host: str) -> subprocess.CompletedProcess[str]:
     words = ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={REACH_TIMEOUT_S // 2}", host, COUNT_ACCELERATORS]
     try:
         return subprocess.run(
-            words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=REACH_TIMEOUT_S, check=False
+            words,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",  # a banner of the host's may be in any encoding
+            timeout=REACH_TIMEOUT_S,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         return subprocess.CompletedProcess(words, 255, "", f"nothing came in {REACH_TIMEOUT_S} s")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 
 from launcher.cluster.render import Start
 from launcher.errors import EXIT_DONE, ClusterError, MissingDependencyError
@@ -43,11 +44,13 @@ def submit(start: Start) -> int:
         start.argv,
         env={**os.environ, **dict(start.env)},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",  # a cluster's own words may be in any encoding
         check=False,
     )
     if done.returncode != 0:
         raise explain_refusal(done.stderr)
+    print(done.stderr, end="", file=sys.stderr)  # it may have changed what was asked for
     print(done.stdout.strip())
     return EXIT_DONE
 

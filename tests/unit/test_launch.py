@@ -171,3 +171,30 @@ def test_without_slurm_it_says_where_to_launch(
     monkeypatch.setenv("PATH", "/nowhere")
     assert main(["launch", "law-bert-zh", "--via", "slurm"]) == 2
     assert "there is no sbatch here" in capsys.readouterr().err
+
+
+def command(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a program of this name before all others."""
+    file = folder / "bin" / name
+    file.parent.mkdir()
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{file.parent}:{os.environ['PATH']}")
+
+
+def test_what_sbatch_warns_of_is_passed_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(
+        *(tmp_path, "sbatch", "printf 'sbatch: moved to f\\374r-alle\\n' >&2; echo Submitted batch job 7", monkeypatch)
+    )
+    assert main(["launch", "law-bert-zh", "--via", "slurm"]) == 0
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("Submitted batch job 7\n", "sbatch: moved to f\ufffdr-alle\n")
+
+
+@pytest.mark.parametrize(("code", "number"), [(137, 9), (247, 9), (241, 15), (143, 15)])
+def test_a_signal_is_told_from_either_way_of_counting_it(code: int, number: int) -> None:
+    """A shell says 128 and the signal; DeepSpeed's launcher ends with minus the signal, of which 256 less are left."""
+    with pytest.raises(RequeueError, match=f"ended by signal {number}\n"):
+        start_all([Start(argv=(sys.executable, "-c", f"raise SystemExit({code})"))])

@@ -294,3 +294,13 @@ def test_a_port_that_is_listened_at_is_not_free() -> None:
         listener.listen()
         assert not is_free(listener.getsockname()[1])
     assert is_free(0)
+
+
+def test_a_banner_in_another_encoding_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ssh = tmp_path / "ssh"
+    ssh.write_text("#!/bin/sh\nprintf 'Universit\\344t\\n' >&2; echo 8\n")
+    ssh.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    check_reach([Host("node1", 8)])
+    with pytest.raises(ClusterError, match="node1 has 8 accelerators for 9 slots"):
+        check_reach([Host("node1", 9)])
