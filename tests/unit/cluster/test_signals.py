@@ -40,10 +40,13 @@ def test_what_is_ignored_stays_ignored() -> None:
 
 def test_a_forked_worker_has_its_signals_to_itself() -> None:
     with StopSignals() as asked:
+        begun, told = os.pipe()
         child = os.fork()
         if child == 0:
+            os.write(told, b"!")
             signal.pause()
             os._exit(0)
+        os.read(begun, 1)  # until the child has begun, it has the parent's handlers, and would lose the signal
         os.kill(child, signal.SIGTERM)
         _, status = os.waitpid(child, 0)
         assert os.WTERMSIG(status) == signal.SIGTERM  # it died of it, as workers do
