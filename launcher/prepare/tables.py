@@ -71,13 +71,18 @@ def _hash_row_group(name: str, group: Any, columns: list[str] | None, meter: Met
     with Path(name).open("rb") as file:
         for i in range(group.num_columns):
             column = group.column(i)
-            if columns is not None and column.path_in_schema.split(".")[0] not in columns:
+            if columns is not None and not _is_part_of(column.path_in_schema, columns):
                 done += column.total_compressed_size
                 continue
             start = min(column.dictionary_page_offset or column.data_page_offset, column.data_page_offset)
             _hash_stretch(file, start, column.total_compressed_size, meter)
             done += column.total_compressed_size
     meter.bytes_done = done
+
+
+def _is_part_of(path: str, columns: list[str]) -> bool:
+    """Whether bytes are of one of the columns; "a.b" is the name of one, or part b of a."""
+    return any(path == column or path.startswith(f"{column}.") for column in columns)
 
 
 @contextmanager

@@ -294,6 +294,19 @@ def test_another_byte_gives_another_hash(tmp_path: Path) -> None:
     assert len(hashes) == 4
 
 
+@pytest.mark.parametrize("column", ["completion", "text.en"], ids=["a plain name", "a name with a dot"])
+def test_another_text_of_a_column_gives_another_hash_and_of_another_column_does_not(
+    tmp_path: Path, column: str
+) -> None:
+    path, hashes = tmp_path / "x.parquet", []
+    for text, other in (("aaaa", "1"), ("bbbb", "1"), ("bbbb", "2")):
+        parquet.write_table(pa.table({column: [text], "text": [other]}), path)
+        (reader,) = readers(find_sources([str(path)]), ReadOptions(text_field=column, columns=(column,)))
+        assert [record.fields for record in reader] == [{column: text}]
+        hashes.append(reader.xxh3)
+    assert hashes[0] != hashes[1] == hashes[2]
+
+
 def test_reading_lines_imports_nothing_that_is_slow_to_import(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_bytes(GOOD)
