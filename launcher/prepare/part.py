@@ -178,6 +178,8 @@ def build_part(settings: PartSettings, part: Part, report: Report) -> None:
                 writers[name].append(chosen)
                 frequencies[name] += np.bincount(chosen.tokens_N, minlength=len(frequencies[name]))
                 text_bytes[name] += int(np.array(batch.text_bytes)[wanted_D].sum())
+    for other in settings.records.glob(f"part-{part.number:05d}-*.json"):
+        other.unlink(missing_ok=True)  # of another text, whose files lose their names now
     arrays: dict[str, NDArray[Any]] = {}
     shards: dict[str, ShardEntry] = {}
     for name, writer in writers.items():

@@ -169,6 +169,20 @@ def test_killed_at_any_touch_it_goes_on_to_the_same_bytes_and_builds_no_part_aga
             return
 
 
+def test_a_part_built_from_other_text_in_between_is_built_again_though_the_first_text_is_back(
+    request_: BuildRequest, tmp_path: Path, corpus: Path, alone: dict[str, bytes]
+) -> None:
+    path = tmp_path / "corpus.jsonl"
+    first = corpus.read_bytes()
+    steps = [(first, 0, 2), (first.replace(b"Law 3 ", b"Law 4 "), 1, 2), (first, 0, 1)]
+    for raw, time_ns, tasks in steps:
+        path.write_bytes(raw)
+        os.utime(path, ns=(time_ns, time_ns))
+        build_shards(replace(request_, corpus=(str(path),), tasks=tasks))
+    assert verify(request_.out) == []
+    assert contents(request_.out)["train-00000.bin"] == alone["train-00000.bin"]
+
+
 def test_who_finds_the_folder_complete_after_it_has_looked_begins_nothing_anew(
     request_: BuildRequest, monkeypatch: pytest.MonkeyPatch, alone: dict[str, bytes]
 ) -> None:
