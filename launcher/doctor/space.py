@@ -138,7 +138,8 @@ def _state(
 ) -> Finding:
     """What a rank holds between passes, against its device, or its part of this machine where there is none.
 
-    Where ranks share matrices, `of_rank` parameters are in the model of each, and all, in fp32, while it is built.
+    Where ranks share matrices, `of_rank` parameters are in the model of each, and all, in fp32, while it is read from a
+    folder.
     """
     zero, sharing = ds_file.get("zero_optimization", {}), recipe.model.tensor_parallel
     optimizer, parameters = (device != "none" for device in offload_devices(ds_file))
@@ -151,8 +152,8 @@ def _state(
         ranks_of_second_copy=int(zero.get("zero_hpz_partition_size", 1)),
     )
     held = left_on_device(whole, offloads_optimizer=optimizer, offloads_parameters=parameters)
-    built = 4 * num_parameters if sharing > 1 else 0
-    while_built = f" ({units.size(built)} while the whole model is built)" if built else ""
+    built = 4 * num_parameters if sharing > 1 and recipe.model.continue_from is not None else 0
+    while_built = f" ({units.size(built)} while the whole model is read)" if built else ""
     room = device_bytes or memory().total_bytes // world.ranks_per_node
     parts = ("parameters", "gradients", "optimizer", "buffers")
     found = (

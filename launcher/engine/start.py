@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import nullcontext
 from typing import Any
 
 import deepspeed
@@ -37,7 +38,8 @@ def start_engine(model: PreTrainedModel, optim: OptimConfig, ds_config: dict[str
     optimizer = build_optimizer(parameter_groups(model, optim.weight_decay), optim, ds_config)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers() if buffer.is_floating_point()}
     groups = getattr(model, "rank_groups", None)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config, mpu=groups)
+    with getattr(model, "while_cut", nullcontext)():
+        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=ds_config, mpu=groups)
     if engine.dp_world_size is None:  # DeepSpeed 0.19.8 knows no groups of data-parallel ranks beside Ulysses'
         engine.dp_world_size = engine.seq_dp_world_size // engine.sequence_parallel_size
     if ranks_per_model(engine) > 1:  # the feed gives the ranks of a group the same samples; this would pickle them

@@ -6,7 +6,8 @@ import copy
 import math
 import re
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import deepspeed
@@ -32,7 +33,13 @@ from launcher.models.moe import choose_experts, follow_autocast, gather_routed_b
 from launcher.models.places import predict_only_places
 from launcher.models.routing import watch_routers
 from launcher.models.sequence_parallel import share_sequences
-from launcher.models.tensor_parallel import shard_of, share_matrices
+from launcher.models.tensor_parallel import (
+    drawing_what_is_cut,
+    make_room_but_for_shared,
+    shard_of,
+    share_matrices,
+    without_room,
+)
 
 ATTENTION_TROUBLE = re.compile(r"attention.implementation|attn_implementation|(flash|flex).?attention", re.IGNORECASE)
 AUTO_CLASSES: dict[Head, Any] = {head: getattr(transformers, name) for head, name in AUTO_NAMES.items()}
@@ -78,11 +85,18 @@ def build_model(
         if model.continue_from is not None:
             built = _load(config, model, head, seed, ds_config if partitions else None)
         else:
-            with _empty_weights(ds_config if partitions else None, device):
+            is_shared = model.tensor_parallel > 1
+            with (
+                _empty_weights(ds_config if partitions else None, device),
+                without_room() if is_shared else nullcontext(),
+            ):
                 built = AUTO_CLASSES[head].from_config(config, dtype=torch.float32, attn_implementation=model.attention)
+            later = make_room_but_for_shared(built) if is_shared else None
             # Tied after, as transformers does: a shared weight is drawn as the embedding it is, not as an output layer.
-            draw_weights(built, seed, depth_scaled=model.initialisation == "depth_scaled")
+            draw_weights(built, seed, depth_scaled=model.initialisation == "depth_scaled", later=later)
             built.tie_weights()
+            if later:
+                built.while_cut = partial(drawing_what_is_cut, later)
     except (ImportError, ValueError) as error:
         first_sentence = " ".join(str(error).split()).partition(". ")[0]
         if ATTENTION_TROUBLE.search(str(error)):

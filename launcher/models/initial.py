@@ -25,7 +25,11 @@ from launcher.units import derive
 INIT_STREAM = 1
 
 
-def draw_weights(model: PreTrainedModel, seed: int, depth_scaled: bool = False) -> None:
+Later = dict[nn.Module, Callable[[], None]]
+"""How to draw the modules whose weights are not there yet."""
+
+
+def draw_weights(model: PreTrainedModel, seed: int, depth_scaled: bool = False, later: Later | None = None) -> None:
     """Initialise every parameter and buffer of a model as its family prescribes.
 
     Of a partitioned model a rank never holds more than its partition and the layer that is drawn.
@@ -34,6 +38,7 @@ def draw_weights(model: PreTrainedModel, seed: int, depth_scaled: bool = False) 
         model: A model whose weights hold nothing yet, whole or partitioned by `zero.Init`.
         seed: With a module's name, decides its weights.
         depth_scaled: Divide the weights that write into a residual stream by the root of their number.
+        later: Modules whose weights have no room yet are not drawn; each gets what draws it once it has.
 
     Raises:
         ModelError: Which weights write into the residual stream is not known of this family, or it scales them itself.
@@ -59,11 +64,21 @@ def draw_weights(model: PreTrainedModel, seed: int, depth_scaled: bool = False) 
                     if parameter._version != version:  # T5's attention draws again what its linear layers drew
                         parameter.div_(divisors[id(parameter)])
 
-            if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+            if later is not None and module in later:
+                later[module] = _guarded(rule)
+            elif not any(hasattr(parameter, "ds_id") for parameter in parameters):
                 rule()
             elif not _draw_partition(parameters, rule):
                 with _whole(parameters):
                     rule()
+
+
+def _guarded(rule: Callable[[], None]) -> Callable[[], None]:
+    def draw() -> None:
+        with torch.no_grad(), guard_torch_init_functions():
+            rule()
+
+    return draw
 
 
 def _draw_partition(parameters: list[Any], rule: Callable[[], None]) -> bool:

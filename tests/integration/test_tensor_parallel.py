@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import jobs
+import numpy as np
 import pytest
+from ranks import run_ranks
 from sharing import DECODERS, SIZE, assert_a_run_moves, assert_alike_in_bf16, assert_losses_are_alike, write
 
 from launcher.config.deepspeed import load_ds_config, resolve_ds_config
@@ -107,3 +109,28 @@ def test_losses_and_norms_in_bf16_are_those_of_one_rank(
 @pytest.mark.gpu(2)
 def test_matrices_are_shared_on_gpus(shards: Path, tmp_path: Path) -> None:
     assert_alike_in_bf16("model.tensor_parallel", 1, shards, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_a_rank_draws_its_part_of_the_whole_models_weights_and_never_has_room_for_more(
+    family: str, shards: Path, tmp_path: Path
+) -> None:
+    """Bit for bit those of a rank by itself; in memory its part, tables and norms, and one matrix."""
+    sizes = {"num_hidden_layers": 4, "initialisation": "depth_scaled"}
+    recipe = write(shards, tmp_path, "parts", family, model={**DECODERS[family], **sizes, "num_key_value_heads": 2})
+    words = ["--ds_config", "zero1", "--recipe", str(recipe), "train.precision=fp32"]
+    [(whole, _)] = run_ranks(jobs.cut, 1, words)
+    for parts, most in run_ranks(jobs.cut, 2, [*words, "model.tensor_parallel=2"]):
+        assert parts.keys() == whole.keys()
+        num_cut = 0
+        for name, (values, shard) in parts.items():
+            expected = whole[name][0]
+            if shard is not None:
+                expected = expected.take(range(shard.first, shard.first + shard.size), axis=shard.dim)
+                num_cut += 1
+            np.testing.assert_array_equal(values, expected, err_msg=name)
+        assert num_cut == 4 * 7
+        own = sum(values.nbytes for values, _ in parts.values())
+        largest = max(whole[name][0].nbytes for name, (_, shard) in parts.items() if shard is not None)
+        assert own <= most <= own + largest
+        assert most < sum(values.nbytes for values, _ in whole.values())

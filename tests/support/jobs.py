@@ -317,6 +317,26 @@ def held(arguments: list[str]) -> tuple[list[int], dict[str, int], dict[str, int
     return sizes, amid[-1], asdict(held_bytes(engine))
 
 
+def cut(arguments: list[str]) -> tuple[dict[str, Any], int]:
+    """Start the engine: every weight as this rank has it, with where it is cut; and the most bytes that all had."""
+    from deepspeed.module_inject.auto_tp import AutoTP
+
+    from launcher.models.tensor_parallel import shard_of
+
+    most, replace = [0], AutoTP._replace_with_config
+
+    def watched(self: Any, child: Any, name: str) -> Any:
+        new = replace(self, child, name)
+        storages = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in self.module.parameters()}
+        most[0] = max(most[0], sum(storages.values()))
+        return new
+
+    AutoTP._replace_with_config = watched
+    _, _, engine = begin(runpy.run_module("launcher.train", run_name="launcher_train"), arguments)
+    named = engine.module.named_parameters()
+    return {name: (p.detach().float().numpy(), shard_of(p)) for name, p in named}, most[0]
+
+
 def begin(program: dict[str, Any], arguments: list[str]) -> tuple[Any, Any, Any]:
     """Recipe, data and engine, as `train` makes them."""
     from launcher.engine.process import join_ranks

@@ -8,9 +8,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 from checkpoints import make_checkpoint
+from safetensors.numpy import save_file
 
 from launcher import cli, units
 from launcher.config.loading import load_recipe, resolved_yaml
@@ -123,7 +125,7 @@ def test_what_a_rank_holds_is_held_against_its_device(tmp_path: Path, shards: Pa
         assert (found.state, "and activations besides; an accelerator here has" in found.found) == (state, True)
 
 
-def test_ranks_that_share_matrices_hold_tables_whole_and_all_of_the_model_while_it_is_built(
+def test_ranks_that_share_matrices_hold_tables_whole_and_all_of_a_model_while_it_is_read(
     tmp_path: Path, shards: Path
 ) -> None:
     width, inner, vocab_size = 32, 64, read_manifest(shards).tokenizer.vocab_size
@@ -135,7 +137,16 @@ def test_ranks_that_share_matrices_hold_tables_whole_and_all_of_the_model_while_
     held = 4 * (tables + layer // 2)
     found = {finding.name: finding for finding in look_at_job(job, {}, device_bytes=1 << 30)}["memory"]
     assert f"(parameters {units.size(held)}, gradients {units.size(held)}" in found.found
-    assert f"({units.size(4 * (tables + layer))} while the whole model is built)" in found.found
+    assert "while the whole model" not in found.found  # it is drawn matrix by matrix
+    stored = {"embed.weight": np.zeros(tables, np.float32), "layers.0.weight": np.zeros(layer, np.float32)}
+    (tmp_path / "trained").mkdir()
+    save_file(stored, tmp_path / "trained" / "model.safetensors")
+    (tmp_path / "trained" / "config.json").write_text('{"model_type": "llama"}')
+    tree["model"] = {"continue_from": str(tmp_path / "trained"), "tensor_parallel": 2}
+    job = Job(recipe=str(tiny.write_recipe(tmp_path / "r.yaml", tree)), ds_config="zero0", ranks=2)
+    found = {finding.name: finding for finding in look_at_job(job, {}, device_bytes=1 << 30)}["memory"]
+    assert f"(parameters {units.size(held)}, gradients {units.size(held)}" in found.found
+    assert f"({units.size(4 * (tables + layer))} while the whole model is read)" in found.found
 
 
 @pytest.mark.parametrize(("ranks", "passes"), [(2, 2), (4, 1)])
