@@ -33,16 +33,14 @@ def young_characters() -> NDArray[np.bool_]:
     Letters and signs keep what they are once they have it; how marks are ordered and compounds composed, libraries for
     normal forms know from tables that are older still (seen: `tokenizers` leaves U+1AC4, of 2021, where it is).
     """
-    old = unicodedata.ucd_3_2_0
+    category, old_category = unicodedata.category, unicodedata.ucd_3_2_0.category
     young = np.zeros(NUM_CODES, dtype=np.bool_)
     young[_EMPTY_PLANES] = True
     for code in (*range(_EMPTY_PLANES.start), *range(_EMPTY_PLANES.stop, 0xE1000)):
         character = chr(code)
-        category = unicodedata.category(character)
-        if category == "Cn" or (
-            (category.startswith("M") or unicodedata.decomposition(character)) and old.category(character) == "Cn"
-        ):
-            young[code] = True
+        if old_category(character) == "Cn":
+            now = category(character)
+            young[code] = now == "Cn" or now[0] == "M" or bool(unicodedata.decomposition(character))
     return young
 
 
@@ -53,7 +51,13 @@ def with_young_characters(texts: Sequence[str]) -> list[int]:
         return []
     young = young_characters()
     codes_C = np.frombuffer("".join(texts[place] for place in others).encode("utf-32-le"), dtype="<u4")
-    pieces = (codes_C[start : start + PIECE] for start in range(0, len(codes_C), PIECE))
-    if not any(piece.max() >= FIRST and young.take(piece).any() for piece in pieces):
+    found = []
+    for start in range(0, len(codes_C), PIECE):
+        piece = codes_C[start : start + PIECE]
+        if piece.max() >= FIRST and (is_young_C := young.take(piece)).any():
+            found.append(start + np.flatnonzero(is_young_C))
+    if not found:
         return []
-    return [place for place in others if young.take([ord(character) for character in set(texts[place])]).any()]
+    ends = np.cumsum([len(texts[place]) for place in others])
+    inside = np.unique(np.searchsorted(ends, np.concatenate(found), side="right"))
+    return [others[number] for number in inside.tolist()]
