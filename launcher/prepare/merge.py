@@ -86,8 +86,8 @@ def merge(plan: Plan, records: Sequence[PartRecord]) -> Manifest:
         with suppress(OSError):  # whoever is at work in it still needs it
             plan.settings.records.rmdir()
         return _completed_by_another(out, made_of)
-    for left in out.parent.glob(f".{glob.escape(out.name)}.*-*"):
-        if left.name.split(".")[-1].split("-")[0] in ("building", "records", "replaced", "completing"):
+    for kind in ("building", "records", "replaced", "completing"):  # not .OUT.v2.building-…, which is of OUT.v2
+        for left in out.parent.glob(f".{glob.escape(out.name)}.{kind}-*"):
             shutil.rmtree(left, ignore_errors=True)
     return manifest
 
@@ -229,7 +229,8 @@ def go_on_completing(folder: Path, out: Path) -> None:
     key = folder.name.rpartition("-")[2]
     for left in out.parent.glob(f".{glob.escape(out.name)}.completing-{key}-*"):
         if not folder.exists():
-            os.replace(left, folder)
+            with suppress(FileNotFoundError):  # another process has taken it up, or given it its name
+                os.replace(left, folder)
 
 
 def _completed_by_another(out: Path, made_of: str) -> Manifest:

@@ -217,3 +217,33 @@ def test_a_folder_that_another_took_and_never_gave_its_name_is_asked_for_again(
     build_shards(request_)
     assert contents(request_.out) == alone
     assert [path.name for path in request_.out.parent.iterdir()] == ["shards"]
+
+
+def test_what_a_killed_process_left_is_deleted_whatever_its_host_is_called_and_no_build_of_another_folder(
+    request_: BuildRequest,
+) -> None:
+    beside = request_.out.parent
+    left = beside / ".shards.replaced-node1.cluster.local-7"
+    others = beside / ".shards.v2.building-0123456789ab", beside / ".shards.v2.completing-0123456789ab-node1-7"
+    for folder in (left, *others):
+        folder.mkdir(parents=True)
+    build_shards(replace(request_, tasks=1))
+    assert sorted(beside.iterdir()) == sorted((*others, request_.out))
+
+
+def test_two_that_go_on_completing_at_once_both_find_the_folder(
+    request_: BuildRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, _ = build_parts(request_, monkeypatch)
+    folder, out = plan.settings.folder, plan.request.out
+    taken = folder.with_name(folder.name.replace("building", "completing") + "-there-1")
+    for number in range(10_000):
+        os.replace(folder, taken)
+        with monkeypatch.context() as patch:
+            count = at_touch(number, lambda: merge.go_on_completing(folder, out), patch)
+            merge.go_on_completing(folder, out)
+        assert folder.is_dir()
+        assert not taken.exists()
+        if count[0] >= 0:
+            assert number > 0
+            return
