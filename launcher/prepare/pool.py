@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -110,7 +111,11 @@ def _submit(pool: ProcessPoolExecutor, job: Job, part: Part) -> Future[None]:
 def _listen(reader: Connection, is_over: threading.Event, meter: _Meter) -> None:
     while reader.poll(LISTEN_S) or not is_over.is_set():
         if reader.poll():
-            meter.add(*reader.recv())
+            told = reader.recv()
+            # A terminal that was closed (of which rich makes a SystemExit), a full disk under the log: who is not heard
+            # any more waits for ever once the pipe is full.
+            with suppress(OSError, SystemExit):
+                meter.add(*told)
 
 
 def _start_worker(given: str, progress: Connection) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import threading
@@ -66,6 +67,11 @@ def tell(settings: PartSettings, part: Part, report: Report) -> None:
     (settings.folder / f"{part.number}").touch()
 
 
+def tell_much(settings: PartSettings, part: Part, report: Report) -> None:
+    for _ in range(10):  # more than a pipe holds
+        tell(settings, part, report)
+
+
 def die(settings: PartSettings, part: Part, report: Report) -> None:
     tell(settings, part, report)
     if part.number == 3:
@@ -78,6 +84,19 @@ def test_every_part_is_done_and_all_progress_is_heard(settings: PartSettings, mo
     run_parts(tell, settings, PARTS, 2, "telling", 6, Console(quiet=True))
     assert sorted(path.name for path in settings.folder.iterdir()) == [str(part.number) for part in PARTS]
     assert heard == [(1, 2)] * 500 * len(PARTS)
+
+
+def test_progress_that_cannot_be_shown_keeps_no_worker_waiting(
+    settings: PartSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The terminal is closed, or the disk of the log is full."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("launcher.prepare.pool._Meter.add", refuse)
+    assert raised_by(lambda: run_parts(tell_much, settings, PARTS, 2, "telling", 6, Console(quiet=True))) is None
+    assert len(list(settings.folder.iterdir())) == len(PARTS)
 
 
 def test_a_worker_that_is_killed_ends_the_build(settings: PartSettings) -> None:
