@@ -157,13 +157,18 @@ def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
         entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     for entry in entries:
         path = folder / entry.name
-        if entry.is_dir():
+        if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and _leads_to_folder(path)):
             if is_saved_dataset(path):
                 yield path
             else:
                 yield from _walk(path, (*above, real))
         elif (_kind_by_name(path) is not None or _is_packed_text(path)) and path.is_file():
             yield path
+
+
+def _leads_to_folder(link: Path) -> bool:
+    with reading(str(link)):  # what it leads to may not be looked at
+        return link.is_dir()
 
 
 def _is_packed_text(path: Path) -> bool:

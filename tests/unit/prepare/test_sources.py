@@ -102,6 +102,13 @@ def test_folders_behind_links_and_globs_are_read_and_a_link_back_is_no_end(tmp_p
         assert sorted(names(word)) == ["a.jsonl", "b.jsonl", "c.jsonl"]
 
 
+def test_a_link_that_leads_nowhere_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("")
+    (tmp_path / "itself").symlink_to("itself")
+    (tmp_path / "gone").symlink_to("nothing")
+    assert names(tmp_path) == ["a.jsonl"]
+
+
 @pytest.mark.parametrize(
     ("name", "raw", "message"),
     [
