@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.prepare.dedupe import text_digest
-from launcher.prepare.encoders import Encoded, EncodeOptions, Encoder, build_encoder
+from launcher.prepare.encoders import Encoded, EncodeOptions, Encoder, batch_bytes, build_encoder
 from launcher.prepare.filters import FilterOptions, Filters
 from launcher.prepare.readers import ReadOptions, SegmentReader
 from launcher.prepare.sources import Segment, SourceFile
@@ -32,9 +32,6 @@ from launcher.shards.manifest import SPLITS, SegmentEntry, ShardEntry, Tokenizer
 from launcher.shards.origins import ORIGIN
 from launcher.shards.writer import Documents, ShardWriter
 
-BATCH_BYTES = 1 << 18
-"""UTF-8 tokenized at once: large against a call's cost (measured: 64 KiB to 512 KiB take the same time); the arrays of
-1 MiB come as new pages each time, a third of the time of the WordPiece cache."""
 MAX_BATCH = 4096
 """Documents tokenized at once, where they are short (assumption)."""
 
@@ -238,7 +235,7 @@ def _batches(
     duplicates = None
     if settings.dedupe and drop_duplicates:
         duplicates = iter(np.load(PartFiles(settings.records, part).duplicates).tolist())
-    batch, num_bytes = _Batch([], [], [], [], [], []), 0
+    batch, num_bytes, enough_bytes = _Batch([], [], [], [], [], []), 0, batch_bytes(settings.encode)
     for place, segment in enumerate(part.segments):
         source = settings.sources[segment.source]
         done = 0
@@ -259,7 +256,7 @@ def _batches(
                 batch.segments.append(place)
                 batch.text_bytes.append(len(utf8))
                 num_bytes += len(utf8)
-                if num_bytes >= BATCH_BYTES or len(batch.texts) >= MAX_BATCH:
+                if num_bytes >= enough_bytes or len(batch.texts) >= MAX_BATCH:
                     yield batch
                     report(reader.bytes_done - done, len(batch.texts))
                     batch, num_bytes, done = _Batch([], [], [], [], [], []), 0, reader.bytes_done

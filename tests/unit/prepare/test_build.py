@@ -72,7 +72,7 @@ def test_the_entropy_is_that_of_the_tokens_without_document_ends(request_: Build
 
 
 def test_one_and_two_workers_write_the_same_bytes(request_: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(part, "BATCH_BYTES", 200)  # many batches
+    monkeypatch.setattr(part, "batch_bytes", lambda options: 200)  # many batches
     build_shards(request_)
     monkeypatch.undo()
     other = replace(request_, out=request_.out.with_name("other"), workers=2)
