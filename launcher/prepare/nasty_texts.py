@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+from launcher.prepare.young_characters import without_young_characters
+
 TEXTS = (
     "",
     " ",
@@ -66,7 +68,11 @@ TEXTS = (
 
 
 def nasty_texts(tokenizer_json: str) -> tuple[str, ...]:
-    """`TEXTS`, and the names of this tokenizer's added tokens as a page might have them."""
+    """`TEXTS`, and the names of this tokenizer's added tokens as a page might have them.
+
+    Texts that the reference takes for a young character come without it once more: the rest is for the program to say.
+    """
+    others = tuple(old for text in TEXTS if (old := without_young_characters(text)) != text)
     names = [str(token["content"]) for token in json.loads(tokenizer_json)["added_tokens"]][:24]
     written = tuple(f"{name}x {name} y{name}" for name in names)
-    return (*TEXTS, *written, " ".join(names), "".join(names))
+    return (*TEXTS, *others, *written, " ".join(names), "".join(names))

@@ -18,7 +18,7 @@ import xxhash
 
 from launcher.errors import MissingDependencyError, TokenizerError, did_you_mean
 from launcher.prepare.encoders import FAST, REFERENCE, EncodeOptions, Encoder, build_encoder, candidates, installed
-from launcher.prepare.nasty_texts import TEXTS, nasty_texts
+from launcher.prepare.nasty_texts import nasty_texts
 
 BATCH = 256
 """Texts compared at once."""
@@ -98,7 +98,7 @@ def _judged(
     name: str, tokenizer_json: str, sample: Callable[[], Iterable[str]], remembered: _Memory
 ) -> tuple[str, str]:
     """What was found of an encoder, now or before; in short, so that the manifest does not depend on which of them."""
-    texts = xxhash.xxh3_64_hexdigest("\n".join(TEXTS).encode())
+    texts = xxhash.xxh3_64_hexdigest("\n".join(nasty_texts(tokenizer_json)).encode())
     key = f"{name} {installed(name)} against {REFERENCE} {installed(REFERENCE)} on {texts}"
     verdict = remembered.get(key)
     told = f"{verdict}, as was found before"

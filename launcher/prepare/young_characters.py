@@ -44,6 +44,12 @@ def young_characters() -> NDArray[np.bool_]:
     return young
 
 
+def without_young_characters(text: str) -> str:
+    """What is left of a text for a program that knows its other characters."""
+    young = young_characters()
+    return "".join(character for character in text if not young[ord(character)])
+
+
 def with_young_characters(texts: Sequence[str]) -> list[int]:
     """Places of the texts that hold a young character, ascending."""
     others = [place for place, text in enumerate(texts) if not text.isascii()]

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,18 @@ def test_ids_that_differ_anywhere_are_never_used_and_the_reason_is_told(
     monkeypatch.setattr(parity, "installed", lambda name: "1.0")
     with pytest.raises(TokenizerError, match=says):
         choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: texts, "gigatoken", tmp_path)
+
+
+@pytest.mark.parametrize("on", ["മലയാളം", "private", "㐀䶵", "🧿"])
+def test_what_stands_beside_young_characters_in_a_nasty_text_is_asked_of_the_program_too(
+    monkeypatch: pytest.MonkeyPatch, tokenizers_json: dict[str, str], texts: list[str], tmp_path: Path, on: str
+) -> None:
+    """The reference takes the whole text, and would be held against itself."""
+    wrong = Wrong(ReferenceEncoder(tokenizers_json["bpe"]), on)
+    monkeypatch.setitem(FAST, "gigatoken", replace(FAST["gigatoken"], load=lambda _: wrong.encode))
+    monkeypatch.setattr(parity, "candidates", lambda _: ["gigatoken"])
+    choice = choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: texts, "auto", tmp_path)
+    assert (choice.name, "(nasty text" in choice.reason) == ("tokenizers", True)
 
 
 def test_an_exact_encoder_is_used_and_remembered(
