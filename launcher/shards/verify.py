@@ -29,6 +29,7 @@ def verify(folder: Path) -> list[str]:
 
     Raises:
         ShardError: The manifest or the checksums are damaged, so that nothing can be told of the rest.
+        RequeueError: The file system failed: another start may find a file as it should be.
     """
     manifest = read_manifest(folder)
     sums = read_checksums(folder, manifest)
@@ -78,6 +79,8 @@ def _file_problems(path: Path, num_bytes: int, sums: dict[str, NDArray[np.uint64
     except ShardError as error:
         yield f"{error.where}: {error.what}"
         return
+    except OSError as error:  # of reading, which names no file
+        refuse_unreadable(error, path)
     if damaged:
         yield f"{path}: {damage(damaged)}"
 

@@ -13,9 +13,10 @@ import pytest
 from token_shards import random_documents, write_shards
 
 from launcher.errors import RequeueError, ShardError
+from launcher.shards import blocks
 from launcher.shards.manifest import CHECKSUMS, MANIFEST, read_manifest
 from launcher.shards.reader import open_split
-from launcher.shards.verify import tokenizer_problems
+from launcher.shards.verify import tokenizer_problems, verify
 
 NUM_SHARDS = 150
 DOCUMENTS = random_documents(2 * NUM_SHARDS, 20)
@@ -95,6 +96,16 @@ def test_a_tokenizer_that_may_not_be_read_is_a_problem_like_any_other(
     refuse(monkeypatch, "tokenizer.json", errno.EIO)
     with pytest.raises(RequeueError, match="refused"):
         list(tokenizer_problems(many, manifest))
+
+
+def test_a_file_that_verify_cannot_read_to_its_end_is_named(many: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> int:
+        raise OSError(errno.EIO, "refused")  # of a read Python tells no file
+
+    monkeypatch.setattr(blocks, "_next_sum", broken)
+    with pytest.raises(RequeueError, match="the file system failed: refused") as error:
+        verify(many)
+    assert error.value.where == str(many / "train-00000.bin")
 
 
 def refuse(monkeypatch: pytest.MonkeyPatch, name: str, code: int) -> None:
