@@ -119,8 +119,6 @@ def open_tokens(path: Path, dtype: str | None, document_end: int) -> TokenFile:
     Raises:
         ShardError: It is missing, damaged, or of no kind that is known.
     """
-    if path.suffix == ".idx":
-        path = path.with_suffix(".bin")
     if not path.is_file():
         raise ShardError("there is no such file", str(path), _FIX)
     if path.suffix == ".bin" and path.with_suffix(".idx").is_file():
