@@ -165,6 +165,7 @@ check() {
     srun --export=ALL "${again[@]}" "${shape[@]}" --nodelist="$(joined "${nodes[@]}")" --kill-on-bad-exit=0 "${container[@]}" \
         "${wrap[@]}" python -m launcher.probe "$@" "${words[@]}" --exclude-to "$unfit" &
     step=$! # a signal ends it, and does not wait for its rounds
+    [ -z "$stopping" ] || kill "-$stopping" "$step" 2>/dev/null
     await "$step" 2>/dev/null
     code=$?
     step=''
@@ -283,7 +284,7 @@ while :; do
         # Without an answer the ranks take the port that follows from the job's number.
         if [ -n "$port" ]; then export MASTER_PORT="$port"; else unset MASTER_PORT; fi
     fi
-    if [ "$CHECK" != 0 ]; then
+    if [ "$CHECK" != 0 ] && [ -z "$stopping" ]; then # bash told it when the question had been answered
         check "$@"
         CHECK=0
         [ ${#bad[@]} -eq 0 ] || continue

@@ -91,11 +91,11 @@ class FakeSlurm:
         """The command lines of srun."""
         return self._lines("steps")
 
-    def signal_during_check(self, process: subprocess.Popen[str]) -> str:
-        """Give a batch script the time limit's warning as soon as it checks its nodes; returns all that it said."""
-        checks = len(self._checks())
+    def signal_during(self, program: str, process: subprocess.Popen[str]) -> str:
+        """Give a batch script the time limit's warning as soon as it starts a program; returns all that it said."""
+        begun = self._num_steps(program)
         until = time.monotonic() + 60
-        while len(self._checks()) == checks and time.monotonic() < until:
+        while self._num_steps(program) == begun and time.monotonic() < until:
             time.sleep(0.1)
         process.send_signal(signal.SIGUSR1)
         told, _ = process.communicate(timeout=60)
@@ -137,8 +137,8 @@ class FakeSlurm:
         told, _ = process.communicate(timeout=60)
         return process.returncode, told
 
-    def _checks(self) -> list[str]:
-        return [step for step in self.steps() if "launcher.probe" in step]
+    def _num_steps(self, program: str) -> int:
+        return sum(program in step for step in self.steps())
 
     def _lines(self, name: str) -> list[str]:
         file = self.folder / name

@@ -20,11 +20,23 @@ def test_a_signal_during_the_check_ends_it_and_requeues_the_job(slurm: FakeSlurm
     """Two minutes are left then, and a check may take longer."""
     process = slurm.start("pretrain.sh", *WORDS, PRETRAIN_CHECK="1", FAKE_CHECK_S="40")
     began = time.monotonic()
-    told = slurm.signal_during_check(process)
+    told = slurm.signal_during("launcher.probe", process)
     assert process.returncode == 0, told
     assert time.monotonic() - began < 15
     assert slurm.calls() == ["requeue 7"]
     assert "ranks on node1" not in told, "nothing is begun that had to be ended at once"
+
+
+def test_a_signal_before_the_check_lets_none_begin(slurm: FakeSlurm) -> None:
+    """While a node is asked for a port: bash tells of it when that has ended."""
+    srun = slurm.folder / "bin" / "srun"
+    srun.write_text(srun.read_text().replace('echo "20000', 'sleep 2; echo "20000'))
+    process = slurm.start("pretrain.sh", *WORDS, PRETRAIN_CHECK="1", FAKE_CHECK_S="40")
+    told = slurm.signal_during("launcher.life", process)
+    assert process.returncode == 0, told
+    assert slurm.calls() == ["requeue 7"]
+    assert not [step for step in slurm.steps() if "launcher.probe" in step]
+    assert "ranks on node1" not in told
 
 
 def test_lives_that_end_before_their_first_step_are_counted(slurm: FakeSlurm) -> None:
@@ -32,7 +44,7 @@ def test_lives_that_end_before_their_first_step_are_counted(slurm: FakeSlurm) ->
     codes, told = [], ""
     for _ in range(3):
         process = slurm.start("pretrain.sh", *WORDS, PRETRAIN_CHECK="1", FAKE_CHECK_S="40", PRETRAIN_RESTARTS="2")
-        told = slurm.signal_during_check(process)
+        told = slurm.signal_during("launcher.probe", process)
         codes.append(process.returncode)
     assert codes == [0, 0, 75], told
     assert "given up: 3 lives in a row left no checkpoint after step 0" in told
