@@ -30,7 +30,7 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 # Submitted from inside of another job (a shell on a node, the end of a batch script), this one has that job's requests in its
 # environment as well, and srun would take them for its own: what Slurm does not know of this job is left out.
 forget_other_job() {
-    local told name
+    local told laid_out of_step
     told=$(scontrol show job "$SLURM_JOB_ID") || return 0
     is_of() { # VARIABLE PATTERN: what the job's description says where the variable is its own
         [ -z "${!1:-}" ] || [[ $told =~ $2 ]] || {
@@ -38,10 +38,13 @@ forget_other_job() {
             unset "$1"
         }
     }
-    is_of SLURM_NTASKS "NumTasks=${SLURM_NTASKS:-} |NtasksPerN:B:S:C=[1-9]|NtasksPerTRES="
+    # Slurm tells one task a node of a job that named no number as well, but lays out as many as it has cores.
+    laid_out=$(tr , '\n' <<<"${SLURM_TASKS_PER_NODE:-}" | awk -F'[(x)]+' '{n += $1 * ($2 ? $2 : 1)} END {print n + 0}')
+    [ "$laid_out" = "${SLURM_NTASKS:-}" ] || laid_out=another
+    is_of SLURM_NTASKS "NumTasks=$laid_out |NtasksPerN:B:S:C=[1-9]|NtasksPerTRES[=:][1-9]" # older ones write :0 for none
     [ -n "${SLURM_NTASKS:-}" ] || unset SLURM_NPROCS # its older name
     is_of SLURM_NTASKS_PER_NODE 'NtasksPerN:B:S:C=[1-9]'
-    is_of SLURM_NTASKS_PER_GPU 'NtasksPerTRES='
+    is_of SLURM_NTASKS_PER_GPU 'NtasksPerTRES[=:][1-9]'
     is_of SLURM_GPUS 'TresPerJob=[^ ]*gpu'
     is_of SLURM_GPUS_PER_NODE 'TresPerNode=[^ ]*gpu'
     is_of SLURM_GPUS_PER_TASK 'TresPerTask=[^ ]*gpu'
@@ -49,6 +52,8 @@ forget_other_job() {
     is_of SLURM_MEM_PER_NODE 'MinMemoryNode=[1-9]'
     is_of SLURM_MEM_PER_CPU 'MinMemoryCPU=[1-9]'
     is_of SLURM_MEM_PER_GPU 'MemPerTres=[^ ]*gpu'
-    [ -z "${SLURM_STEP_ID:-}" ] || unset SLURM_DISTRIBUTION # srun tells it to whatever it starts
-    for name in "${!SLURM_STEP@}" "${!SLURM_PTY_@}"; do unset "$name"; done
+    of_step=("${!SLURM_STEP@}" "${!SLURM_PTY_@}")
+    # srun tells these to whatever it starts; cores of the other job would be asked for here, and refused.
+    [ -z "${SLURM_STEP_ID:-}" ] || of_step+=(SLURM_DISTRIBUTION "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}")
+    unset "${of_step[@]}"
 }

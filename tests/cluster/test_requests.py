@@ -125,19 +125,26 @@ def test_gpus_that_lie_unevenly_are_refused(cluster: Cluster, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("outer", "reason"),
+    ("outer", "inner", "ranks", "reason"),
     [
-        (("--ntasks=1", "--gpus-per-node=2", "--cpus-per-task=5", "--mem=3G"), "a shell on a node (srun)"),
-        (("--ntasks=3", "--gpus=2", "--exclusive"), "three tasks and two GPUs of the whole job"),
+        (
+            ("--ntasks=1", "--gpus-per-node=2", "--cpus-per-task=5", "--mem=3G"),
+            "--nodes=2",
+            2,
+            "a shell on a node (srun)",
+        ),
+        (("--ntasks=3", "--gpus=2", "--exclusive"), "--nodes=2", 2, "three tasks and two GPUs of the whole job"),
+        (("--ntasks=1",), "--nodes=1 --gpus-per-node=8 --exclusive", 8, "by chance as many tasks as nodes"),
     ],
 )
 def test_submitted_from_inside_of_another_job_it_gets_what_it_asks_for(
-    outer: tuple[str, ...], reason: str, cluster: Cluster, tmp_path: Path
+    outer: tuple[str, ...], inner: str, ranks: int, reason: str, cluster: Cluster, tmp_path: Path
 ) -> None:
     folder, output = project(tmp_path, WHERE), tmp_path / "out"
     (tmp_path / "inner.sh").write_text(
         f"[ $SLURM_PROCID = 0 ] || exit 0\nexport SLURM_PTY_PORT=1 SLURM_PTY_WIN_ROW=1\n"
-        f"sbatch --parsable --output={output} --nodes=2 {SCRIPT} {' '.join(WORDS)} >{tmp_path}/job\n"
+        "export SLURM_CPU_BIND=quiet,mask_cpu:0x8\n"
+        f"sbatch --parsable --output={output} {inner} {SCRIPT} {' '.join(WORDS)} >{tmp_path}/job\n"
     )
     env = {"PRETRAIN_LOGS": str(tmp_path / "logs"), "PRETRAIN_CHECK": "0", "PATH": cluster.path}
     done = cluster.run("ctl", "srun", *outer, "bash", str(tmp_path / "inner.sh"), cwd=folder, **env)
@@ -145,7 +152,8 @@ def test_submitted_from_inside_of_another_job_it_gets_what_it_asks_for(
     fields = cluster.wait((tmp_path / "job").read_text().strip(), output)
     told = output.read_text()
     assert fields["JobState"] == "COMPLETED", told
-    assert re.search(r"stub on node\[\S+\] 2\n", told), reason
+    assert re.search(rf"stub on node\S+ {ranks}\n", told), reason
+    assert "cpu binding" not in told
     assert "is of the job that this one was submitted from: left out" in told
 
 

@@ -1,4 +1,4 @@
-"""`slurm/environment.sh`: which python the ranks get."""
+"""`slurm/environment.sh`: which python the ranks get, and what of Slurm's they see."""
 
 from __future__ import annotations
 
@@ -47,3 +47,40 @@ def test_the_projects_environment_comes_after_modules_and_gives_way_to_one_that_
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [str(places[chosen] / "python"), str(root)], reason
+
+
+BOUND = {"SLURM_CPU_BIND": "quiet,mask_cpu:0x8", "SLURM_CPU_BIND_LIST": "0x8", "SLURM_MEM_BIND": "quiet,none"}
+
+
+@pytest.mark.parametrize(
+    ("job", "variables", "stays", "reason"),
+    [
+        ("NtasksPerTRES=1", {"SLURM_NTASKS_PER_GPU": "1"}, True, "its own"),
+        ("NtasksPerTRES:1", {"SLURM_NTASKS_PER_GPU": "1"}, True, "its own, as older versions write it"),
+        ("NtasksPerTRES:0", {"SLURM_NTASKS_PER_GPU": "1"}, False, "of another: older versions tell of none as well"),
+        ("NumTasks=3 CPUs/Task=1", {"SLURM_NTASKS": "3", "SLURM_TASKS_PER_NODE": "1(x2),1"}, True, "its own"),
+        ("NumTasks=1 CPUs/Task=1", {"SLURM_NTASKS": "1", "SLURM_TASKS_PER_NODE": "64"}, False, "of a shell on a node"),
+        ("", {"SLURM_STEP_ID": "0", "SLURM_DISTRIBUTION": "block", **BOUND}, False, "of a shell on a node"),
+        ("", BOUND, True, "the user's wish"),
+    ],
+)
+def test_what_slurm_does_not_know_of_this_job_is_left_out(
+    job: str, variables: dict[str, str], stays: bool, reason: str, tmp_path: Path
+) -> None:
+    programs = python_in(tmp_path / "bin")
+    (programs / "scontrol").write_text(f"#!/bin/sh\necho '   {job} '\n")
+    (programs / "scontrol").chmod(0o755)
+    script = 'set -uo pipefail; root=$PWD prologue=none; . "$0"; forget_other_job >&2; env'
+    done = subprocess.run(
+        ["bash", "-c", script, str(ROOT / "slurm" / "environment.sh")],
+        cwd=tmp_path,
+        env={"PATH": f"{programs}:/usr/bin:/bin", "SLURM_JOB_ID": "7", **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    there = dict(line.split("=", 1) for line in done.stdout.splitlines())
+    asked = {name: value for name, value in variables.items() if name != "SLURM_TASKS_PER_NODE"}
+    assert {name: there.get(name) for name in asked} == {
+        name: value if stays else None for name, value in asked.items()
+    }, reason

@@ -127,6 +127,11 @@ def test_a_budget_that_is_no_number_is_refused_rather_than_endless(value: str, s
         ({"SLURM_NTASKS": "2"}, "--ntasks=2", "its own"),
         ({"SLURM_NTASKS": "5"}, "--nodes=2 --ntasks-per-node=1 --ntasks=2", "of the job it was submitted from"),
         ({"SLURM_GPUS_PER_NODE": "4"}, "--nodes=2 --ntasks-per-node=1 --ntasks=2", "likewise"),
+        (
+            {"SLURM_NTASKS": "2", "SLURM_TASKS_PER_NODE": "64(x2)", "SLURM_GPUS_ON_NODE": "8"},
+            "--nodes=2 --ntasks-per-node=8 --ntasks=16",
+            "likewise, by chance as many as this one's nodes",
+        ),
     ],
 )
 def test_requests_of_another_job_are_not_taken_for_this_ones(
