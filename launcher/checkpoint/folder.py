@@ -113,8 +113,15 @@ def publish(folder: Path, step: int, files: list[dict[str, Any]]) -> Path:
 
 
 def delete_unfinished(folder: Path) -> None:
-    """Delete saves and deletions that were interrupted, as far as the file system lets; nobody may be saving."""
-    for _, path in unfinished(folder):
+    """Delete saves and deletions that were interrupted, as far as the file system lets; nobody may be saving.
+
+    What has a checkpoint's name is looked at twice: its manifest may be away for a moment only.
+    """
+    found = unfinished(folder)
+    if any(_NAME.match(path.name) for _, path in found):
+        time.sleep(SECOND_LOOK_AFTER_S)
+        found = [entry for entry in unfinished(folder) if entry in found]
+    for _, path in found:
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from checkpoints import flip, make_checkpoint
@@ -34,6 +37,23 @@ def test_what_was_interrupted_goes_and_the_rest_stays(tmp_path: Path) -> None:
     layout.delete_unfinished(tmp_path)
     layout.delete_unfinished(tmp_path / "none")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".saving-00000050", "damaged-00000040", "step-00000010"]
+
+
+def test_a_checkpoint_whose_manifest_is_away_for_a_moment_is_not_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, plain, refused = make_checkpoint(tmp_path, 10), Path.stat, []
+
+    def stat(touched: Path, **how: Any) -> os.stat_result:
+        if touched.name == layout.MANIFEST and not refused:
+            refused.append(touched)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return plain(touched, **how)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    layout.delete_unfinished(tmp_path)
+    assert refused == [path / layout.MANIFEST]
+    layout.verify(path)
 
 
 @pytest.mark.parametrize(
