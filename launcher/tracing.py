@@ -134,7 +134,8 @@ def trace_document(run: Path, name: str) -> list[dict[str, Any]]:
 
     Returns:
         For each document of this name: corpus, split, FILE:LINE, hash, the steps so far that saw tokens of it, and
-        those whose digest proves that the exclude list hid them.
+        those whose digest proves that today's exclude list hid them. Under an earlier list a step may have hidden them
+        as well: nothing proves it, so it is told as one that saw them.
 
     Raises:
         CheckpointError: There is no run here.

@@ -34,7 +34,7 @@ WIDEN(int32_to_int64, int32_t, int64_t)
 static Widen choose(Py_ssize_t token_bytes, const Py_buffer *out)
 {
     const char *format = out->format;
-    if (!format || format[1] || !strchr("ilq", format[0]))
+    if (!format || strlen(format) != 1 || !strchr("ilq", format[0]))
         return NULL;
     if (token_bytes == 2)
         return out->itemsize == 4 ? uint16_to_int32 : uint16_to_int64;

@@ -14,7 +14,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.errors import ShardError
+from launcher.errors import RequeueError, ShardError
+from launcher.shards import faults
 from launcher.shards.reader import Split
 
 Key = TypeVar("Key", bound=Hashable)
@@ -31,10 +32,14 @@ def read_names(path: Path) -> list[str]:
 
     Raises:
         ShardError: The file cannot be read, or a line is no name.
+        RequeueError: The place it lies in is gone.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows' editors begin a file with a mark
     except (OSError, UnicodeDecodeError) as error:
+        if faults.is_of_place(error):
+            what = f"the list of documents cannot be reached: {error}"
+            raise RequeueError(what, str(path), "run the same command again when its file system answers") from None
         raise ShardError(f"the list of documents cannot be read: {error}", str(path), "give a text file") from None
     names = []
     for number, line in enumerate(lines, start=1):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import numpy as np
 import pytest
 from token_shards import continues, random_documents, text_hash, write_shards
 
-from launcher.errors import ShardError
+from launcher.errors import RequeueError, ShardError
 from launcher.shards.gather import leave_all
 from launcher.shards.manifest import read_manifest
 from launcher.shards.reader import Split, open_split
@@ -205,3 +206,12 @@ def test_reading_ahead_changes_nothing(split: Split) -> None:
     out = np.empty(len(STREAM), dtype=np.int32)
     split.read(0, out)
     assert out.tolist() == STREAM.tolist()
+
+
+def test_a_list_whose_place_is_gone_is_nobodys_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Path, **options: str) -> str:
+        raise OSError(errno.ESTALE, "Stale file handle", str(self))
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(RequeueError, match=r"cannot be reached: .*Stale file handle"):
+        read_names(tmp_path / "takedown.txt")
