@@ -22,6 +22,14 @@ fi
 cd "$root" || exit 2
 # Modules of the prologue; a container's words before python count, options of srun have no use here.
 # shellcheck disable=SC2034
+RESTARTS=${PRETRAIN_RESTARTS:-5} BACKOFF_S=${PRETRAIN_BACKOFF_S:-10}
+for number in RESTARTS BACKOFF_S; do
+    if ! [[ ${!number} =~ ^(0|[1-9][0-9]{0,8})$ ]]; then
+        echo "prepare.sh: PRETRAIN_$number '${!number}' is no whole number" >&2
+        exit 2
+    fi
+done
+
 prologue=slurm/prologue.sh
 # shellcheck source=slurm/environment.sh
 . slurm/environment.sh
@@ -41,7 +49,7 @@ code=$?
 
 # 75: the file system refused; the same command goes on from the parts that are finished.
 life=${SLURM_RESTART_COUNT:-0}
-if [ "$code" -eq 75 ] && [ "$life" -ge "${PRETRAIN_RESTARTS:-5}" ]; then
+if [ "$code" -eq 75 ] && [ "$life" -ge "$RESTARTS" ]; then
     echo "prepare.sh: given up after $((life + 1)) lives (PRETRAIN_RESTARTS): mend it, and submit the same again" >&2
 elif [ "$code" -eq 75 ]; then
     echo "prepare.sh: requeued"
@@ -49,7 +57,7 @@ elif [ "$code" -eq 75 ]; then
     job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_}${SLURM_ARRAY_TASK_ID:-$SLURM_JOB_ID}
     trap '' TERM # Slurm ends what is left of this life
     scontrol requeue "$job" || exit "$code"
-    [ "$life" -eq 0 ] || scontrol update JobId="$job" StartTime="now+$((${PRETRAIN_BACKOFF_S:-10} << (life > 6 ? 6 : life)))"
+    [ "$life" -eq 0 ] || scontrol update JobId="$job" StartTime="now+$((BACKOFF_S << (life > 6 ? 6 : life)))"
     exit 0
 fi
 exit "$code"

@@ -22,6 +22,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,7 +62,16 @@ def saving_path(folder: Path, step: int) -> Path:
 
 def complete_steps(folder: Path) -> list[int]:
     """The steps of the complete checkpoints, oldest first."""
-    return sorted(step for step, path in _named(folder, _NAME) if (path / MANIFEST).is_file())
+    return sorted(step for step, path in _named(folder, _NAME) if _has_manifest(path))
+
+
+def _has_manifest(checkpoint: Path) -> bool:
+    """Whether it is there; OSError where the file system cannot say (Path.is_file of Python 3.14 says no)."""
+    try:
+        mode = (checkpoint / MANIFEST).stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return stat.S_ISREG(mode)
 
 
 def damaged(folder: Path) -> list[tuple[int, Path]]:
@@ -71,9 +81,7 @@ def damaged(folder: Path) -> list[tuple[int, Path]]:
 
 def unfinished(folder: Path) -> list[tuple[int, Path]]:
     """Step and place of the saves in progress or interrupted, and of deletions that were."""
-    return _named(folder, _SAVING) + [
-        (step, path) for step, path in _named(folder, _NAME) if not (path / MANIFEST).is_file()
-    ]
+    return _named(folder, _SAVING) + [(step, path) for step, path in _named(folder, _NAME) if not _has_manifest(path)]
 
 
 def delete(checkpoint: Path) -> None:
@@ -284,12 +292,16 @@ def read_recipe(checkpoint: Path) -> Recipe:
     """The recipe that a checkpoint was made with.
 
     Raises:
-        CheckpointError: It cannot be read.
+        CheckpointError: It cannot be read, or is no text.
         RequeueError: The file system is away.
         RecipeError: It is of another version.
     """
     path = checkpoint / "recipe.yaml"
-    return check_recipe(parse_yaml(read_file(path, _text), str(path)), str(path))
+    try:
+        text = read_file(path, _text)
+    except UnicodeDecodeError as error:
+        raise DamagedCheckpointError(f"the file is no text: {error}", str(path), _FIX) from None
+    return check_recipe(parse_yaml(text, str(path)), str(path))
 
 
 def _text(path: Path) -> str:

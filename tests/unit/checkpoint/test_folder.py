@@ -133,3 +133,29 @@ def test_latest_names_the_newest(tmp_path: Path) -> None:
         layout.write_latest(tmp_path, step)
         assert (tmp_path / "latest").read_text() == f"step-{step:08d}\n"
     assert [path.name for path in tmp_path.iterdir()] == ["latest"]
+
+
+def test_a_file_system_that_cannot_say_is_not_taken_for_one_without_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout.checkpoint_path(tmp_path, 3).mkdir()
+    assert layout.complete_steps(tmp_path) == []
+    (layout.checkpoint_path(tmp_path, 3) / layout.MANIFEST).touch()
+    assert layout.complete_steps(tmp_path) == [3]
+    stat = Path.stat
+
+    def fail(self: Path, **options: bool) -> os.stat_result:
+        if self.name == layout.MANIFEST:
+            raise OSError(errno.ESTALE, "Stale file handle", str(self))
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", fail)
+    for ask in (layout.complete_steps, layout.unfinished):
+        with pytest.raises(OSError, match="Stale file handle"):
+            ask(tmp_path)
+
+
+def test_a_recipe_that_is_no_text_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(b"name: \xff")
+    with pytest.raises(DamagedCheckpointError, match="no text"):
+        layout.read_recipe(tmp_path)

@@ -34,3 +34,12 @@ def test_a_file_system_that_refuses_for_good_does_not_requeue_for_ever(
     ended, told = slurm.run("prepare.sh", "corpus.jsonl", **restarts)
     assert (ended, slurm.calls()) == (code, calls), told
     assert ("given up after 6 lives" in told) == (code == 75)
+
+
+@pytest.mark.parametrize("name", ["PRETRAIN_RESTARTS", "PRETRAIN_BACKOFF_S"])
+@pytest.mark.parametrize("value", ["abc", "-1", "1.5", "010"])
+def test_a_budget_that_is_no_number_is_refused_before_anything_runs(name: str, value: str, slurm: FakeSlurm) -> None:
+    ended, told = slurm.run("prepare.sh", "corpus.jsonl", **{name: value})
+    assert ended == 2
+    assert f"{name} '{value}' is no whole number" in told
+    assert slurm.calls() == []
