@@ -13,11 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launcher import __version__, launch
-from launcher.checkpoints import command as checkpoints
+from launcher import __version__
 from launcher.cluster import hostfile_command
 from launcher.cluster.environment import stay_inside
-from launcher.config import deepspeed_command
 from launcher.config.arguments import code_file, count, gigabytes, positive, temperature, top_p
 from launcher.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_USER, LauncherError, RequeueError, UsageError
 from launcher.prepare import commands as commands_of_prepare
@@ -29,6 +27,8 @@ if TYPE_CHECKING:
 
 Command = Callable[[argparse.Namespace], int | None]
 """Runs a command; its exit code, where it is not 0."""
+Add = Callable[[str, Command, str], argparse.ArgumentParser]
+"""Adds a command: its name, what runs it, and a line of help."""
 EPILOG = """\
 train:  deepspeed launcher/train.py --ds_config zero3.json [--recipe NAME] [key=value ...]
 exit codes: 0 done, 1 a fault of ours, 2 something for you to mend, 75 stopped, run the same command again
@@ -37,8 +37,9 @@ exit codes: 0 done, 1 a fault of ours, 2 something for you to mend, 75 stopped, 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    parser = build_parser()
-    options, rest = parser.parse_known_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    parser = build_parser(words[0] if words else "")
+    options, rest = parser.parse_known_args(words)
     # argparse takes all overrides of `pretrain recipe` in one piece; those behind an option are left over.
     if rest and hasattr(options, "overrides") and not any(word.startswith("-") for word in rest):
         options.overrides += rest
@@ -65,8 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return EXIT_DONE
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Every command and its options."""
+def build_parser(command_name: str = "") -> argparse.ArgumentParser:
+    """Every command and its options; without those that bring much with them where another one is asked for."""
     parser = argparse.ArgumentParser(
         prog="pretrain",
         description="Pretrain transformers models with DeepSpeed, from text to exported model.",
@@ -138,15 +139,6 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("check", check, "inside of an allocation, on every rank: name what would stop or slow the run")
     options_of_check.add_options(command)
 
-    command = add("ds-config", deepspeed_command.run, "build a DeepSpeed JSON from few choices, or check one")
-    deepspeed_command.add_options(command)
-
-    command = add("checkpoints", checkpoints.run, "look at a run's checkpoints, check their bytes, delete old ones")
-    checkpoints.add_options(command)
-
-    command = add("launch", launch.run, "start a run through DeepSpeed, Slurm, MPI, torchrun or ssh, or print how")
-    launch.add_options(command)
-
     command = add("scale", scale, "run a recipe on growing numbers of ranks or nodes, and tell how it scales")
     options_of_scale.add_options(command)
 
@@ -183,7 +175,25 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--seed", type=count, default=0, metavar="N", help="of the draws: the same again for each text (%(default)s)"
     )
+    if command_name not in commands.choices:
+        add_heavy_commands(add)
     return parser
+
+
+def add_heavy_commands(add: Add) -> None:
+    """Those whose options come with recipes and DeepSpeed's settings: a third of a second."""
+    from launcher import launch
+    from launcher.checkpoints import command as checkpoints
+    from launcher.config import deepspeed_command
+
+    command = add("ds-config", deepspeed_command.run, "build a DeepSpeed JSON from few choices, or check one")
+    deepspeed_command.add_options(command)
+
+    command = add("checkpoints", checkpoints.run, "look at a run's checkpoints, check their bytes, delete old ones")
+    checkpoints.add_options(command)
+
+    command = add("launch", launch.run, "start a run through DeepSpeed, Slurm, MPI, torchrun or ssh, or print how")
+    launch.add_options(command)
 
 
 def recipe(options: argparse.Namespace) -> None:
