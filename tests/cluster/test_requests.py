@@ -45,13 +45,17 @@ def test_one_bad_node_after_another_is_left_out_for_as_long_as_enough_others_are
     cluster: Cluster, tmp_path: Path
 ) -> None:
     """Four nodes and a job of two: the first two are left out together, and come back for the third."""
-    bad = "import os, sys, socket, time\nif os.environ['SLURM_PROCID'] == '0':\n"
+    met = tmp_path / "met"
+    bad = "import os, sys, socket, time\nlife = int(os.environ.get('SLURM_RESTART_COUNT', 0))\n"
+    bad += "if os.environ['SLURM_PROCID'] == '0':\n"
     bad += "    print('life on', os.environ['SLURM_STEP_NODELIST'], flush=True)\n"
-    # Whatever node comes beside node1 has no room in its memory's file system, until all three have been met.
-    bad += "life = int(os.environ.get('SLURM_RESTART_COUNT', 0))\n"
+    bad += f"    open(f'{met}-{{life}}', 'w').close()\n"
+    # Whatever node comes beside node1 has no room in its memory's file system, until all three have been met. It ends
+    # when the other has said where it is: Slurm kills that one for it.
     bad += "if life < 3 and socket.gethostname() != 'node1':\n"
+    bad += f"    while not os.path.exists(f'{met}-{{life}}'):\n        time.sleep(0.1)\n    time.sleep(1)\n"
     bad += "    os.system('mount -o remount,size=1M /dev/shm; head -c 2M /dev/zero >/dev/shm/full')\n    sys.exit(75)\n"
-    bad += "time.sleep(0 if life > 2 else 3)\n"
+    bad += "time.sleep(0 if life > 2 else 120)\n"
     folder, output = project(tmp_path, bad), tmp_path / "out"
     options = (*TWO, "--nodelist=node1")  # the batch script's own stays well
     job = cluster.sbatch(SCRIPT, *WORDS, output=output, folder=folder, options=options, PRETRAIN_PROBE_S="20")
