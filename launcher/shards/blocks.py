@@ -25,7 +25,7 @@ from launcher.shards import faults
 
 BLOCK_BYTES = 1 << 16
 """Smaller blocks cost a call more often, larger ones read more than a sample needs from a cold disk.
-measured: 3 to 6 µs to hash one that comes from memory, against 0.6 to 1 µs for a sample of 2,048 tokens; it holds 16."""
+measured: 3 to 6 µs to hash one from memory, against 0.6 to 1 µs for a sample of 2,048 tokens, of which it holds 16."""
 _SHIFT = 16
 _UNCHECKED = b"\x00"
 FIX = "restore the file, or prepare the shards again, with --overwrite"
