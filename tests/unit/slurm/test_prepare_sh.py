@@ -1,4 +1,4 @@
-"""`slurm/prepare.sh`: how often a task is begun anew."""
+"""`slurm/prepare.sh`: a task's share of an array, and how often it is begun anew."""
 
 from __future__ import annotations
 
@@ -43,3 +43,33 @@ def test_a_budget_that_is_no_number_is_refused_before_anything_runs(name: str, v
     assert ended == 2
     assert f"{name} '{value}' is no whole number" in told
     assert slurm.calls() == []
+
+
+def array(task: int, first: int, last: int, step: int, count: int) -> dict[str, str]:
+    numbers = {"ID": task, "MIN": first, "MAX": last, "STEP": step, "COUNT": count}
+    return {f"SLURM_ARRAY_TASK_{name}": str(number) for name, number in numbers.items()}
+
+
+@pytest.mark.parametrize(
+    ("variables", "told"),
+    [
+        ({}, "--task 0 --tasks 1"),
+        (array(0, 0, 15, 1, 16), "--task 0 --tasks 16"),
+        (array(5, 3, 5, 1, 3), "--task 2 --tasks 3"),
+        (array(6, 0, 8, 2, 5), "--task 3 --tasks 5"),
+    ],
+    ids=["one machine", "from 0", "from 3", "every second number"],
+)
+def test_a_task_builds_its_share_whatever_the_array_counts_from(
+    slurm: FakeSlurm, tmp_path: Path, variables: dict[str, str], told: str
+) -> None:
+    ended, output = slurm.run("prepare.sh", "c.jsonl", "--out", "o", FAKE_CODE="0", **variables)
+    assert ended == 0, output
+    assert (tmp_path / "steps").read_text() == f"-m launcher.cli prepare c.jsonl --out o {told}\n"
+
+
+def test_an_array_with_holes_is_refused_as_nobody_would_build_their_parts(slurm: FakeSlurm, tmp_path: Path) -> None:
+    ended, output = slurm.run("prepare.sh", "c.jsonl", "--out", "o", **array(4, 1, 9, 1, 3))
+    assert ended == 2
+    assert "the array's 3 tasks do not follow one another" in output
+    assert not (tmp_path / "steps").exists()
