@@ -41,7 +41,7 @@ def test_two_hosts_play_the_tournament_between_their_accelerators_too(shards: Pa
         "--hostfile",
         str(tmp_path / "hosts"),
     ]
-    codes = run_on_gpus(jobs.check_as_a_host, 2, words, str(tmp_path / "out"))
+    codes = run_on_gpus(jobs.check, 2, words, str(tmp_path / "out"))
     told = json.loads((tmp_path / "out").read_text())
     assert codes == [0, 0], told
     found = {finding["name"]: finding for finding in told["findings"]}

@@ -160,7 +160,6 @@ def test_no_option_changes_what_is_learnt(
     assert largest_difference(losses) < (IN_FP32 if precision == "fp32" else IN_HALF)
 
 
-@pytest.mark.gpu(2)
 @pytest.mark.parametrize(
     ("config", "plain", "model"),
     [("zero2", LLAMA, {}), ("zero3", LLAMA, {}), ("zero3", MIXTRAL, {"experts": "auto", "expert_parallel": 2})],

@@ -62,6 +62,6 @@ def test_a_world_that_is_no_whole_number_of_groups_ends_before_it_begins(shards:
     assert not (tmp_path / "refused").exists()
 
 
-@pytest.mark.gpu(2)
+@pytest.mark.gpu
 def test_sequences_are_shared_on_gpus(shards: Path, tmp_path: Path) -> None:
     assert_alike_in_bf16("model.sequence_parallel", 3, shards, tmp_path)

@@ -106,7 +106,7 @@ def test_losses_and_norms_in_bf16_are_those_of_one_rank(
     assert_alike_in_bf16("model.tensor_parallel", stage, shards, tmp_path, precision)
 
 
-@pytest.mark.gpu(2)
+@pytest.mark.gpu
 def test_matrices_are_shared_on_gpus(shards: Path, tmp_path: Path) -> None:
     assert_alike_in_bf16("model.tensor_parallel", 1, shards, tmp_path)
 

@@ -108,12 +108,6 @@ def check(words: list[str], out: str) -> int:
     return code
 
 
-def check_as_a_host(words: list[str], out: str) -> int:
-    """`check` in a rank that NCCL takes for one of a machine of its own, so that it may share a device with another."""
-    os.environ["NCCL_HOSTID"] = f"host{os.environ['RANK']}"
-    return check(words, out)
-
-
 def train_without_compiler(arguments: list[str], empty: str) -> tuple[int, str]:
     """`train_and_tell` on a machine without a compiler, where nothing has been compiled before.
 

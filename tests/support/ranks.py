@@ -68,7 +68,7 @@ def run_ranks(job: Callable[..., Any], world_size: int, *arguments: Any) -> list
 
 
 def run_on_gpus(job: Callable[..., Any], world_size: int, *arguments: Any) -> list[Any]:
-    """The same on GPUs, one for each rank, in processes that import everything themselves."""
+    """The same on GPUs, in processes that import everything themselves."""
     return _outcome(_start(_fresh, job, world_size, arguments))
 
 
@@ -179,15 +179,27 @@ def _start(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
     }
+    share_gpus = _ranks_share_gpus(world_size)
     ranks = []
     for rank in range(world_size):
         reader, writer = context.Pipe(duplex=False)
         variables = {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        if share_gpus:
+            variables["NCCL_HOSTID"] = f"host{rank}"
         process = context.Process(target=_run, args=(writer, job, arguments, variables, str(Path.cwd())))
         process.start()
         writer.close()
         ranks.append((process, reader))
     return ranks
+
+
+def _ranks_share_gpus(world_size: int) -> bool:
+    """Whether two ranks have one GPU: NCCL, which refuses that, is told that each is on a machine of its own."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":  # no test of GPUs: nothing of torch is needed here
+        return False
+    import torch
+
+    return 0 < torch.cuda.device_count() < world_size
 
 
 def _run(writer: Connection, job: Callable[..., Any], arguments: Any, variables: dict[str, str], folder: str) -> None:
