@@ -170,10 +170,11 @@ def exchange(value: Any, group: Any = None, device: str | None = None) -> list[A
 
 def _skip_shared_memory_op() -> None:
     # On CPU, init_distributed always compiles a shared-memory all-reduce (80 s, and an error without g++) that gloo
-    # does not need. There is no switch for it; this table is where DeepSpeed itself notes what can be built.
+    # does not need. There is no switch for it; this table is where DeepSpeed itself notes what can be built, and looks
+    # for nothing else. Whoever reads it before it is there makes DeepSpeed try a compiler for each operation.
     import deepspeed.ops
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.ops.__compatible_ops__ = {}
 
 
 def device_model() -> str:

@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from launcher.cluster.bus_error import BusErrors
 from launcher.cluster.peers import Lost, Peers, is_here
@@ -71,9 +71,11 @@ class Watch:
         self._fails = False
         self._told = threading.Event()
         self._closed = threading.Event()
+        self._stderr: TextIO | None = None
         self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
 
     def __enter__(self) -> Watch:
+        self._stderr = _stderr_of_its_own()
         self._bus_errors.__enter__()
         self._thread.start()
         return self
@@ -84,6 +86,8 @@ class Watch:
         self._bus_errors.__exit__(None, None, None)
         if self._peers is not None:
             self._peers.close()
+        if self._stderr is not None:
+            self._stderr.close()
 
     def connect(self, world_size: int, master_addr: str, share: Callable[[Any], Any]) -> None:
         """Watch the other ranks from here on.
@@ -234,10 +238,21 @@ class Watch:
         _end_anyway(code)
         _log.error("%s", told)
         self.before_end(told)
-        if speaks:
+        if speaks and self._stderr is not None:
             with contextlib.suppress(OSError, ValueError):
-                print(told, file=sys.stderr, flush=True)
+                print(told, file=self._stderr, flush=True)
         end_process(code)
+
+
+def _stderr_of_its_own() -> TextIO | None:
+    """Where last words go; None where stderr is closed.
+
+    While DeepSpeed tries what a compiler can do, descriptor 2 of the whole process is a file that it deletes.
+    """
+    try:
+        return os.fdopen(os.dup(2), "w", errors="backslashreplace")
+    except OSError:
+        return None
 
 
 def _end_anyway(code: int) -> None:

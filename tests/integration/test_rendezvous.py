@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import jobs
 import pytest
@@ -26,6 +27,15 @@ def test_ranks_that_are_told_different_things_do_not_wait(
 
 def test_ranks_of_one_run_meet() -> None:
     assert run_ranks(jobs.meet, 2, {}, 60.0) == ["met", "met"]
+
+
+def test_ranks_that_meet_try_no_compiler(tmp_path: Path) -> None:
+    """DeepSpeed would, for each of its operations."""
+    compiler, asked = tmp_path / "cc", tmp_path / "asked"
+    compiler.write_text(f"#!/bin/sh\ntouch '{asked}'\nexit 1\n")
+    compiler.chmod(0o755)
+    assert run_ranks(jobs.meet, 1, {0: {"CC": str(compiler)}}, 60.0) == ["met"]
+    assert not asked.exists()
 
 
 def test_a_port_that_is_taken_is_told() -> None:

@@ -78,3 +78,16 @@ def test_what_another_thread_found_ends_the_process_with_its_words(tmp_path: Pat
     code, told = ended(tmp_path, then=taken, slow_s=60.0)
     assert code == 2
     assert told == "RunInUseError: another job is at work\n  where: here\n  fix:   wait\n"
+
+
+def test_what_ends_the_process_is_told_though_stderr_has_been_put_away(tmp_path: Path) -> None:
+    """As DeepSpeed does while it tries a compiler."""
+    then = "import os; os.dup2(os.open(os.devnull, os.O_WRONLY), 2); watch.end_for(RunInUseError('another job'))"
+    code, told = ended(tmp_path, then=then, slow_s=60.0)
+    assert code == 2
+    assert told == "RunInUseError: another job\n"
+
+
+def test_where_stderr_is_closed_the_process_ends_all_the_same(tmp_path: Path) -> None:
+    then = "watch.end_for(RunInUseError('another job'))"
+    assert ended(tmp_path, before="import os; os.close(2)", then=then, slow_s=60.0) == (2, "")
