@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from tokenizers.normalizers import BertNormalizer
+
 from launcher.prepare.tokenizer import TokenizerHandle
 
 LOUD_FROM = 0.005
@@ -39,14 +41,20 @@ def warn_unknown(handle: TokenizerHandle, share: float, pieces: Iterable[str]) -
         "lost to the model.\n"
         f"  lost most often: {' '.join(pieces)}\n"
     )
-    lowercases = any(piece != piece.lower() and handle.tokenizer.token_to_id(piece.lower()) for piece in pieces)
-    letters = any(piece != piece.lower() for piece in pieces)
-    if lowercases or letters:
+    if _would_lower_case_cure(handle, pieces):
         told += (
-            "  cure: the vocabulary has no upper-case letters (bert-base-chinese has none): set "
+            "  cure: the vocabulary has them in lower case only (as bert-base-chinese has all Latin): set "
             '"do_lower_case": true in its tokenizer_config.json,\n'
             "        or train a tokenizer on this text: "
         )
     else:
         told += "  cure: train a tokenizer on this text: "
     return told + "pretrain tokenizer CORPUS --kind wordpiece --vocab-size N --out DIR"
+
+
+def _would_lower_case_cure(handle: TokenizerHandle, pieces: Iterable[str]) -> bool:
+    """Whether some of these unknown pieces would be known to it, were it told to lower-case its texts."""
+    if not isinstance(handle.tokenizer.normalizer, BertNormalizer):  # of others no setting says so
+        return False
+    lowered = (handle.tokenizer.encode(piece.lower(), add_special_tokens=False).ids for piece in pieces)
+    return any(handle.info.special.unk not in ids for ids in lowered)

@@ -55,6 +55,7 @@ def load_tokenizer(folder: Path) -> TokenizerHandle:
     try:
         if (folder / "tokenizer.json").is_file():
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            _follow(tokenizer, config)
         elif (folder / "vocab.txt").is_file():
             tokenizer = _bert(folder / "vocab.txt", bool(config.get("do_lower_case", True)))
         elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
@@ -188,6 +189,13 @@ def _role_id(tokenizer: Tokenizer, role: str, config: dict[str, Any]) -> int | N
 def _first_of(tokenizer: Tokenizer, names: Iterable[str]) -> int | None:
     ids = (tokenizer.token_to_id(name) for name in names)
     return next((int(token_id) for token_id in ids if token_id is not None), None)
+
+
+def _follow(tokenizer: Tokenizer, config: dict[str, Any]) -> None:
+    """Let BERT's normalizer lower-case or not as the configuration says, over the JSON: so does transformers."""
+    lowercase = config.get("do_lower_case")
+    if isinstance(lowercase, bool) and isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
+        tokenizer.normalizer.lowercase = lowercase
 
 
 def _bert(vocab: Path, lowercase: bool) -> Tokenizer:

@@ -285,9 +285,6 @@ def test_a_tokenizer_that_does_not_know_the_text_is_told_loudly_with_the_cure(to
     assert "龘" in told
     assert "pretrain tokenizer CORPUS" in told
     assert warn_unknown(handle, 0.004, []) is None
-    upper = warn_unknown(handle, 0.02, ["A", "“"])
-    assert upper is not None
-    assert "do_lower_case" in upper
 
 
 def test_an_unsound_encoder_is_only_used_by_name(

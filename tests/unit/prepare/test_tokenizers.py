@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 
 from launcher.errors import CorpusError, TokenizerError
+from launcher.prepare.quality import unknown_characters, warn_unknown
 from launcher.prepare.tokenizer import describe_tokenizer, load_tokenizer, measure_tokenizer, save_tokenizer
 from launcher.prepare.tokenizer_training import train_tokenizer
 
@@ -101,6 +102,28 @@ def test_berts_vocabulary_is_read(tmp_path: Path) -> None:
     assert (special.document_end, special.all_ids, lowercasing.info.vocab_size) == (3, (0, 1, 2, 3, 4), 10)
     (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
     assert load_tokenizer(tmp_path).tokenizer.encode("LAW").ids == [2, 1, 3]
+
+
+@pytest.mark.parametrize("layout", ["vocab.txt", "tokenizer.json"])
+def test_capitals_that_a_vocabulary_lacks_are_cured_by_what_the_warning_says(tmp_path: Path, layout: str) -> None:
+    """bert-base-chinese comes in both layouts."""
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n法\n律\nl\n##a\n##w\n", encoding="utf-8")
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text('{"do_lower_case": false}')
+    if layout == "tokenizer.json":
+        load_tokenizer(tmp_path).tokenizer.save(str(tmp_path / layout))
+        (tmp_path / "vocab.txt").unlink()
+
+    def warning(text: str) -> str:
+        handle = load_tokenizer(tmp_path)
+        share = measure_tokenizer(handle, [text]).unknown_share
+        return warn_unknown(handle, share, unknown_characters(handle, [text])) or ""
+
+    assert 'set "do_lower_case": true in its tokenizer_config.json' in warning("法律 Law")
+    assert "lower" not in warning("法律 ♡ Z"), "that is unknown in lower case too"
+    config.write_text('{"do_lower_case": true}')
+    assert warning("法律 Law") == ""
+    assert "lower" not in warning("法律 LAW♡"), "it does already"
 
 
 def test_gpt2s_files_are_read(tmp_path: Path) -> None:
