@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -211,6 +211,46 @@ def test_what_stands_beside_young_characters_in_a_nasty_text_is_asked_of_the_pro
     monkeypatch.setattr(parity, "candidates", lambda _: ["gigatoken"])
     choice = choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: texts, "auto", tmp_path)
     assert (choice.name, "(nasty text" in choice.reason) == ("tokenizers", True)
+
+
+def test_ids_that_differ_only_in_company_differ(
+    monkeypatch: pytest.MonkeyPatch, tokenizers_json: dict[str, str], texts: list[str], tmp_path: Path
+) -> None:
+    reference = ReferenceEncoder(tokenizers_json["bpe"])
+
+    def encode(batch: list[str]) -> Encoded:
+        return Wrong(reference, "" if len(batch) > 1 else "no text has this").encode(batch)
+
+    monkeypatch.setattr(parity, "candidates", lambda _: ["gigatoken"])
+    monkeypatch.setitem(FAST, "gigatoken", replace(FAST["gigatoken"], load=lambda _: encode))
+    choice = choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: texts, "auto", tmp_path)
+    assert (choice.name, "differs on document 0 of the sample" in choice.reason) == ("tokenizers", True)
+
+
+def test_the_gate_holds_little_of_a_sample_however_long_its_documents_are(
+    monkeypatch: pytest.MonkeyPatch, tokenizers_json: dict[str, str], tmp_path: Path
+) -> None:
+    reference, held, most_held, sizes = ReferenceEncoder(tokenizers_json["bpe"]), [0], [0], [0]
+
+    def sample() -> Iterator[str]:
+        for number in range(200):
+            held[0] += 1
+            yield f"Law {number} " * 4000
+
+    def encode(batch: list[str]) -> Encoded:
+        if batch[0].startswith("Law"):
+            sizes.append(sum(map(len, batch)))
+            most_held[0] = max(most_held[0], held[0])
+            held[0] -= len(batch)
+        return reference.encode(batch)
+
+    monkeypatch.setattr(parity, "candidates", lambda _: ["gigatoken"])
+    monkeypatch.setattr(parity.os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setitem(FAST, "gigatoken", replace(FAST["gigatoken"], load=lambda _: encode))
+    choice = choose_encoder(tokenizers_json["bpe"], "0" * 64, sample, "auto", tmp_path)
+    assert "on 200 documents" in choice.reason
+    assert max(sizes) < 300_000
+    assert most_held[0] < 80
 
 
 def test_an_exact_encoder_is_used_and_remembered(
