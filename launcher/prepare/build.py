@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -86,8 +87,8 @@ def build_shards(request: BuildRequest, console: Console | None = None) -> Manif
     if existing is not None:
         return _used_again(request, existing, console)
     segments = cut(sources, part_bytes, request.read.txt)
-    choice = _choose(request, handle, sources, total_bytes, segments)
-    if request.encoder != "auto" or total_bytes >= FAST_FROM:  # there was something to choose
+    choice = _choose(request, handle, sources, segments)
+    if request.encoder != "auto" or not _is_small(sources):  # there was something to choose
         console.print(f"encoder    {choice.reason}", highlight=False, soft_wrap=True)
     plan = _plan(request, handle, sources, decides, segments, choice)
     if not request.overwrite and _completed_meanwhile(plan):
@@ -179,7 +180,6 @@ def _choose(
     request: BuildRequest,
     handle: TokenizerHandle,
     sources: Sequence[SourceFile],
-    total_bytes: int,
     segments: Sequence[tuple[Segment, ...]],
 ) -> Choice:
     """The program that tokenizes."""
@@ -190,21 +190,37 @@ def _choose(
             fix = f"leave --encoder to auto, or {option} out"
             raise TokenizerError(f"{wanted} does not tell where in the text a token lies", "--encoder", fix)
         wanted = "tokenizers"
-    elif wanted == "auto" and total_bytes < FAST_FROM:
+    elif wanted == "auto" and _is_small(sources):
         wanted = "tokenizers"
+    sample = partial(_sample, request, sources, segments)
+    return choose_encoder(handle.tokenizer.to_str(), handle.info.sha256, sample, wanted)
+
+
+def _is_small(sources: Sequence[SourceFile]) -> bool:
+    """Whether the reference is through before a faster encoder is found; of the hub nobody knows how much there is."""
+    return sum(source.num_bytes for source in sources) < FAST_FROM and all(source.kind != "hub" for source in sources)
+
+
+def _sample(
+    request: BuildRequest, sources: Sequence[SourceFile], segments: Sequence[tuple[Segment, ...]]
+) -> Iterator[str]:
+    """Texts from all over the corpus, and from elsewhere in it where these places have too few."""
+    total_bytes = sum(source.num_bytes for source in sources)
     budget = min(max(int(total_bytes * SAMPLE_SHARE), 1), MAX_SAMPLE_BYTES)
     places = sorted({len(segments) * place // SAMPLE_PLACES for place in range(SAMPLE_PLACES)})
-
-    def sample() -> Iterator[str]:
-        for place in places:
-            taken = documents = 0
-            for text in texts_of(sources, segments[place], request.reading, request.filters):
-                yield text
-                taken, documents = taken + len(text.encode()), documents + 1
-                if taken * len(places) >= budget and documents * len(places) >= SAMPLE_DOCUMENTS:
-                    break
-
-    return choose_encoder(handle.tokenizer.to_str(), handle.info.sha256, sample, wanted)
+    others = (number for number in range(len(segments)) if number not in places)
+    missing = SAMPLE_DOCUMENTS
+    for nth, place in enumerate([*places, *others]):
+        places_left = len(places) - nth
+        if places_left <= 0 and missing <= 0:
+            return
+        wanted = -(-missing // max(places_left, 1))
+        left = budget // len(places) if places_left > 0 else 0
+        for documents, text in enumerate(texts_of(sources, segments[place], request.reading, request.filters), 1):
+            yield text
+            missing, left = missing - 1, left - len(text.encode())
+            if documents >= wanted and left <= 0:
+                break
 
 
 def _plan(

@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +17,10 @@ import xxhash
 from rich.console import Console
 
 from launcher.errors import CorpusError, ShardError, TokenizerError, UsageError
-from launcher.prepare import merge, part
+from launcher.prepare import build, merge, part
 from launcher.prepare.build import build_shards
 from launcher.prepare.filters import FilterOptions
+from launcher.prepare.parity import Choice
 from launcher.prepare.request import BuildRequest
 from launcher.prepare.split import is_held_out
 from launcher.prepare.tokenizer import load_tokenizer
@@ -226,6 +228,45 @@ def test_an_encoder_that_cannot_tell_places_is_refused_where_they_are_needed(
     manifest = build_shards(replace(wanted, encoder="auto"))
     assert manifest is not None
     assert manifest.encoder.endswith("the reference")
+
+
+def chosen(request: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[str]]:
+    """Who is asked for to tokenize a corpus, and the sample that the gate gets."""
+    asked: list[tuple[str, list[str]]] = []
+
+    def choose(_: str, __: str, sample: Callable[[], Iterator[str]], wanted: str) -> Choice:
+        asked.append((wanted, list(sample())))
+        return Choice("tokenizers", "1", "", "")
+
+    monkeypatch.setattr(build, "choose_encoder", choose)
+    build_shards(request)
+    return asked[0]
+
+
+def test_the_gate_sees_enough_documents_also_where_a_part_has_few(
+    request_: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "FAST_FROM", 0)
+    path = tmp_path / "many.jsonl"
+    for documents in (150, 400):
+        path.write_text("".join(f'{{"completion": "第{number:03}条 Law"}}\n' for number in range(documents)))
+        request = replace(request_, corpus=(str(path),), part_bytes=350, overwrite=True)
+        wanted, sample = chosen(request, monkeypatch)
+        assert wanted == "auto"
+        assert len(set(sample)) == len(sample)
+        assert min(documents, 200) <= len(sample) < 220
+
+
+def test_what_the_hub_holds_is_not_taken_for_small(
+    request_: BuildRequest, tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody says how many bytes it has, and the reference would take the whole of it."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    lines = "".join(f'{{"completion": "{text}"}}\n' for text in texts * 3)
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub" / "train.jsonl").write_text(lines, encoding="utf-8")
+    wanted, sample = chosen(replace(request_, corpus=(f"hub:{tmp_path / 'hub'}",)), monkeypatch)
+    assert (wanted, sample) == ("auto", (texts * 3)[:200])
 
 
 def test_filters_count_what_they_drop(request_: BuildRequest, texts: list[str]) -> None:
