@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import lzma
 import os
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
@@ -17,6 +18,7 @@ from launcher.errors import CorpusError
 
 READ_BYTES = 4 << 20
 """Read at once (assumption: large against a system call, small against memory)."""
+NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd", ".xz": "xz"}
 
 
@@ -69,6 +71,22 @@ def reading(name: str) -> Iterator[None]:
             what = f"the file cannot be read: {os.strerror(error.errno)}"
             raise CorpusError(what, name, "see that it is there and may be read") from None
         raise damaged(name, error) from None
+
+
+def mode_of(path: Path) -> int:
+    """What stands under a name, as `stat` tells it; 0 where nothing does.
+
+    Raises:
+        CorpusError: The folder it would lie in may not be looked into.
+    """
+    try:
+        return path.stat().st_mode
+    except OSError as error:
+        if error.errno in NOTHING_THERE:
+            return 0
+        what = f"the folder cannot be looked into: {error.strerror}"
+        folder = path.resolve().parent if os.access(path.parent, os.X_OK) else path.parent  # or where a link leads
+        raise CorpusError(what, str(folder), "see that it is there and may be read (chmod a+rx)") from None
 
 
 def damaged(name: str, error: Exception) -> CorpusError:

@@ -7,11 +7,12 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 from typing import Literal
 
 from launcher.errors import CorpusError
 from launcher.prepare.hub import HUB, parse_hub_name
-from launcher.prepare.raw_files import COMPRESSIONS, Meter, damaged, opened, reading
+from launcher.prepare.raw_files import COMPRESSIONS, Meter, damaged, mode_of, opened, reading
 from launcher.prepare.tables import arrow_files, is_saved_dataset, num_record_batches, num_row_groups, saved_dataset
 
 Kind = Literal["lines", "array", "text", "parquet", "arrow", "hub"]
@@ -138,12 +139,13 @@ def _pieces(number: int, source: SourceFile, part_bytes: int, txt: str) -> Itera
 
 def _paths(path: Path, word: str) -> list[Path]:
     """The files and saved data sets that a word means."""
-    matched = [path] if path.exists() else sorted(Path(name) for name in glob.glob(word, recursive=True))
+    matched = [path] if mode_of(path) else sorted(Path(name) for name in glob.glob(word, recursive=True))
     found = []
     for one in matched:
-        if one.is_dir() and not is_saved_dataset(one):
+        mode = mode_of(one)
+        if S_ISDIR(mode) and not is_saved_dataset(one):
             found += sorted(_walk(one))
-        elif one.is_dir() or one.is_file():
+        elif S_ISDIR(mode) or _is_text(one, mode):
             found.append(one)
     return found
 
@@ -157,18 +159,21 @@ def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
         entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     for entry in entries:
         path = folder / entry.name
-        if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and _leads_to_folder(path)):
+        if entry.is_dir(follow_symlinks=False) or (entry.is_symlink() and S_ISDIR(mode_of(path))):
             if is_saved_dataset(path):
                 yield path
             else:
                 yield from _walk(path, (*above, real))
-        elif (_kind_by_name(path) is not None or _is_packed_text(path)) and path.is_file():
+        elif (_kind_by_name(path) is not None or _is_packed_text(path)) and _is_text(path, mode_of(path)):
             yield path
 
 
-def _leads_to_folder(link: Path) -> bool:
-    with reading(str(link)):  # what it leads to may not be looked at
-        return link.is_dir()
+def _is_text(path: Path, mode: int) -> bool:
+    """Whether what has the name of a corpus's file is one, and no pipe or device; what is lost is told."""
+    if not mode:
+        told = "nothing stands behind this name: it is a link that leads nowhere, or was deleted a moment ago"
+        raise CorpusError(told, str(path), "restore the file, or delete the link")
+    return S_ISREG(mode)
 
 
 def _is_packed_text(path: Path) -> bool:

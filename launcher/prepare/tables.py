@@ -9,10 +9,11 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from launcher.errors import CorpusError
-from launcher.prepare.raw_files import READ_BYTES, Meter, damaged, reading
+from launcher.prepare.raw_files import READ_BYTES, Meter, damaged, mode_of, reading
 
 ROWS = 1024
 """Rows of a parquet file turned into Python at once (assumption)."""
@@ -99,9 +100,9 @@ def _parquet(name: str) -> Iterator[Any]:
 
 def is_saved_dataset(path: Path) -> bool:
     """Whether a folder was written by `save_to_disk` of the `datasets` library."""
-    if (path / _DICT).is_file():
+    if S_ISREG(mode_of(path / _DICT)):
         return True
-    return (path / _STATE).is_file() and (path / "dataset_info.json").is_file()
+    return S_ISREG(mode_of(path / _STATE)) and S_ISREG(mode_of(path / "dataset_info.json"))
 
 
 def saved_dataset(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import json
 import lzma
@@ -107,6 +108,33 @@ def test_a_link_that_leads_nowhere_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "itself").symlink_to("itself")
     (tmp_path / "gone").symlink_to("nothing")
     assert names(tmp_path) == ["a.jsonl"]
+
+
+@pytest.mark.parametrize("word", ["", "*.gz", "b.jsonl.gz"], ids=["folder", "glob", "path"])
+def test_a_part_of_the_corpus_whose_link_leads_nowhere_is_told(tmp_path: Path, word: str) -> None:
+    (tmp_path / "a.jsonl").write_text("")
+    (tmp_path / "b.jsonl.gz").symlink_to("nothing")
+    with pytest.raises(CorpusError, match=r"leads nowhere[\s\S]*b\.jsonl\.gz"):
+        find_sources([str(tmp_path / word)])
+
+
+@pytest.mark.parametrize("word", ["", "shut", "shut/a.jsonl", "*/a.jsonl"])
+def test_a_folder_that_may_not_be_looked_into_is_told(
+    tmp_path: Path, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be listed, but not entered: whether its files are files, nobody is told."""
+    (tmp_path / "shut").mkdir()
+    (tmp_path / "shut" / "a.jsonl").write_text("")
+    stat = Path.stat
+
+    def refuse(self: Path, **options: bool) -> os.stat_result:
+        if self.parent.name == "shut":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
+        return stat(self, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    with pytest.raises(CorpusError, match=r"folder cannot be looked into: Permission denied\n  where: .*shut\n"):
+        find_sources([str(tmp_path / word)])
 
 
 @pytest.mark.parametrize(
