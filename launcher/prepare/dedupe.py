@@ -5,6 +5,7 @@ Shapes: D documents of one file of digests; C digests held in memory; K of them 
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -13,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import xxhash
 from numpy.typing import NDArray
+
+from launcher.shards.faults import naming
 
 DIGEST_BYTES = 16
 MEMORY = 1 << 30
@@ -41,6 +44,9 @@ def find_duplicates(hash_files: Sequence[Path], max_bytes: int = MEMORY) -> Iter
 
     Yields:
         bool [D] for each file; True: an earlier document has the same text.
+
+    Raises:
+        OSError: The disk is full.
     """
     counts = [path.stat().st_size // DIGEST_BYTES for path in hash_files]
     starts = np.cumsum([0, *counts]).tolist()
@@ -51,8 +57,10 @@ def find_duplicates(hash_files: Sequence[Path], max_bytes: int = MEMORY) -> Iter
     capacity = min(max(64, max_bytes // BYTES_PER_DIGEST), 2 * total)
     num_ranges = -(-total // max(1, int(capacity * FILL)))
     edges = [(number << 64) // num_ranges for number in range(num_ranges + 1)]
-    with tempfile.TemporaryFile(dir=hash_files[0].parent) as file:
-        file.truncate(total)
+    folder = hash_files[0].parent
+    with tempfile.TemporaryFile(dir=folder) as file:
+        with naming(folder):
+            os.posix_fallocate(file.fileno(), 0, total)  # a hole in a mapped file on a full disk is a bus error
         masks = np.memmap(file, dtype=np.bool_, mode="r+", shape=(total,)).view(np.ndarray)
         seen = _Seen(capacity)
         ranges = list(pairwise(edges))

@@ -28,6 +28,7 @@ from launcher.prepare.filters import FilterOptions, Filters
 from launcher.prepare.readers import ReadOptions, SegmentReader
 from launcher.prepare.sources import Segment, SourceFile
 from launcher.prepare.split import is_held_out
+from launcher.shards.faults import naming
 from launcher.shards.manifest import SPLITS, SegmentEntry, ShardEntry, TokenizerInfo, fingerprint, shard_from_json
 from launcher.shards.origins import ORIGIN
 from launcher.shards.writer import Documents, ShardWriter
@@ -348,7 +349,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """A path to write to that takes the name `path` when the block ends well."""
     writing = path.with_name(f"{path.name}.{os.uname().nodename}-{os.getpid()}")
     try:
-        yield writing
+        with naming(writing):
+            yield writing
         os.replace(writing, path)
     finally:
         writing.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from launcher import units
 from launcher.errors import LauncherError
 from launcher.prepare.encoders import one_thread
 from launcher.prepare.part import Part, PartSettings, Report
+from launcher.shards.faults import naming
 
 Job = Callable[[PartSettings, Part, Report], None]
 PRINT_EVERY_S = 30.0
@@ -81,8 +82,9 @@ def _run_in_processes(job: Job, settings: PartSettings, parts: Sequence[Part], w
     # By a file that nobody else may write to: who starts a process waits until it has taken all that it is given, also
     # where it was killed meanwhile.
     with tempfile.NamedTemporaryFile(prefix="pretrain-prepare-") as given:
-        given.write(pickle.dumps(settings))
-        given.flush()
+        with naming(Path(given.name)):
+            given.write(pickle.dumps(settings))
+            given.flush()
         listener.start()
         pool = ProcessPoolExecutor(workers, context, _start_worker, (given.name, writer))
         try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 OF_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EBADMSG, errno.EUCLEAN, errno.ENODATA)
@@ -22,6 +24,17 @@ OF_PLACE = (
 
 OF_REFUSAL = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM)
 """No new file is taken, by a place that is there. (Not EROFS: some file systems turn so after faults of their own.)"""
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of the file system tell of what it is, where it does not: of a write Python tells no file."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def is_of_place(error: Exception) -> bool:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from launcher.errors import ShardError
 from launcher.shards.blocks import FIX, check_size, num_blocks, refuse_unreadable
+from launcher.shards.faults import naming
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
@@ -293,7 +294,8 @@ def checksum(path: Path) -> str:
 
 def _write_at_once(path: Path, content: bytes) -> None:
     writing = path.with_name(f"{path.name}.{os.uname().nodename}-{os.getpid()}")
-    writing.write_bytes(content)
+    with naming(writing):
+        writing.write_bytes(content)
     os.replace(writing, path)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from launcher.shards.blocks import BlockHasher
+from launcher.shards.faults import naming
 from launcher.shards.index import index_bytes, token_dtype
 from launcher.shards.manifest import FileEntry
 from launcher.shards.origins import ORIGIN
@@ -126,12 +127,14 @@ class HashedFile:
 
     def write(self, data: bytes | memoryview) -> None:
         """Append bytes."""
-        self._file.write(data)
+        with naming(self.path):
+            self._file.write(data)
         self.hasher.update(data)
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with naming(self.path):
+            self._file.close()
 
 
 def _with_suffix(stem: Path, suffix: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -80,6 +81,21 @@ def test_one_and_two_workers_write_the_same_bytes(request_: BuildRequest, monkey
     other = replace(request_, out=request_.out.with_name("other"), workers=2)
     build_shards(other)
     assert contents(request_.out) == contents(other.out)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_file_that_cannot_be_written_is_named(request_: BuildRequest, tmp_path: Path, workers: int) -> None:
+    """A limit on the size of files says so as a full disk does: of a write, which tells no name."""
+    corpus = tmp_path / "long.jsonl"
+    corpus.write_text('{"completion": "公民的合法权益受法律保护。"}\n' * 20_000)
+    request = replace(request_, corpus=(str(corpus),), workers=workers, part_bytes=600_000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*\.shards\.building-.*train-0000"):
+            build_shards(request)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("error", [ShardError("disk full"), KeyboardInterrupt()], ids=["disk full", "ctrl-C"])

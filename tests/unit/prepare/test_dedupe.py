@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -82,3 +85,35 @@ def test_a_text_and_its_utf8_have_the_same_digest_of_16_bytes() -> None:
     assert text_digest("第一条") == text_digest("第一条".encode())
     assert len(text_digest("")) == 16
     assert text_digest("a").hex() == "a96faf705af16834e6c632b61e964e1f"
+
+
+FULL_DISK = """
+import sys, tempfile
+from pathlib import Path
+import numpy as np
+from launcher.prepare.dedupe import find_duplicates
+path = Path(sys.argv[1])
+np.random.default_rng(0).integers(0, 256, 16 * 200_000, dtype=np.uint8).tofile(path)
+with open(path.with_name("fill"), "wb", buffering=0) as fill:
+    try:
+        while fill.write(b"x" * 4096):
+            pass
+    except OSError:
+        pass
+list(find_duplicates([path]))
+"""
+
+
+def test_a_full_disk_is_an_error_and_no_bus_error(tmp_path: Path) -> None:
+    """On a disk of its own, in a namespace of its own; some systems let nobody but root have one."""
+    if shutil.which("unshare") is None:
+        pytest.skip("no namespaces here")
+    script = 'mount -t tmpfs -o size=4M tmpfs "$1" && shift && exec "$@"'
+    words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", str(tmp_path)]
+    done = subprocess.run(
+        [*words, sys.executable, "-c", FULL_DISK, str(tmp_path / "h")], capture_output=True, text=True, timeout=60
+    )
+    if "Operation not permitted" in done.stderr or "denied" in done.stderr:
+        pytest.skip("no namespaces here")
+    assert f"No space left on device: '{tmp_path}'" in done.stderr
+    assert done.returncode == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import struct
 import tempfile
 from pathlib import Path
@@ -15,7 +16,7 @@ from token_shards import write_shards
 from launcher.shards.index import token_dtype
 from launcher.shards.origins import ORIGIN
 from launcher.shards.reader import open_split
-from launcher.shards.writer import Documents, ShardWriter
+from launcher.shards.writer import Documents, HashedFile, ShardWriter
 
 DOCUMENTS = st.lists(st.lists(st.integers(0, 9_999), min_size=1, max_size=20), max_size=12)
 
@@ -93,3 +94,11 @@ def test_words_must_be_told_of_every_batch_where_they_are_told(tmp_path: Path) -
     writer = ShardWriter(tmp_path / "train-00000", 300, words=True)
     with pytest.raises(ValueError, match="continue a word"), writer:
         writer.append(documents)
+
+
+def test_of_a_full_disk_the_file_is_named_also_to_another_process(tmp_path: Path) -> None:
+    path = tmp_path / "train-00000.bin"
+    path.symlink_to("/dev/full")
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'") as error:
+        HashedFile(path).write(bytes(1 << 20))
+    assert pickle.loads(pickle.dumps(error.value)).filename == str(path)
