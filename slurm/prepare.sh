@@ -20,8 +20,6 @@ if [ ! -f "$root/launcher/cli.py" ]; then
     exit 2
 fi
 cd "$root" || exit 2
-# Modules of the prologue; a container's words before python count, options of srun have no use here.
-# shellcheck disable=SC2034
 RESTARTS=${PRETRAIN_RESTARTS:-5} BACKOFF_S=${PRETRAIN_BACKOFF_S:-10}
 for number in RESTARTS BACKOFF_S; do
     if ! [[ ${!number} =~ ^(0|[1-9][0-9]{0,8})$ ]]; then
@@ -30,6 +28,8 @@ for number in RESTARTS BACKOFF_S; do
     fi
 done
 
+# Modules of the prologue; a container's words before python count, options of srun have no use here.
+# shellcheck disable=SC2034
 prologue=slurm/prologue.sh
 # shellcheck source=slurm/environment.sh
 . slurm/environment.sh
