@@ -43,6 +43,7 @@ FLAT_DTYPES = {"uint16": DTYPES[8], "uint32": DTYPES[4], "int32": DTYPES[4]}
 CHUNK_TOKENS = 1 << 24
 """Tokens looked at in one go: 64 MiB of memory at most (assumption)."""
 _FIX = "give Megatron .bin/.idx, datatrove .ds, or a flat file of tokens with --dtype uint16 or uint32"
+_OF_MEGATRON = "restore the file, or write it again with Megatron's tools"
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +132,13 @@ def open_tokens(path: Path, dtype: str | None, document_end: int) -> TokenFile:
 def _megatron(path: Path) -> TokenFile:
     index = path.with_suffix(".idx")
     raw = index.read_bytes()
-    header = read_header(raw, index)
+    try:
+        header = read_header(raw, index)
+    except ShardError as error:
+        raise ShardError(error.what, error.where, _OF_MEGATRON) from None
     if header.num_bytes != len(raw):
         what = f"the index has {len(raw)} bytes, its header says {header.num_bytes}"
-        raise ShardError(what, str(index), "restore the file")
+        raise ShardError(what, str(index), _OF_MEGATRON)
     lengths = np.frombuffer(raw, "<i4", header.num_sequences, HEADER.size)
     pointers = np.frombuffer(raw, "<i8", header.num_sequences, HEADER.size + 4 * header.num_sequences)
     marks = np.frombuffer(raw, "<i8", header.num_documents + 1, HEADER.size + 12 * header.num_sequences)
@@ -150,27 +154,29 @@ def _check_index(
     marks: NDArray[np.int64],
     bin_bytes: int,
 ) -> None:
-    fix = "restore the file, or write it again with Megatron's tools"
     in_order = marks[0] == 0 and marks[-1] == header.num_sequences and not bool(np.any(np.diff(marks) < 0))
     if not in_order:
         what = f"the document index does not run from 0 to its {header.num_sequences} sequences"
-        raise ShardError(what, str(index), fix)
+        raise ShardError(what, str(index), _OF_MEGATRON)
     ends = np.cumsum(lengths, dtype=np.int64) * header.dtype.itemsize
     total = int(ends[-1]) if len(ends) else 0
     if len(lengths) and (lengths.min() < 0 or pointers.min() < 0 or total > bin_bytes):
-        raise ShardError(f"the index points outside the {bin_bytes} bytes of its .bin", str(index), fix)
+        raise ShardError(f"the index points outside the {bin_bytes} bytes of its .bin", str(index), _OF_MEGATRON)
     if total != bin_bytes or not np.array_equal(pointers[1:], ends[:-1]) or (len(pointers) and pointers[0] != 0):
-        raise ShardError("the sequences do not lie one after another in the .bin", str(index), fix)
+        raise ShardError("the sequences do not lie one after another in the .bin", str(index), _OF_MEGATRON)
 
 
 def _datatrove(path: Path) -> TokenFile:
     index, metadata = path.with_name(path.name + ".index"), path.with_name(path.name + ".metadata")
     try:
         ends = np.fromfile(index, "<u8").astype(np.int64)
-        # the tokenizer's name, "|", bytes of a token; then counts
+    except OSError as error:
+        raise ShardError(f"datatrove's index cannot be read: {error}", str(index), "restore the files") from None
+    try:  # the tokenizer's name, "|", bytes of a token; then counts
         size = int(metadata.read_text(encoding="utf-8").split("\n")[0].rpartition("|")[2]) if metadata.is_file() else 0
     except (OSError, ValueError) as error:
-        raise ShardError(f"datatrove's index cannot be read: {error}", str(index), "restore the files") from None
+        fix = "restore it, or delete it: the index tells how wide a token is as well"
+        raise ShardError(f"datatrove's metadata cannot be read: {error}", str(metadata), fix) from None
     if not size:  # written without metadata: the index tells how many tokens there are
         size = path.stat().st_size // int(ends[-1]) if len(ends) and ends[-1] else 2
     if size not in (2, 4):

@@ -129,6 +129,11 @@ BAD = {
     "a hole": (lambda f: _broken_index(f, 34 + 4 * 40 + 8, struct.pack("<q", 4)), {}, "one after another"),
     "documents that go back": (lambda f: _broken_index(f, 34 + 12 * 40 + 8, struct.pack("<q", 39)), {}, "does not run"),
     "datatrove without index": (lambda f: _without(datatrove(f)), {}, "datatrove's index cannot be read"),
+    "datatrove's metadata": (
+        lambda f: _nonsense(datatrove(f)),
+        {},
+        r"metadata cannot be read[\s\S]*where: .*\.metadata",
+    ),
     "datatrove cut": (lambda f: _cut(datatrove(f), 1), {}, "the index ends at token"),
     "flat without a type": (lambda f: flat(f, "<u2"), {}, "does not tell its type"),
     "flat with half a token": (lambda f: _cut(flat(f, "<u2"), 1), {"dtype": "uint16"}, "no number of uint16"),
@@ -142,6 +147,11 @@ BAD = {
 
 def _without(path: Path) -> Path:
     path.with_name(path.name + ".index").unlink()
+    return path
+
+
+def _nonsense(path: Path) -> Path:
+    path.with_name(path.name + ".metadata").write_text("nonsense")
     return path
 
 
@@ -169,6 +179,7 @@ def test_a_file_that_is_not_what_it_seems_is_refused_and_leaves_nothing(
     with pytest.raises(ShardError, match=says) as error:
         adopt([path], [], tokenizer_folder, tmp_path / "out", **options)  # type: ignore[arg-type]
     assert error.value.fix
+    assert "--overwrite" not in error.value.fix, "nothing here was prepared"
     assert not any(entry.name.startswith(".out") for entry in tmp_path.iterdir())
 
 
