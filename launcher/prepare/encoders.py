@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from launcher.errors import TokenizerError
 from launcher.prepare.sentences import sentence_lengths
 from launcher.prepare.wordpiece import VERSION, CachedWordPiece, fits
 from launcher.prepare.words import WordMarker
@@ -129,8 +130,9 @@ class ReferenceEncoder:
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """See `Encoder.encode`."""
-        ids = [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
-        return _flat(ids)
+        with _typed():
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return _flat([encoding.ids for encoding in encodings])
 
 
 class FastEncoder:
@@ -204,7 +206,8 @@ class FeatureEncoder:
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """See `Encoder.encode`."""
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        with _typed():
+            encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         flat = _flat([encoding.ids for encoding in encodings])
         places = [np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2) for encoding in encodings]
         continues_N = sentences_D = lengths_Q = None
@@ -216,6 +219,23 @@ class FeatureEncoder:
             sentences_D = np.array([len(each) for each in lengths], dtype=np.int32)
             lengths_Q = np.concatenate([np.empty(0, dtype=np.int32), *lengths])
         return Encoded(flat.ids_N, flat.lengths_D, continues_N, sentences_D, lengths_Q)
+
+
+@contextmanager
+def _typed() -> Iterator[None]:
+    """Say in our words that the reference has no ids for a text.
+
+    Raises:
+        TokenizerError: Its model met something unknown, and has no token for it.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error) is not Exception:  # the Rust library raises nothing more special
+            raise
+        told = " ".join(str(error).split())
+        fix = "give it an unknown token (`unk_token` or `unk_id` of the model in tokenizer.json), or train another"
+        raise TokenizerError(f"the tokenizer fails on a text: {told}", "--tokenizer", fix) from None
 
 
 def resident_bytes() -> int:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import Model, Unigram, WordLevel
 
 from launcher.errors import MissingDependencyError, TokenizerError
 from launcher.prepare import encoders, parity
@@ -306,6 +308,23 @@ def test_the_reference_is_what_it_is_asked_for(tokenizers_json: dict[str, str]) 
     told = f"tokenizers {version}, the reference"
     choice = choose_encoder(tokenizers_json["bpe"], "0" * 64, list, "tokenizers")
     assert choice == Choice("tokenizers", version, told, told)
+
+
+@pytest.mark.parametrize("options", [EncodeOptions(), EncodeOptions(words=True)], ids=["ids", "words"])
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (WordLevel({"law": 0, "</s>": 1}, unk_token="[UNK]"), r"Missing \[UNK\] token"),
+        (Unigram([("law", -1.0), ("</s>", -2.0)]), "`unk_id` is missing"),
+    ],
+    ids=["wordlevel", "unigram"],
+)
+def test_a_tokenizer_without_a_token_for_what_it_does_not_know_is_refused(
+    model: Model, told: str, options: EncodeOptions
+) -> None:
+    encoder = build_encoder(options, Tokenizer(model).to_str())
+    with pytest.raises(TokenizerError, match=rf"fails on a text: .*{told}[\s\S]*give it an unknown token"):
+        encoder.encode(["law", "法律"])
 
 
 def test_a_worker_imports_neither_torch_nor_transformers() -> None:
