@@ -50,8 +50,8 @@ class ModelConfig(Record):
     compile: bool = False
     """Let torch.compile fuse what it can; the first steps take minutes."""
     liger: bool = False
-    """Replace norms, rotary positions and gated feed-forwards by Liger's fused kernels (a GPU, `pip install
-    liger-kernel`), where it has them for the family."""
+    """Replace norms, rotary positions and dense gated feed-forwards by Liger's fused kernels (a GPU, `pip install
+    liger-kernel`), where it has them for the family; how experts are computed, `experts` says."""
     chunked_loss: Literal["auto", "on", "off"] = "auto"
     """Compute the loss of a few hundred tokens at a time, so that the scores of a batch never lie in memory together;
     `auto` where they would take more than 256 MiB."""

@@ -17,6 +17,7 @@ from launcher.models.build import build_model
 from launcher.models.chunked_loss import chunked_loss
 from launcher.models.configuration import build_config
 from launcher.models.documents import keep_documents_apart
+from launcher.models.routing import routed_blocks
 
 pytestmark = pytest.mark.gpu
 
@@ -137,6 +138,8 @@ def test_liger_gives_the_same_logits_and_gradients(family: str) -> None:
         found.append({"logits": logits.detach(), **grads})
     plain, ligers = found
     assert plain.keys() == ligers.keys()
+    for block in routed_blocks(model):
+        assert "forward" not in vars(block.experts), "model.experts says how they are computed"
     for name, value in plain.items():
         assert (ligers[name] - value).abs().max() <= 2e-3 * value.abs().max(), name
 
