@@ -1,15 +1,17 @@
-"""Training on one GPU: the engine with its options beside a plain PyTorch loop over the same model and batches.
+"""Training on one GPU: the engine with its options beside a plain PyTorch loop and transformers' Trainer, over the same
+model and batches.
 
     python -m benchmarks.training_speed [--hidden 1024] [--layers 24] [--seq-len 2048] [--rows 16] [--steps 20]
         [--only NAME …] [--json]
 
-A Llama shape over random ids of a vocabulary of 50,000, in bf16 (the plain loop in autocast, with torch's fused AdamW),
-every row several documents. Each side runs in a process of its own, started anew; tokens per second are the median over
-the steps after the first five, in which kernels are chosen and compiled. On a CPU, give small numbers.
+A Llama shape over random ids of a vocabulary of 50,000, in bf16 (plain loop and Trainer in autocast, with torch's fused
+AdamW), every row several documents. Each side runs in a process of its own, started anew; tokens per second are the
+median over the steps after the first five, in which kernels are chosen and compiled. On a CPU, give small numbers.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import statistics
@@ -29,7 +31,8 @@ CHILD = "--child"
 WARM_UP = 5
 APART = {"packing": "bestfit", "documents": "apart"}
 SIDES: dict[str, dict[str, Any]] = {
-    "plain loop": {"config": "zero0", "precision": "bf16_autocast", "plain": True},
+    "plain loop": {"config": "zero0", "precision": "bf16_autocast", "loop": "plain"},
+    "Trainer": {"config": "zero0", "precision": "bf16_autocast", "loop": "trainer"},
     "zero0": {"config": "zero0", "precision": "bf16"},
     "zero2": {"config": "zero2", "precision": "bf16"},
     "zero3": {"config": "zero3", "precision": "bf16"},
@@ -128,7 +131,10 @@ def measure(side: dict[str, Any]) -> dict[str, Any]:
 
     recipe = check_recipe(side["recipe"], "benchmark")
     plan = plan_batch(recipe.batch.schedule, None, 1)
-    device = join_ranks(with_master(find_place(os.environ)), len(os.sched_getaffinity(0)))
+    if side.get("loop") == "trainer":  # joined to others, even to none, it would wrap the model in DDP
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        device = join_ranks(with_master(find_place(os.environ)), len(os.sched_getaffinity(0)))
     data = open_data(recipe)
     ds_config = resolve_ds_config(load_ds_config(side["config"]), recipe, plan, side["precision"])
     config = build_config(recipe.model, "causal", data.tokenizer, longest_sequence(data.objective))
@@ -138,7 +144,7 @@ def measure(side: dict[str, Any]) -> dict[str, Any]:
         "causal",
         seed=0,
         documents_apart=recipe.data.keeps_documents_apart,
-        micro_batch_tokens=0 if side.get("plain") else side["recipe"]["batch"]["global_batch"] * recipe.data.seq_len,
+        micro_batch_tokens=0 if "loop" in side else side["recipe"]["batch"]["global_batch"] * recipe.data.seq_len,
         ds_config=ds_config,
         device=str(device),
     )
@@ -146,7 +152,7 @@ def measure(side: dict[str, Any]) -> dict[str, Any]:
         parameters_per_token(model), config.num_hidden_layers, config.hidden_size, recipe.data.seq_len
     )
     batches = step_batches(data, plan, 0, 0, recipe.train.num_steps)
-    run = plain_steps if side.get("plain") else engine_steps
+    run = {"plain": plain_steps, "trainer": trainer_steps}.get(side.get("loop", ""), engine_steps)
     steps = list(run(model, batches, recipe, ds_config))[WARM_UP:]
     tokens_per_s = statistics.median(tokens / took for took, tokens, _ in steps)
     peak = peak_flops(device_model())
@@ -197,6 +203,54 @@ def plain_steps(model: Any, batches: Any, recipe: Any, ds_config: dict[str, Any]
         optimizer.zero_grad()
         told = loss.item()
         yield time.perf_counter() - started, batch.num_tokens, told
+
+
+def trainer_steps(
+    model: Any, batches: Any, recipe: Any, ds_config: dict[str, Any]
+) -> Iterator[tuple[float, int, float]]:
+    """The same as transformers' Trainer takes them; the loss is that of all tokens but a row's first."""
+    import torch
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    class Clock(TrainerCallback):  # type: ignore[misc]
+        """When each step began and ended, the device's work done."""
+
+        def __init__(self) -> None:
+            self.steps: list[float] = []
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self._began = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            self.steps.append(time.perf_counter() - self._began)
+
+    whole = list(batches)
+    rows = [torch.from_numpy(row) for batch in whole for row in batch.passes[0]["input_ids"]]
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            per_device_train_batch_size=len(whole[0].passes[0]["input_ids"]),
+            max_steps=recipe.train.num_steps,
+            learning_rate=recipe.optim.lr,
+            max_grad_norm=recipe.optim.grad_clip,
+            optim="adamw_torch_fused",
+            bf16=True,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=not torch.cuda.is_available(),
+        )
+        trainer = Trainer(model, arguments, train_dataset=[{"input_ids": row, "labels": row} for row in rows])
+        trainer.add_callback(clock)
+        with contextlib.redirect_stdout(sys.stderr):  # its log; what is told goes to stdout
+            trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    for batch, took, loss in zip(whole, clock.steps, losses, strict=True):
+        yield took, batch.num_tokens, loss
 
 
 if __name__ == "__main__":
