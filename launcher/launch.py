@@ -171,7 +171,7 @@ def start_all(starts: list[Start]) -> int:
         The exit code of the first that failed.
 
     Raises:
-        ClusterError: ssh itself failed before anything ran.
+        ClusterError: ssh or a launcher itself failed before anything ran.
         RequeueError: A connection or a rank was lost on the way.
     """
     began = time.monotonic()
@@ -207,11 +207,16 @@ def start_all(starts: list[Start]) -> int:
 
 
 def _judge(code: int, start: Start, lived_s: float) -> int:
-    where = start.host or "this machine"
-    if start.host and code == SSH_FAILED:
-        if lived_s < END_S / 10:
+    where, at_once = start.host or "this machine", lived_s < END_S / 10
+    if code == SSH_FAILED and start.host:
+        if at_once:
             raise ClusterError(f"ssh to {where} failed", where, f"try: ssh -o BatchMode=yes {where} true")
         raise RequeueError(f"the connection to {where} was lost", where, "run the same command again")
+    if code == SSH_FAILED:  # of a launcher that ended with -1, or with what its own ssh did
+        told = f"{Path(start.argv[0]).name} ended with {code}: it failed, or its ssh to a host did"
+        if at_once:
+            raise ClusterError(told, where, "see what it said; try: ssh -o BatchMode=yes HOST true")
+        raise RequeueError(told, where, "run the same command again")
     if code < 0 or code > 128:
         # A shell says 128 and the signal; of DeepSpeed's minus the signal, 256 less are left.
         number = -code if code < 0 else code - 128 if code - 128 < signal.NSIG else 256 - code

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from launcher import launch
 from launcher.cli import main
 from launcher.cluster.render import Start
 from launcher.cluster.submit import REFUSALS, explain_refusal
@@ -198,3 +199,13 @@ def test_a_signal_is_told_from_either_way_of_counting_it(code: int, number: int)
     """A shell says 128 and the signal; DeepSpeed's launcher ends with minus the signal, of which 256 less are left."""
     with pytest.raises(RequeueError, match=f"ended by signal {number}\n"):
         start_all([Start(argv=(sys.executable, "-c", f"raise SystemExit({code})"))])
+
+
+def test_255_is_no_signal_but_the_code_of_a_launcher_whose_ssh_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = "sh ended with 255: it failed, or its ssh to a host did"
+    failing = Start(argv=("sh", "-c", "exit 255"))
+    with pytest.raises(ClusterError, match=told):
+        start_all([failing])
+    monkeypatch.setattr(launch, "END_S", 0.0)  # so that it has lived
+    with pytest.raises(RequeueError, match=told):
+        start_all([failing])
