@@ -114,7 +114,7 @@ def resume(
         CheckpointError: It is of another model or data.
     """
     from launcher.checkpoint.load import CheckpointReader, restore
-    from launcher.rewind import recall, take_over
+    from launcher.rewind import forget_other_losses, recall, take_over
 
     progress = Progress(precision=precision)
     if checkpoint is None:
@@ -127,6 +127,7 @@ def resume(
         pass_over(data, recipe, progress.passed_over, progress.passed_changes)
         cursor = Cursor.from_dict(reader.state["cursor"])
         cursor.check(data.train.fingerprint_at(cursor.position))
+        forget_other_losses(progress, recipe, data, cursor.position)
         restore(engine, reader, recipe.train.seed)
     console.print(f"going on from {checkpoint}", highlight=False, soft_wrap=True)
     return progress

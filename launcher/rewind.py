@@ -20,6 +20,7 @@ from launcher.engine.process import share
 from launcher.engine.records import Health, Progress, StepResult
 from launcher.errors import DivergedError
 from launcher.feed import Data, pass_over
+from launcher.samples.cursor import Cursor
 from launcher.samples.passed_over import Kept, moved_on, read_kept, with_changes, with_window
 
 
@@ -66,10 +67,10 @@ def rewind(recipe: Recipe, engine: Any, data: Data, progress: Progress, metrics:
     with CheckpointReader(found.path) as reader:
         restore(engine, reader, recipe.train.seed)
         take_over(progress, reader.state)
+        saved_at = Cursor.from_dict(reader.state["cursor"]).position
     progress.passed_over, progress.num_rewinds, progress.passed_changes = windows, num_rewinds, changes
     pass_over(data, recipe, windows, changes)
-    if any(first < phase <= last for phase in firsts.values()):  # other data, other losses
-        progress.health = Health()
+    forget_other_losses(progress, recipe, data, saved_at)
     metrics.rewind(target, progress.tokens, windows)
     fields = {"first_position": first, "num_positions": last - first, "changes": changes}
     metrics.event("rewind", step=target, from_step=now, **fields)
@@ -98,6 +99,20 @@ def recall(progress: Progress, run: Path) -> None:
     if kept is not None:
         progress.passed_over, progress.num_rewinds = kept.windows, kept.num_rewinds
         progress.passed_changes = kept.changes
+
+
+def forget_other_losses(progress: Progress, recipe: Recipe, data: Data, saved_at: int) -> None:
+    """Forget a checkpoint's losses if weights changed amid what is passed over behind it: other data, other losses.
+
+    Args:
+        progress: The checkpoint's, with what has been passed over since.
+        recipe: Of the run.
+        data: Of the run, its weights changing where they do by now.
+        saved_at: The position at which the checkpoint's next step would have begun.
+    """
+    begins = moved_on(recipe.batch.schedule.position_at(progress.step), progress.passed_over)
+    if any(saved_at < phase.first < begins for phase in data.train.mixture.phases):
+        progress.health.recent_losses = []
 
 
 def _refuse_for_ever(recipe: Recipe, progress: Progress, checkpoint: Path | None) -> None:

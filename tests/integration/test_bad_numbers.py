@@ -37,6 +37,12 @@ def state_of(run: Path, step: int) -> dict[str, bytes]:
     return kept
 
 
+def saved(run: Path, step: int) -> dict[str, Any]:
+    """What a checkpoint says of the run."""
+    state: dict[str, Any] = json.loads((run / "checkpoints" / f"step-{step:08d}" / "state.json").read_text())
+    return state
+
+
 def events(run: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in read_metrics(run / "metrics.jsonl") if line.get("event") == kind]
 
@@ -103,8 +109,12 @@ def test_after_some_in_a_row_the_run_goes_back_and_passes_over_the_data(shards: 
     ]
     assert steps[0] == steps[1]
     assert [step for step, *_ in steps[0]] == list(range(1, 13))
-    state = json.loads((run / "checkpoints" / "step-00000012" / "state.json").read_text())
-    assert state["cursor"]["position"] == 16 * GLOBAL_BATCH
+    assert saved(run, 12)["cursor"]["position"] == 16 * GLOBAL_BATCH
+    # Of the steps behind the change alone, which the checkpoint of step 4 knows nothing of.
+    assert len(saved(run, 8)["health"]["recent_losses"]) == 4
+    assert [saved(run, step)["health"] for step in (8, 12)] == [
+        saved(tmp_path / "knew", step)["health"] for step in (8, 12)
+    ]
     named = [{sequence.corpus for sequence in trace_step(run, step)[0]} for step in (4, 5, 10, 11, 12)]
     assert named == [{"law"}, {"law", "wiki"}, {"law", "wiki"}, {"new"}, {"new"}]
 
