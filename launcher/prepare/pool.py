@@ -9,7 +9,6 @@ import errno
 import os
 import pickle
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -27,7 +26,6 @@ from launcher import units
 from launcher.errors import LauncherError
 from launcher.prepare.encoders import one_thread
 from launcher.prepare.part import Part, PartSettings, Report
-from launcher.shards.faults import naming
 
 Job = Callable[[PartSettings, Part, Report], None]
 PRINT_EVERY_S = 30.0
@@ -79,14 +77,14 @@ def _run_in_processes(job: Job, settings: PartSettings, parts: Sequence[Part], w
     reader, writer = context.Pipe(duplex=False)
     is_over = threading.Event()
     listener = threading.Thread(target=_listen, args=(reader, is_over, meter), daemon=True)
-    # By a file that nobody else may write to: who starts a process waits until it has taken all that it is given, also
-    # where it was killed meanwhile.
-    with tempfile.NamedTemporaryFile(prefix="pretrain-prepare-") as given:
-        with naming(Path(given.name)):
-            given.write(pickle.dumps(settings))
-            given.flush()
+    # By a file in memory, which nobody else may write to and which goes with this process: who starts a process waits
+    # until it has taken all that it is given, also where it was killed meanwhile.
+    with os.fdopen(os.memfd_create("settings"), "wb") as given:
+        given.write(pickle.dumps(settings))
+        given.flush()
+        name = f"/proc/{os.getpid()}/fd/{given.fileno()}"
         listener.start()
-        pool = ProcessPoolExecutor(workers, context, _start_worker, (given.name, writer))
+        pool = ProcessPoolExecutor(workers, context, _start_worker, (name, writer))
         try:
             # The largest first would be faster by a part's length, but who watches wants to see them in order.
             for future in as_completed([_submit(pool, job, part) for part in parts]):

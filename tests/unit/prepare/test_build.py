@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -144,9 +145,12 @@ def test_a_build_that_is_killed_goes_on_and_comes_to_the_same_bytes(
     script.write_text(KILLED_IN_THE_MIDDLE)
     arguments = [sys.executable, str(script), str(corpus), str(request_.tokenizer), str(request_.out)]
     # The workers hold the other end of the pipe: this returns when the last of them is gone.
-    ended = subprocess.run(arguments, capture_output=True, timeout=120)
+    (tmp_path / "tmp").mkdir()
+    env = {**os.environ, "TMPDIR": str(tmp_path / "tmp")}
+    ended = subprocess.run(arguments, capture_output=True, timeout=120, env=env)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     assert not request_.out.exists()
+    assert not list((tmp_path / "tmp").iterdir())
     small = replace(request_, part_bytes=600)
     said = io.StringIO()
     build_shards(small, Console(file=said))
