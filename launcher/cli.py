@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -54,16 +55,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # `pretrain … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads_on():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_DONE
         where = str(error.filename or "")
         told = RequeueError(
             f"the file system refused: {error.strerror}", where, "mend it, and run the same command again"
         )
         print(told, file=sys.stderr)
         return told.exit_code
-    return EXIT_DONE
+
+
+def _nobody_reads_on() -> bool:
+    """Whether it is our output whose pipe is broken (`pretrain … | head`), and not one to a process of ours."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return bool(output.poll(0))
 
 
 def build_parser(command_name: str = "") -> argparse.ArgumentParser:

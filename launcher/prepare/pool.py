@@ -83,20 +83,27 @@ def _run_in_processes(job: Job, settings: PartSettings, parts: Sequence[Part], w
         given.write(pickle.dumps(settings))
         given.flush()
         name = f"/proc/{os.getpid()}/fd/{given.fileno()}"
+        try:
+            pool = ProcessPoolExecutor(workers, context, _start_worker, (name, writer))
+        except BrokenPipeError:  # multiprocessing has a process of its own, which keeps the books
+            raise _killed() from None
         listener.start()
-        pool = ProcessPoolExecutor(workers, context, _start_worker, (name, writer))
         try:
             # The largest first would be faster by a part's length, but who watches wants to see them in order.
             for future in as_completed([_submit(pool, job, part) for part in parts]):
                 future.result()
-        except BrokenProcessPool:
-            raise LauncherError(
-                "a process was killed", "workers", "look for an out-of-memory kill (dmesg); use fewer --workers"
-            ) from None
+        except (BrokenProcessPool, BrokenPipeError):
+            raise _killed() from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
             is_over.set()
             listener.join()
+
+
+def _killed() -> LauncherError:
+    return LauncherError(
+        "a process was killed", "workers", "look for an out-of-memory kill (dmesg); use fewer --workers"
+    )
 
 
 def _submit(pool: ProcessPoolExecutor, job: Job, part: Part) -> Future[None]:

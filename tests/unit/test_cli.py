@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 
@@ -39,3 +40,23 @@ def test_a_misspelled_command_is_told_with_all_there_are(capsys: pytest.CaptureF
     assert ended.value.code == 2
     told = capsys.readouterr().err
     assert all(f"'{name}'" in told for name in commands(build_parser()))
+
+
+@pytest.mark.parametrize(
+    ("reader", "code"), [("head -c 1", 0), ("cat", 75)], ids=["who reads stops", "a process of ours"]
+)
+def test_a_broken_pipe_is_an_end_where_nobody_reads_on_and_a_failure_elsewhere(reader: str, code: int) -> None:
+    program = (
+        "import sys, time\n"
+        "from launcher import cli\n"
+        "def command(options):\n"
+        "    print('a line', flush=True)\n"
+        "    time.sleep(0.5)\n"
+        "    raise BrokenPipeError(32, 'Broken pipe')\n"
+        "cli.recipe = command\n"
+        "print(cli.main(['recipe', 'x']), file=sys.stderr)"
+    )
+    ours = f"{shlex.quote(sys.executable)} -c {shlex.quote(program)}"
+    done = subprocess.run(f"{ours} | {reader} >/dev/null", shell=True, capture_output=True, text=True, check=True)
+    assert done.stderr.endswith(f"{code}\n")
+    assert ("Broken pipe" in done.stderr) == bool(code)

@@ -112,3 +112,17 @@ def test_a_worker_that_is_killed_before_it_has_begun_ends_the_build(
     error = raised_by(lambda: run_parts(tell, settings, PARTS, 2, "dying", 6, Console(quiet=True)))
     assert isinstance(error, LauncherError)
     assert "a process was killed" in str(error)
+
+
+def test_a_process_of_multiprocessings_own_that_is_killed_is_a_failure_too(
+    settings: PartSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its broken pipe is not that of who reads our output, which would be a good end."""
+
+    def refuse(*_: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+    monkeypatch.setattr("launcher.prepare.pool.ProcessPoolExecutor", refuse)
+    error = raised_by(lambda: run_parts(tell, settings, PARTS, 2, "telling", 6, Console(quiet=True)))
+    assert isinstance(error, LauncherError)
+    assert "a process was killed" in str(error)
