@@ -82,6 +82,7 @@ requeue() { # SECONDS NODE…: end this life; the next begins after so many seco
 # With spares the run goes on in place. The node at fault leaves the job, or Slurm would end all of it on its account.
 go_on_without() { # NODE…
     local left=() node
+    [ $# -eq 0 ] || say "at fault: $*"
     for node in "${nodes[@]}"; do [[ " $* " == *" $node "* ]] || left+=("$node"); done
     [ ${#left[@]} -ge "$wanted" ] || return 1
     [[ " $* " == *" ${SLURMD_NODENAME:-} "* ]] && return 1 # this script runs there

@@ -259,19 +259,25 @@ await() { # PID → code
     [ "$own" -eq 127 ] || code=$own
     return "$code"
 }
+
+pause() { # SECONDS, unless a signal comes
+    local until=$((SECONDS + $1))
+    while [ -z "$stopping" ] && [ "$SECONDS" -lt "$until" ]; do sleep 1; done
+}
+
+begin_without() { # NODE…: in place, or in the job's next life; then this one counts, too
+    go_on_without "$@" && return
+    record 75 "$before" "$before" "$@"
+    requeue "$delay" "$@"
+}
+
 trap 'stop USR1' USR1
 trap 'stop TERM' TERM
 
 bad=() before=0
 [ "$spares" -eq 0 ] || mapfile -t bad < <(at_fault "${nodes[@]}") # one that is dead would keep the check waiting
+[ ${#bad[@]} -eq 0 ] || begin_without "${bad[@]}"
 while :; do
-    if [ ${#bad[@]} -gt 0 ]; then
-        say "at fault: ${bad[*]}"
-        if ! go_on_without "${bad[@]}"; then
-            record 75 "$before" "$before" "${bad[@]}"
-            requeue "$delay" "${bad[@]}"
-        fi
-    fi
     chosen=("${nodes[@]:0:$wanted}")
     bad=()
 
@@ -287,7 +293,10 @@ while :; do
     if [ "$CHECK" != 0 ] && [ -z "$stopping" ]; then # bash told it when the question had been answered
         check "$@"
         CHECK=0
-        [ ${#bad[@]} -eq 0 ] || continue
+        if [ ${#bad[@]} -gt 0 ]; then
+            begin_without "${bad[@]}"
+            continue
+        fi
     fi
     if [ -n "$stopping" ]; then # this life counts, too: a limit that leaves no time for a step would requeue it for ever
         record 75 "$before" "$before"
@@ -326,11 +335,9 @@ while :; do
     for node in "${nodes[@]}"; do [[ " ${bad[*]-} " == *" $node "* ]] || break; done # one that lives
     after=$(ask "$node" "$@" 2>/dev/null) || after=$before
     record "$code" "$before" "${after##* }" "${bad[@]}"
-    if [ -z "$stopping" ] && [ "$spares" -gt 0 ]; then
-        sleep "$delay" &
-        wait $! # a signal interrupts it
-        again=(--overlap)
-        continue
+    if [ -z "$stopping" ] && [ "$spares" -gt 0 ] && go_on_without "${bad[@]}"; then
+        pause "$delay"
+        [ -n "$stopping" ] || continue
     fi
     say "the run asks to go on: requeued"
     requeue "$delay" "${bad[@]}"

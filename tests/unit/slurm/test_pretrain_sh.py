@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from pathlib import Path
 
@@ -109,6 +110,39 @@ def test_the_wait_before_a_life_doubles_up_to_ten_minutes(lives: int, wait: int,
     code, told = slurm.run("pretrain.sh", *WORDS, FAKE_CODE="75", PRETRAIN_RESTARTS="100")
     assert code == 0, told
     assert slurm.calls() == ["requeue 7", f"update JobId=7 StartTime=now+{wait}"]
+
+
+WITH_A_SPARE = {"SLURM_JOB_NODELIST": "node1,node2,node3", "SLURM_TASKS_PER_NODE": "1(x3)", "FAKE_CODE": "75"}
+
+
+def test_a_signal_in_the_wait_before_a_life_in_place_requeues_the_job_and_counts_no_life_twice(
+    slurm: FakeSlurm,
+) -> None:
+    lives = slurm.folder / "logs" / "lives.tsv"
+    lives.parent.mkdir()
+    lives.write_text("2026\t75\t0\t0\t\n")
+    process = slurm.start("pretrain.sh", "--spares", "1", *WORDS, **WITH_A_SPARE, PRETRAIN_BACKOFF_S="40")
+    began = time.monotonic()
+    while len(lives.read_text().splitlines()) < 2 and time.monotonic() < began + 60:
+        time.sleep(0.1)
+    time.sleep(0.5)  # into the wait
+    process.send_signal(signal.SIGUSR1)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, told
+    assert time.monotonic() - began < 30
+    assert slurm.calls() == ["requeue 7", "update JobId=7 StartTime=now+40"]
+    assert len(lives.read_text().splitlines()) == 2
+
+
+def test_a_life_after_which_too_few_nodes_are_left_in_place_counts_once(slurm: FakeSlurm) -> None:
+    slurm.states(**{f"node{number}": "idle" for number in range(1, 7)})
+    srun, fails = slurm.folder / "bin" / "srun", f"printf 'node2\\nnode3\\n' >'{slurm.folder}/ill'"
+    srun.write_text(srun.read_text().replace("*launcher.train*)", f"*launcher.train*) {fails};"))  # in the middle of it
+    code, told = slurm.run("pretrain.sh", "--spares", "1", *WORDS, **WITH_A_SPARE)
+    assert code == 0, told
+    assert excluded(slurm) == "node2,node3"
+    (life,) = (slurm.folder / "logs" / "lives.tsv").read_text().splitlines()
+    assert life.endswith("\tnode2 node3")
 
 
 @pytest.mark.parametrize("value", ["many", "1.5", "-1", ""])
