@@ -139,11 +139,16 @@ def _ls(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     folder = _checkpoints(options.run)
+    aside = layout.damaged(folder)
     told = []
     for step in _steps_asked_for(options.step, folder):
         path = layout.checkpoint_path(folder, step)
         problem = problem_of(path)
-        if problem and step not in _steps_asked_for(options.step, folder):
+        moved = [entry for entry in layout.damaged(folder) if entry not in aside and entry[0] == step]
+        if moved:
+            path = moved[-1][1]
+            problem = f"{problem_of(path) or 'the run found it damaged'}; put aside meanwhile"
+        elif problem and step not in _steps_asked_for(options.step, folder):
             continue  # deleted meanwhile by the run, which goes on
         told.append({"step": step, "path": str(path), "problem": problem or None})
         if options.json:

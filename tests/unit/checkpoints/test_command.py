@@ -111,6 +111,40 @@ def test_what_the_run_deletes_meanwhile_is_neither_damaged_nor_there(
     assert "there is no complete checkpoint of step 1" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("damaged", "problem"),
+    [
+        ("state.json", "state.json: the file's bytes are not those that were written; put aside meanwhile"),
+        ("", "the run found it damaged; put aside meanwhile"),  # in bytes that are read as they were by now
+    ],
+)
+@pytest.mark.parametrize("words", [(), ("--step", "2")])
+def test_what_the_run_puts_aside_meanwhile_is_damaged(
+    damaged: str,
+    problem: str,
+    words: tuple[str, ...],
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain, moved = layout.verify, run / "checkpoints" / "step-00000002"
+    layout.put_aside(moved, 2)  # one of before, which nobody asks about
+    make_checkpoint(moved.parent, 2)
+    if damaged:
+        flip(moved / damaged)
+
+    def verify(path: Path, **how: Any) -> None:
+        if path == moved:
+            layout.put_aside(path, 2)
+        plain(path, **how)
+
+    monkeypatch.setattr(layout, "verify", verify)
+    assert cli.main(["checkpoints", "verify", str(run), *words]) == 2
+    told_ = capsys.readouterr()
+    assert told_.err == f"{moved.parent}/damaged-00000002-2: {problem}\n"
+    assert len(told_.out.splitlines()) == (0 if words else 3)
+
+
 def names(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
