@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny
+from numpy.typing import NDArray
 from token_shards import END, random_documents, text_hash, write_shards
 
 from launcher.config.batch import plan_batch
@@ -359,6 +361,27 @@ def test_a_tokenizer_that_changed_beside_the_shards_is_found_before_a_sample_is_
     (tmp_path / "shards" / "tokenizer" / "tokenizer.json").write_text("[]")
     with pytest.raises(ShardError, match="not the tokenizer the shards were made with"):
         open_data(recipe_of("mlm", {"shards": str(tmp_path / "shards")}))
+
+
+def test_a_flipped_byte_is_found_when_the_recipe_says(corpora: dict[str, Path], tmp_path: Path) -> None:
+    shards = Path(shutil.copytree(corpora["law"], tmp_path / "shards"))
+    raw = bytearray((shards / "train-00000.bin").read_bytes())
+    raw[0] ^= 1
+    (shards / "train-00000.bin").write_bytes(raw)
+
+    def opened(verify: str) -> Data:
+        return open_data(recipe_of("mlm", {"shards": str(shards), "verify": verify}))
+
+    def first_row(data: Data) -> NDArray[np.int32]:
+        return data.train.fetch(data.train.corpora[0].order.positions_of(np.zeros(1, dtype=np.int64), 0)).tokens_BL
+
+    with pytest.raises(ShardError, match=r"block 0 [\s\S]*train-00000\.bin"):
+        opened("open")
+    touched = opened("touch")
+    with pytest.raises(ShardError, match=r"block 0 [\s\S]*train-00000\.bin"):
+        first_row(touched)
+    sound = first_row(open_data(recipe_of("mlm", {"shards": str(corpora["law"])})))
+    assert np.count_nonzero(first_row(opened("off")) != sound) == 1
 
 
 def test_what_packing_wastes_is_told(corpora: dict[str, Path]) -> None:
