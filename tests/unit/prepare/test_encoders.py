@@ -272,6 +272,9 @@ def test_an_exact_encoder_is_used_and_remembered(
     choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: enough, "auto", tmp_path)
     choose_encoder(tokenizers_json["bpe"], "1" * 64, lambda: enough, "auto", tmp_path / "file" / "not a folder")
     assert len(asked) == 3
+    monkeypatch.setattr(parity, "installed", lambda name: "0.0.1")  # of another version nothing is known
+    choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: enough, "auto", tmp_path)
+    assert len(asked) == 4
 
 
 def test_what_a_small_corpus_says_for_an_encoder_is_not_remembered_for_a_larger_one(
