@@ -102,7 +102,9 @@ def _run_in_processes(job: Job, settings: PartSettings, parts: Sequence[Part], w
 
 def _killed() -> LauncherError:
     return LauncherError(
-        "a process was killed", "workers", "look for an out-of-memory kill (dmesg); use fewer --workers"
+        "a process was killed",
+        "workers",
+        "look for an out-of-memory kill (dmesg); use fewer --workers, or shorter documents (--max-chars, --txt blank)",
     )
 
 

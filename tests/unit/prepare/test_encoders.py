@@ -237,7 +237,7 @@ def test_the_gate_holds_little_of_a_sample_however_long_its_documents_are(
     def sample() -> Iterator[str]:
         for number in range(200):
             held[0] += 1
-            yield f"Law {number} " * 4000
+            yield f"Law {number} " * (4000 if number else 400_000)
 
     def encode(batch: list[str]) -> Encoded:
         if batch[0].startswith("Law"):
