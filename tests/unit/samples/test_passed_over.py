@@ -67,11 +67,9 @@ def test_weights_change_at_their_step_or_stay_where_they_came_in_amid_what_was_p
     for _ in range(data.draw(st.integers(0, 5))):
         now = step + data.draw(st.integers(0, 20))
         firsts = {at: first_of_change(at, at, passed_over, changes) for at in steps}
-        read |= {
-            position: _weights(position, firsts)
-            for s in range(step, now)
-            if (position := moved_on(s, passed_over)) >= 0
-        }
+        taken = [moved_on(s, passed_over) for s in range(step, now)]
+        assert not read.keys() & taken
+        read |= {position: _weights(position, firsts) for position in taken}
         assert all(
             _weights(moved_on(s, passed_over), firsts) == max(at for at in steps if at <= s)
             for s in range(furthest, now)
