@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import Any
 
-import jobs
 import moe_jobs
 import pytest
+import tiny
 import torch
 from families import BERT_LIKE, FAMILIES, NO_DROPOUT, NUMBERS, ONLY_EAGER
 
@@ -36,7 +36,7 @@ def build(head: Head, family: str, config: dict[str, Any], **options: Any) -> An
         config = {**config, **NO_DROPOUT}
     record = ModelConfig.model_validate({"family": family, **NUMBERS, "config": config, **options})
     ds_config = {"bf16": {"enabled": True}}  # without it flash attention is refused
-    made = build_config(record, head, jobs.tokenizer_info(), 64)
+    made = build_config(record, head, tiny.tokenizer_info(), 64)
     return build_model(made, record, head, seed=3, ds_config=ds_config, device="cuda").eval()
 
 

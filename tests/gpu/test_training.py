@@ -7,7 +7,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import export_jobs
 import jobs
+import plain_jobs
 import pytest
 import tiny
 import torch
@@ -71,7 +73,7 @@ def both(
     recipe = tiny.write_recipe(folder / "engine.yaml", tree)
     arguments = ["--ds_config", config, "--recipe", str(recipe)]
     losses: tuple[list[float], list[float]] = run_on_gpus(
-        jobs.plain_and_engine_losses, ranks, str(reference), arguments
+        plain_jobs.plain_and_engine_losses, ranks, str(reference), arguments
     )[0]
     return losses
 
@@ -193,5 +195,5 @@ def test_a_stopped_run_goes_on_bit_for_bit_and_tells_of_its_gpu(config: str, sha
             assert all(line["mfu"] > 0 for line in lines), json.dumps(lines[0])
     assert seen["stopped"] == seen["whole"]
     assert len(seen["whole"]) == 6
-    exports = (jobs.weights_file(str(tmp_path / name / "export")) for name in ("whole", "stopped"))
+    exports = (export_jobs.weights_file(str(tmp_path / name / "export")) for name in ("whole", "stopped"))
     assert len(set(exports)) == 1

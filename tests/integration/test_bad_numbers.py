@@ -9,6 +9,7 @@ from typing import Any
 import jobs
 import pytest
 import tiny
+import troubled_jobs
 from ranks import Life, run_ranks
 from safetensors.numpy import load_file
 
@@ -73,7 +74,7 @@ def test_a_bad_step_leaves_weights_and_moments_as_they_were(
         checkpoint={"every_steps": 1, "keep_last": 5},
     )
     words = ["--ds_config", config, "--recipe", str(path)]
-    assert run_ranks(jobs.train_on_bad_data, 2, words, kind, starts_of(1, 4)) == [0, 0]
+    assert run_ranks(troubled_jobs.train_on_bad_data, 2, words, kind, starts_of(1, 4)) == [0, 0]
     run = tmp_path / "bad"
     assert [event["step"] for event in events(run, "left_out")] == [1, 4]
     assert state_of(run, 4) == state_of(run, 3)
@@ -91,7 +92,7 @@ def test_after_some_in_a_row_the_run_goes_back_and_passes_over_the_data(shards: 
     data = {"seq_len": 24, "mixture": mixture, "changes": weights}
     options = {"train__num_steps": 12, "checkpoint": {"every_steps": 4, "keep_last": 9}, "data": data}
     words = ["--ds_config", "zero2", "--recipe", str(recipe(tmp_path, shards, "bad", **options))]
-    assert run_ranks(jobs.train_on_bad_data, 2, words, "loss", starts_of(6, 7, 8)) == [0, 0]
+    assert run_ranks(troubled_jobs.train_on_bad_data, 2, words, "loss", starts_of(6, 7, 8)) == [0, 0]
     run = tmp_path / "bad"
     (event,) = events(run, "rewind")
     assert (event["from_step"], event["step"]) == (8, 4)
@@ -144,7 +145,7 @@ def test_a_run_that_comes_to_no_good_ends_with_a_report(
     options = {"checkpoint": {"every_steps": every_steps}, "guards": {"max_rewinds": 2}}
     path = recipe(tmp_path, shards, "bad", train__num_steps=20, **options)
     words = ["--ds_config", "zero1", "--recipe", str(path)]
-    life = Life(jobs.train_on_bad_data, 2, tmp_path / "out", words, "loss", starts_of(*range(4, 99)))
+    life = Life(troubled_jobs.train_on_bad_data, 2, tmp_path / "out", words, "loss", starts_of(*range(4, 99)))
     assert life.wait() == [2, 2], life.told()
     assert "DivergedError" in life.told()
     assert told in life.told()

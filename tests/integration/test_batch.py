@@ -6,9 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import export_jobs
 import jobs
+import plain_jobs
 import pytest
 import tiny
+import troubled_jobs
 from ranks import run_ranks
 
 from launcher import tracing
@@ -49,7 +52,7 @@ def test_a_growing_batch_takes_the_steps_of_a_plain_loop_and_is_traced(
     lines = lines_of(tmp_path / "tiny")
     assert [line["samples"] for line in lines] == POSITIONS
     assert [line["tokens"] for line in lines] == [24 * position for position in POSITIONS]
-    (expected,) = run_ranks(jobs.plain_losses, 1, str(path))
+    (expected,) = run_ranks(plain_jobs.plain_losses, 1, str(path))
     assert max(abs(line["loss"] - loss) for line, loss in zip(lines, expected, strict=True)) < 1e-5
     for step in (1, 5, 6, 7):
         sequences, verdict = tracing.trace_step(tmp_path / "tiny", step)
@@ -83,7 +86,9 @@ def test_a_measured_micro_batch_leaves_no_trace_and_is_kept(
     assert read_json(state)["micro_batch"] == share
     given, measured = ([(x["loss"], x["grad_norm"], x["batch_digest"]) for x in lines_of(tmp_path / n)] for n in runs)
     assert given == measured
-    assert jobs.weights_file(str(tmp_path / "given/export")) == jobs.weights_file(str(tmp_path / "measured/export"))
+    assert export_jobs.weights_file(str(tmp_path / "given/export")) == export_jobs.weights_file(
+        str(tmp_path / "measured/export")
+    )
 
 
 def test_a_micro_batch_is_as_large_as_memory_lets_it_be(shards: Path, tmp_path: Path) -> None:
@@ -93,7 +98,7 @@ def test_a_micro_batch_is_as_large_as_memory_lets_it_be(shards: Path, tmp_path: 
         (0, 2, "use a higher ZeRO stage, offload, model.activation_checkpointing=true"),
         (1 << 40, 0, ""),
     ):
-        ((got, told),) = run_ranks(jobs.train_with_memory, 1, arguments, available)
+        ((got, told),) = run_ranks(troubled_jobs.train_with_memory, 1, arguments, available)
         assert got == code
         assert message in told
     assert cut_of(tmp_path / "short") == [16, 16, 1]
@@ -117,6 +122,6 @@ def test_a_micro_batch_is_measured_on_a_gpu(shards: Path, tmp_path: Path) -> Non
     recipe = tiny.write_recipe(tmp_path / "r.yaml", tree)
     for memory_share in (0.1, 0.3):
         arguments = ["--ds_config", "zero2", "--recipe", str(recipe), f"name=share-{memory_share}"]
-        assert run_ranks(jobs.train_on_part_of_a_gpu, 1, arguments, memory_share) == [0]
+        assert run_ranks(troubled_jobs.train_on_part_of_a_gpu, 1, arguments, memory_share) == [0]
     sizes = [cut_of(tmp_path / f"share-{memory_share}")[1] for memory_share in (0.1, 0.3)]
     assert 1 < sizes[0] < sizes[1] < 512

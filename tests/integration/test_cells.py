@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import jobs
+import engine_jobs
 import pytest
 import tiny
 from families import FAMILIES, NUMBERS, ONLY_EAGER
@@ -104,7 +104,7 @@ def as_cells() -> list[Any]:
 @pytest.mark.parametrize("cell", as_cells())
 def test_the_loss_of_a_cell_falls(cell: Cell, rich_shards: Path, tmp_path: Path) -> None:
     recipe = tiny.write_recipe(tmp_path / "r.yaml", recipe_of(cell, rich_shards, tmp_path))
-    losses, others = run_ranks(jobs.step_losses, 2, ["--ds_config", f"zero{cell[2]}", "--recipe", str(recipe)])
+    losses, others = run_ranks(engine_jobs.step_losses, 2, ["--ds_config", f"zero{cell[2]}", "--recipe", str(recipe)])
     assert len(losses) == 20
     assert losses == others
     before, after = mean(losses[:4]), mean(losses[-4:])

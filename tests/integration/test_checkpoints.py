@@ -13,6 +13,7 @@ import jobs
 import pytest
 import tiny
 import torch
+import troubled_jobs
 from checkpoints import describe_file, flip
 from ranks import Life, run_ranks
 from safetensors.torch import load_file
@@ -127,7 +128,7 @@ def test_a_run_whose_last_save_fails_asks_to_be_started_again(asynchronous: bool
     arguments = words(shards, tmp_path, 2, train__num_steps=4, **changes)
     assert run_ranks(jobs.train, 2, [*arguments, "train.num_steps=2"]) == [0, 0]
     refused = "rank-00001.safetensors"
-    life = Life(jobs.train_with_writes_refused, 2, tmp_path / "told", arguments, float("inf"), refused)
+    life = Life(troubled_jobs.train_with_writes_refused, 2, tmp_path / "told", arguments, float("inf"), refused)
     assert life.wait() == [75, 75]
     told = life.told()
     assert "SaveError: the checkpoint could not be written: rank 1: [Errno 28] No space left on device" in told
@@ -139,13 +140,13 @@ def test_a_run_whose_last_save_fails_asks_to_be_started_again(asynchronous: bool
 
 def test_a_save_is_tried_again_until_the_file_system_is_back(shards: Path, tmp_path: Path) -> None:
     arguments = words(shards, tmp_path, 2, train__num_steps=2, checkpoint__retry_s=0.6)
-    assert run_ranks(jobs.train_with_writes_refused, 2, arguments, 3, "rank-00001.safetensors") == [0, 0]
+    assert run_ranks(troubled_jobs.train_with_writes_refused, 2, arguments, 3, "rank-00001.safetensors") == [0, 0]
     assert complete_steps(tmp_path / "tiny" / "checkpoints") == [2]
 
 
 def test_room_is_looked_for_before_anything_is_written(shards: Path, tmp_path: Path) -> None:
     arguments = words(shards, tmp_path, train__num_steps=2, checkpoint__retry_s=0)
-    ((code, told),) = run_ranks(jobs.train_on_a_small_disk, 1, arguments, 1_000_000)
+    ((code, told),) = run_ranks(troubled_jobs.train_on_a_small_disk, 1, arguments, 1_000_000)
     assert code == 75
     assert "SpaceError: the checkpoint could not be written: a checkpoint takes " in told
     assert " MiB, 976.6 KiB are free" in told
@@ -159,7 +160,7 @@ def test_written_beside_training_or_while_it_waits_the_values_are_the_same(
     for name, asynchronous in (("beside", True), ("between", False)):
         changes = {"train__num_steps": 4, "checkpoint__every_steps": 1, "checkpoint__keep_last": 4}
         changes["checkpoint__asynchronous"] = asynchronous
-        job = jobs.train_with_slow_copies if asynchronous else jobs.train
+        job = troubled_jobs.train_with_slow_copies if asynchronous else jobs.train
         run_ranks(job, ranks, words(shards, tmp_path, stage, name=name, **changes))
     for step in (1, 2, 3, 4):
         beside, between = (
@@ -176,7 +177,7 @@ def test_written_beside_training_or_while_it_waits_the_values_are_the_same(
 
 def test_where_a_host_has_no_room_for_a_copy_training_waits(shards: Path, tmp_path: Path) -> None:
     arguments = words(shards, tmp_path, 2, train__num_steps=2, checkpoint__every_steps=1)
-    assert [code for code, _ in run_ranks(jobs.train_with_memory, 2, arguments, 400_000)] == [0, 0]
+    assert [code for code, _ in run_ranks(troubled_jobs.train_with_memory, 2, arguments, 400_000)] == [0, 0]
     saves = events(tmp_path / "tiny", "checkpoint")
     assert [(event["step"], event["blocked_s"] == event["durable_s"]) for event in saves] == [(1, True), (2, True)]
     assert "no room for a copy of the state" in (tmp_path / "tiny" / "logs" / "rank-00001.log").read_text()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jobs
 import ranks
 import tiny
+import wall
 
 
 def test_training_reaches_nobody_outside(tmp_path: Path) -> None:
@@ -15,12 +15,12 @@ def test_training_reaches_nobody_outside(tmp_path: Path) -> None:
     )
     recipe = tiny.write_recipe(tmp_path / "r.yaml", tree)
     words = ["--ds_config", "zero2.json", "--recipe", str(recipe)]
-    ((code, asked),) = ranks.run_ranks(jobs.train_walled_in, 1, words)
+    ((code, asked),) = ranks.run_ranks(wall.train_walled_in, 1, words)
     assert (code, asked) == (0, [])
     assert (tmp_path / "runs" / "tiny" / "export" / "model.safetensors").is_file()
 
 
 def test_the_wall_is_one() -> None:
-    ((refused, asked),) = ranks.run_ranks(jobs.reach_out_walled_in, 1)
+    ((refused, asked),) = ranks.run_ranks(wall.reach_out_walled_in, 1)
     assert refused == 2
     assert asked == ["huggingface.co", "192.0.2.1"]

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import engine_jobs
+import export_jobs
 import jobs
 import moe_jobs
 import numpy as np
@@ -70,9 +72,9 @@ def test_a_run_goes_on_without_sharing_its_experts_and_is_exported(shards: Path,
     whole = write(shards, tmp_path, "mixtral", "whole", 5)
     assert run_ranks(jobs.train, 1, ["--ds_config", "zero1", "--recipe", str(whole)]) == [0]
     shared = write(shards, tmp_path, "mixtral", "shared", 3, expert_parallel=2)
-    inputs, logits = run_ranks(jobs.live_logits, 2, ["--ds_config", "zero3", "--recipe", str(shared)])[0]
+    inputs, logits = run_ranks(engine_jobs.live_logits, 2, ["--ds_config", "zero3", "--recipe", str(shared)])[0]
     assert cli.main(["export", str(tmp_path / "shared"), "--out", str(tmp_path / "out")]) == 0
-    (again,) = run_ranks(jobs.exported_logits, 1, str(tmp_path / "out"), "causal", inputs)
+    (again,) = run_ranks(export_jobs.exported_logits, 1, str(tmp_path / "out"), "causal", inputs)
     np.testing.assert_allclose(again, logits, rtol=0, atol=1e-5)
     write(shards, tmp_path, "mixtral", "shared", 5)
     assert run_ranks(jobs.train, 1, ["--ds_config", "zero1", "--recipe", str(shared)]) == [0]

@@ -6,6 +6,8 @@ import json
 import shutil
 from pathlib import Path
 
+import engine_jobs
+import export_jobs
 import jobs
 import numpy as np
 import pytest
@@ -26,9 +28,9 @@ def test_exported_logits_equal_the_engines_bit_for_bit(
 ) -> None:
     path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree(objective, shards, tmp_path, train__num_steps=3))
     arguments = ["--ds_config", f"zero{stage}", "--recipe", str(path)]
-    inputs, logits = run_ranks(jobs.live_logits, ranks, arguments)[0]
+    inputs, logits = run_ranks(engine_jobs.live_logits, ranks, arguments)[0]
     assert cli.main(["export", str(tmp_path / "tiny"), "--out", str(tmp_path / "out")]) == 0
-    (again,) = run_ranks(jobs.exported_logits, 1, str(tmp_path / "out"), tiny.HEADS[objective], inputs)
+    (again,) = run_ranks(export_jobs.exported_logits, 1, str(tmp_path / "out"), tiny.HEADS[objective], inputs)
     np.testing.assert_array_equal(again, logits)
 
 
@@ -36,9 +38,9 @@ def test_a_large_model_is_cut_into_files_a_layer_in_memory_at_a_time(shards: Pat
     tree = tiny.recipe_tree("clm", shards, tmp_path, train__num_steps=1)
     tree["model"] |= {"num_hidden_layers": 12, "hidden_size": 64}
     path = tiny.write_recipe(tmp_path / "r.yaml", tree)
-    inputs, logits = run_ranks(jobs.live_logits, 2, ["--ds_config", "zero2", "--recipe", str(path)])[0]
+    inputs, logits = run_ranks(engine_jobs.live_logits, 2, ["--ds_config", "zero2", "--recipe", str(path)])[0]
     out = tmp_path / "out"
-    (most,) = run_ranks(jobs.export_and_count, 1, str(tmp_path / "tiny"), str(out), 500_000)
+    (most,) = run_ranks(export_jobs.export_and_count, 1, str(tmp_path / "tiny"), str(out), 500_000)
     files = sorted(file.name for file in out.glob("*.safetensors"))
     assert files == [f"model-{number:05d}-of-00006.safetensors" for number in range(1, 7)]
     index = json.loads((out / "model.safetensors.index.json").read_text())
@@ -47,7 +49,7 @@ def test_a_large_model_is_cut_into_files_a_layer_in_memory_at_a_time(shards: Pat
     assert index["metadata"]["total_size"] == whole
     assert all((out / file).stat().st_size < 520_000 for file in files)
     assert most < whole / 5  # the twelfth part is a layer
-    (again,) = run_ranks(jobs.exported_logits, 1, str(out), "causal", inputs)
+    (again,) = run_ranks(export_jobs.exported_logits, 1, str(out), "causal", inputs)
     np.testing.assert_array_equal(again, logits)
 
 
@@ -83,9 +85,9 @@ def test_what_is_no_parameter_is_exported_too(stage: int, ranks: int, shards: Pa
     tree = tiny.recipe_tree("span", shards, tmp_path, train__num_steps=2, model=BART)
     path = tiny.write_recipe(tmp_path / "r.yaml", tree)
     arguments = ["--ds_config", f"zero{stage}", "--recipe", str(path)]
-    inputs, logits = run_ranks(jobs.live_logits, ranks, arguments)[0]
+    inputs, logits = run_ranks(engine_jobs.live_logits, ranks, arguments)[0]
     assert cli.main(["export", str(tmp_path / "tiny"), "--out", str(tmp_path / "out")]) == 0
-    (again,) = run_ranks(jobs.exported_logits, 1, str(tmp_path / "out"), "seq2seq", inputs)
+    (again,) = run_ranks(export_jobs.exported_logits, 1, str(tmp_path / "out"), "seq2seq", inputs)
     np.testing.assert_array_equal(again, logits)
     assert run_ranks(jobs.train, ranks, [*arguments, "train.num_steps=3"]) == [0] * ranks
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import engine_jobs
 import jobs
+import model_jobs
+import plain_jobs
 import pytest
 import tiny
 from ranks import run_ranks
@@ -53,11 +56,11 @@ def test_a_run_with_frozen_parameters_takes_plain_steps_and_goes_on_after_a_stop
     whole, stopped = losses_of(tmp_path / "whole"), losses_of(tmp_path / "stopped")
     assert whole == stopped
     recipe = tiny.write_recipe(tmp_path / "plain.yaml", frozen_tree(shards, tmp_path, "plain"))
-    (plain,) = run_ranks(jobs.plain_losses, 1, str(recipe))
+    (plain,) = run_ranks(plain_jobs.plain_losses, 1, str(recipe))
     assert max(abs(a - b) for a, b in zip(whole, plain, strict=True)) < (1e-5 if precision == "fp32" else 0.03)
 
     # The exported model has all of it, and what is frozen is what the seed drew.
-    (drawn,) = run_ranks(jobs.drawn_weights, 1, str(recipe))
+    (drawn,) = run_ranks(model_jobs.drawn_weights, 1, str(recipe))
     weights = exported(tmp_path / "stopped")
     assert weights.keys() == drawn.keys() - {"lm_head.weight"}  # tied
     for name, values in weights.items():
@@ -70,7 +73,7 @@ def test_frozen_parameters_take_no_memory_of_the_optimizer(
     stage: int, ranks: int, shards: Path, tmp_path: Path
 ) -> None:
     recipe = tiny.write_recipe(tmp_path / "r.yaml", frozen_tree(shards, tmp_path, "x", train__precision="bf16"))
-    held = run_ranks(jobs.optimizer_values, ranks, ["--ds_config", f"zero{stage}", "--recipe", str(recipe)])
+    held = run_ranks(engine_jobs.optimizer_values, ranks, ["--ds_config", f"zero{stage}", "--recipe", str(recipe)])
     learning, total = held[0]["learning"], held[0]["total"]
     assert learning < 0.7 * total
     copies = ranks if stage == 0 else 1

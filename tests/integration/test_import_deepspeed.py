@@ -8,6 +8,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import engine_jobs
 import jobs
 import pytest
 import tiny
@@ -44,9 +45,11 @@ def test_a_run_goes_on_where_deepspeeds_own_checkpoint_stopped(
     stage: int, universal: bool, shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved = tmp_path / "theirs"
-    whole = run_ranks(jobs.train_and_save_as_deepspeed, 2, words(shards, tmp_path, "whole", stage), 3, str(saved))[0]
+    whole = run_ranks(
+        engine_jobs.train_and_save_as_deepspeed, 2, words(shards, tmp_path, "whole", stage), 3, str(saved)
+    )[0]
     if universal:
-        run_ranks(jobs.make_universal, 1, str(saved / "global_step3"), str(saved / "global_step3_universal"))
+        run_ranks(engine_jobs.make_universal, 1, str(saved / "global_step3"), str(saved / "global_step3_universal"))
         saved = saved / "global_step3_universal"
     arguments = words(shards, tmp_path, "ours", 2)
     assert cli.main(["checkpoints", "import", str(saved), "--recipe", arguments[-1]]) == 0
@@ -74,7 +77,7 @@ def test_a_model_is_taken_over_with_the_code_that_came_with_it(shards: Path, tmp
     )
     model = {"continue_from": str(mine), "trusted_code": ["mine.py"]}
     theirs, arguments = tmp_path / "theirs", words(shards, tmp_path, "ours", 1, model=model)
-    run_ranks(jobs.train_and_save_as_deepspeed, 1, arguments, 3, str(theirs))
+    run_ranks(engine_jobs.train_and_save_as_deepspeed, 1, arguments, 3, str(theirs))
     assert cli.main(["checkpoints", "import", str(theirs), "--recipe", arguments[-1]]) == 0
     taken = tmp_path / "ours" / "checkpoints" / "step-00000003"
     assert (taken / "mine.py").read_text() == (mine / "mine.py").read_text()

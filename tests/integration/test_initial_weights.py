@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import jobs
+import model_jobs
 import pytest
 import tiny
 from ranks import run_ranks
@@ -61,7 +61,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @cache
 def drawn(stage: int, ranks: int, precision: str) -> list[dict[str, dict[str, str]]]:
-    return run_ranks(jobs.initial_weights, ranks, FAMILIES, stage, precision)
+    return run_ranks(model_jobs.initial_weights, ranks, FAMILIES, stage, precision)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

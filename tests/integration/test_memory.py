@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import product
 from pathlib import Path
 
-import jobs
+import engine_jobs
 import pytest
 import tiny
 from ranks import run_ranks
@@ -43,7 +43,9 @@ def test_tensors_take_what_the_formula_says(
 ) -> None:
     tree = tiny.recipe_tree("clm", shards, tmp_path, train__precision=precision, model=LLAMA)
     recipe = tiny.write_recipe(tmp_path / "r.yaml", tree)
-    for sizes, amid, between in run_ranks(jobs.held, ranks, ["--ds_config", f"zero{stage}", "--recipe", str(recipe)]):
+    for sizes, amid, between in run_ranks(
+        engine_jobs.held, ranks, ["--ds_config", f"zero{stage}", "--recipe", str(recipe)]
+    ):
         expected = state_bytes(
             sum(sizes),
             stage=stage,
@@ -78,7 +80,7 @@ def test_an_offloaded_optimizer_takes_what_is_foretold_also_where_ranks_share_ma
     tree["batch"] = batch
     path = tiny.write_recipe(tmp_path / "r.yaml", tree)
     words = [f"model.tensor_parallel={group}"]
-    told = run_ranks(jobs.held, ranks, ["--ds_config", f"zero{stage}_offload", "--recipe", str(path), *words])
+    told = run_ranks(engine_jobs.held, ranks, ["--ds_config", f"zero{stage}_offload", "--recipe", str(path), *words])
     counted = sum(amid["gradients"] + amid["optimizer"] for _, amid, _ in told)
     record = load_recipe(str(path), words).recipe.model
     vocab_size = read_manifest(shards).tokenizer.vocab_size

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jobs
+import plain_jobs
 import pytest
 import tiny
 from ranks import run_ranks
@@ -37,7 +38,7 @@ def test_it_trains_as_a_plain_pytorch_loop_does(name: str, shards: Path, tmp_pat
     assert run_ranks(jobs.train, ranks, ["--ds_config", f"zero{stage}", "--recipe", str(recipe)]) == [0] * ranks
     lines = read_metrics(tmp_path / "tiny" / "metrics.jsonl")
     losses = [line["loss"] for line in lines if "loss" in line and "event" not in line]
-    (expected,) = run_ranks(jobs.plain_losses, 1, str(recipe))
+    (expected,) = run_ranks(plain_jobs.plain_losses, 1, str(recipe))
     assert len(losses) == 20
     assert max(abs(a - b) for a, b in zip(losses, expected, strict=True)) < 1e-5
     assert losses[0] - losses[-1] > 0.2

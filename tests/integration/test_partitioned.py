@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import jobs
+import model_jobs
+import plain_jobs
 import pytest
 import tiny
 from ranks import run_ranks
@@ -25,7 +27,7 @@ def strong_tree(shards: Path, runs: Path) -> dict[str, Any]:
 @cache
 def plain(shards: Path, folder: Path) -> dict[str, Any]:
     recipe = tiny.write_recipe(folder / "plain-strong.yaml", strong_tree(shards, folder))
-    run: dict[str, Any] = run_ranks(jobs.plain_run, 1, str(recipe))[0]
+    run: dict[str, Any] = run_ranks(plain_jobs.plain_run, 1, str(recipe))[0]
     assert min(run["norms"]) > 0.05, "no step is clipped"
     return run
 
@@ -60,7 +62,7 @@ def test_tied_weights_decay_clipping_validation_and_export_are_those_of_a_plain_
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_building_never_holds_more_than_the_partition_and_the_layer_that_is_drawn(precision: str) -> None:
-    for held in run_ranks(jobs.building_memory, 2, precision):
+    for held in run_ranks(model_jobs.building_memory, 2, precision):
         # A layer is drawn in fp32. Beyond the two: modules, names, the allocator's leftovers (1.5 MiB, measured).
         assert held["peak"] < held["partition"] + held["largest_layer"] + (4 << 20)
         assert held["peak"] < 0.75 * held["whole"], "a rank that holds all would pass the line above"

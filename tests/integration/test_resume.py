@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import export_jobs
 import jobs
 import pytest
 import tiny
@@ -56,7 +57,9 @@ def test_a_killed_run_goes_on_bit_for_bit(
     assert all(step % 3 == 0 for step in before)
     assert run_ranks(jobs.train, ranks, arguments["killed"]) == [0] * ranks
     assert step_lines(killed) == step_lines(tmp_path / "whole")
-    assert jobs.weights_file(str(killed / "export")) == jobs.weights_file(str(tmp_path / "whole" / "export"))
+    assert export_jobs.weights_file(str(killed / "export")) == export_jobs.weights_file(
+        str(tmp_path / "whole" / "export")
+    )
 
 
 def test_weights_held_once_more_inside_of_a_node_go_on(shards: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jobs
+import plain_jobs
 import pytest
 import tiny
 from ranks import kill_ranks_when, run_ranks
@@ -28,7 +29,7 @@ def sentence_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @cache
 def plain_losses(kind: str, shards: Path, folder: Path) -> list[float]:
     path = tiny.write_recipe(folder / f"plain-{kind}.yaml", tiny.pair_tree(kind, shards, folder))
-    return run_ranks(jobs.plain_losses, 1, str(path))[0]
+    return run_ranks(plain_jobs.plain_losses, 1, str(path))[0]
 
 
 def lines_of(run: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jobs
 import pytest
+import tiny
 from ranks import run_ranks
 from sharing import DECODERS, SIZE, assert_a_run_moves, assert_alike_in_bf16, assert_losses_are_alike, write
 
@@ -49,7 +50,7 @@ def test_a_run_goes_on_with_other_groups_is_exported_and_traced(shards: Path, tm
 )
 def test_models_that_cannot_share_their_sequences_are_refused(model: dict[str, Any], ranks: int, message: str) -> None:
     record = ModelConfig.model_validate({**model, "sequence_parallel": ranks})
-    config = build_config(record, "causal", jobs.tokenizer_info(), 16)
+    config = build_config(record, "causal", tiny.tokenizer_info(), 16)
     with pytest.raises(ModelError, match=re.escape(message)):
         build_model(config, record, "causal", seed=1, seq_len=16)
 

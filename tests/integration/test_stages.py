@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import jobs
+import plain_jobs
 import pytest
 import tiny
 from ranks import run_ranks
@@ -28,7 +29,7 @@ TABLE = list(product(OBJECTIVES, range(4), (1, 2)))
 @cache
 def plain_losses(objective: str, shards: Path, folder: Path) -> list[float]:
     path = tiny.write_recipe(folder / f"plain-{objective}.yaml", tiny.recipe_tree(objective, shards, folder))
-    return run_ranks(jobs.plain_losses, 1, str(path))[0]
+    return run_ranks(plain_jobs.plain_losses, 1, str(path))[0]
 
 
 def losses_of(run: Path) -> list[float]:

@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import jobs
+import engine_jobs
 import numpy as np
 import pytest
+import tiny
 from ranks import run_ranks
 from sharing import DECODERS, SIZE, assert_a_run_moves, assert_alike_in_bf16, assert_losses_are_alike, write
 
@@ -59,7 +60,7 @@ def test_a_run_goes_on_with_other_groups_is_exported_and_traced(shards: Path, tm
 )
 def test_models_whose_matrices_cannot_be_shared_are_refused(model: dict[str, Any], ranks: int, message: str) -> None:
     record = ModelConfig.model_validate({**model, "tensor_parallel": ranks})
-    config = build_config(record, "causal", jobs.tokenizer_info(), 16)
+    config = build_config(record, "causal", tiny.tokenizer_info(), 16)
     with pytest.raises(ModelError, match=re.escape(message)):
         build_model(config, record, "causal", seed=1, seq_len=16)
 
@@ -119,8 +120,8 @@ def test_a_rank_draws_its_part_of_the_whole_models_weights_and_never_has_room_fo
     sizes = {"num_hidden_layers": 4, "initialisation": "depth_scaled"}
     recipe = write(shards, tmp_path, "parts", family, model={**DECODERS[family], **sizes, "num_key_value_heads": 2})
     words = ["--ds_config", "zero1", "--recipe", str(recipe), "train.precision=fp32"]
-    [(whole, _)] = run_ranks(jobs.cut, 1, words)
-    for parts, most in run_ranks(jobs.cut, 2, [*words, "model.tensor_parallel=2"]):
+    [(whole, _)] = run_ranks(engine_jobs.cut, 1, words)
+    for parts, most in run_ranks(engine_jobs.cut, 2, [*words, "model.tensor_parallel=2"]):
         assert parts.keys() == whole.keys()
         num_cut = 0
         for name, (values, shard) in parts.items():

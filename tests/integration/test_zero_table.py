@@ -10,7 +10,8 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jobs
+import engine_jobs
+import plain_jobs
 import pytest
 import tiny
 from ranks import run_ranks
@@ -100,7 +101,7 @@ def test_twenty_steps_are_those_of_a_plain_pytorch_loop(
     tree["batch"]["micro_batch"] = tree["batch"]["global_batch"] // cell.ranks // cell.passes
     recipe = tiny.write_recipe(tmp_path / "r.yaml", tree)
     words = ["--ds_config", str(ds_file(cell.stage, cell.offload, tmp_path)), "--recipe", str(recipe)]
-    losses, *others = run_ranks(jobs.step_losses, cell.ranks, words)
+    losses, *others = run_ranks(engine_jobs.step_losses, cell.ranks, words)
     assert all(other == losses for other in others)
     expected = plain_losses(shards, tmp_path_factory.getbasetemp())
     assert len(losses) == 20
@@ -129,7 +130,7 @@ def wide_tree(shards: Path, runs: Path) -> dict[str, Any]:
 @cache
 def plain_losses(shards: Path, folder: Path) -> list[float]:
     recipe = tiny.write_recipe(folder / "plain-wide.yaml", wide_tree(shards, folder))
-    return run_ranks(jobs.plain_losses, 1, str(recipe))[0]
+    return run_ranks(plain_jobs.plain_losses, 1, str(recipe))[0]
 
 
 def ds_file(stage: int, offload: str, folder: Path) -> Path:

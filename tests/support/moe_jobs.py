@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import jobs
+import tiny
 import torch
 
 NUMBERS = {
@@ -47,7 +47,7 @@ def build(model: dict[str, Any], device: str = "cpu", ds_config: dict[str, Any] 
     from launcher.models.configuration import build_config
 
     record = ModelConfig.model_validate({**model, **changes})
-    config = build_config(record, "causal", jobs.tokenizer_info(), 16)
+    config = build_config(record, "causal", tiny.tokenizer_info(), 16)
     return build_model(config, record, "causal", seed=5, ds_config=ds_config, device=device)
 
 
@@ -275,7 +275,7 @@ def train_family(model: dict[str, Any], stage: int) -> dict[str, Any]:
     place = find_place(os.environ)
     join_ranks(place, 1)
     record = ModelConfig.model_validate({**model, "experts": "eager"})
-    config = build_config(record, "causal", jobs.tokenizer_info(), 16)
+    config = build_config(record, "causal", tiny.tokenizer_info(), 16)
     ds_config = {
         "train_batch_size": 2,
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 0},

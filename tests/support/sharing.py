@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import export_jobs
 import jobs
 import numpy as np
 import tiny
@@ -100,7 +101,7 @@ def assert_a_run_moves(field: str, lives: list[tuple[int, int, int]], shards: Pa
     logits = []
     for name in ("whole", "shared"):
         assert cli.main(["export", str(folder / name), "--out", str(folder / f"{name}-out")]) == 0
-        logits += run_ranks(jobs.exported_logits, 1, str(folder / f"{name}-out"), "causal", inputs)
+        logits += run_ranks(export_jobs.exported_logits, 1, str(folder / f"{name}-out"), "causal", inputs)
     np.testing.assert_allclose(logits[0], logits[1], rtol=0, atol=1e-4)
 
 

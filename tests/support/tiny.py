@@ -137,3 +137,23 @@ def write_recipe(path: Path, tree: dict[str, Any]) -> Path:
     """Write a recipe file."""
     path.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
     return path
+
+
+def tokenizer_info() -> Any:
+    """A tokenizer of 96 ids with every special token the objectives use."""
+    from launcher.shards.manifest import SpecialTokens, TokenizerInfo
+
+    sentinels = tuple(range(5, 15))
+    special = SpecialTokens(
+        pad=0,
+        unk=1,
+        cls=2,
+        sep=3,
+        mask=4,
+        bos=None,
+        eos=None,
+        sentinels=sentinels,
+        all_ids=tuple(range(15)),
+        document_end=3,
+    )
+    return TokenizerInfo(sha256="0" * 64, vocab_size=96, name="tiny", special=special)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import jobs
+import plain_jobs
 import pytest
 import tiny
 import torch
@@ -46,7 +46,7 @@ def test_nothing_of_the_cpu_meets_what_is_on_the_device(
     tree["model"] = model or tree["model"]
     if apart:
         tree["data"] |= {"packing": "bestfit", "documents": "apart"}
-    run = jobs.plain_run(str(tiny.write_recipe(tmp_path / "r.yaml", tree)), "meta")
+    run = plain_jobs.plain_run(str(tiny.write_recipe(tmp_path / "r.yaml", tree)), "meta")
     assert run["losses"] == [1.0, 1.0]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import jobs
 import pytest
+import tiny
 from families import BERT_LIKE, FAMILIES, NO_DROPOUT, NO_FLEX, NUMBERS
 
 from launcher.config.model import ModelConfig
@@ -20,7 +20,7 @@ def build(family: str, changes: dict[str, Any]) -> Any:
     head, _, config = next(entry for entry in FAMILIES if entry[1] == family)
     numbers = {"family": family, "attention": "flex_attention", **NUMBERS, "config": {**config, **changes}}
     record = ModelConfig.model_validate(numbers)
-    return build_model(build_config(record, head, jobs.tokenizer_info(), 16), record, head, seed=3)
+    return build_model(build_config(record, head, tiny.tokenizer_info(), 16), record, head, seed=3)
 
 
 @pytest.mark.parametrize("family", [entry[1] for entry in FAMILIES if entry[1] not in NO_FLEX])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import jobs
 import pytest
+import tiny
 import torch
 from families import FAMILIES, NUMBERS, ONLY_EAGER
 
@@ -52,7 +52,7 @@ def build(head: Head, family: str, config: dict[str, Any], chunked: str) -> Any:
     attention = "eager" if family in ONLY_EAGER else "sdpa"
     numbers = {"family": family, "attention": attention, **NUMBERS, "config": config, "chunked_loss": chunked}
     record = ModelConfig.model_validate(numbers)
-    return build_model(build_config(record, head, jobs.tokenizer_info(), 16), record, head, seed=3).eval()
+    return build_model(build_config(record, head, tiny.tokenizer_info(), 16), record, head, seed=3).eval()
 
 
 def engine_of(model: Any) -> Any:
@@ -111,7 +111,7 @@ def test_auto_takes_chunks_where_scores_are_large_and_the_last_word() -> None:
 
 def test_fp16_has_its_losses_whole() -> None:
     record = ModelConfig.model_validate({"family": "llama", **NUMBERS, "chunked_loss": "on"})
-    config = build_config(record, "causal", jobs.tokenizer_info(), 16)
+    config = build_config(record, "causal", tiny.tokenizer_info(), 16)
     with pytest.raises(ModelError, match=r"cannot scale its gradients for fp16[\s\S]*precision=bf16"):
         build_model(config, record, "causal", seed=3, ds_config={"fp16": {"enabled": True}})
 

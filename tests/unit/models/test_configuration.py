@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import jobs
 import pytest
+import tiny
 
 from launcher.config import places
 from launcher.config.loading import load_recipe
@@ -57,14 +57,14 @@ POSITIONS = {"max_position_embeddings": 77}
 def test_numbers_reach_the_family_under_its_own_names(
     family: str, head: str, numbers: dict[str, int], expected: dict[str, Any]
 ) -> None:
-    config = build_config(ModelConfig.model_validate({"family": family, **numbers}), head, jobs.tokenizer_info(), 16)
+    config = build_config(ModelConfig.model_validate({"family": family, **numbers}), head, tiny.tokenizer_info(), 16)
     assert {name: getattr(config, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize("name", places.names("recipes", ".yaml"))
 def test_every_shipped_recipe_has_a_model(name: str) -> None:
     recipe = load_recipe(name).recipe
-    config = build_config(recipe.model, recipe.objective.head, jobs.tokenizer_info(), recipe.data.seq_len)
+    config = build_config(recipe.model, recipe.objective.head, tiny.tokenizer_info(), recipe.data.seq_len)
     assert config.hidden_size == recipe.model.hidden_size
 
 
@@ -87,7 +87,7 @@ def test_every_shipped_recipe_has_a_model(name: str) -> None:
 )
 def test_what_cannot_be_is_refused_with_its_fix(model: dict[str, Any], head: str, message: str) -> None:
     with pytest.raises(ModelError) as caught:
-        build_config(ModelConfig.model_validate(model), head, jobs.tokenizer_info(), 16)
+        build_config(ModelConfig.model_validate(model), head, tiny.tokenizer_info(), 16)
     assert message in str(caught.value)
 
 
@@ -95,7 +95,7 @@ def test_what_cannot_be_is_refused_with_its_fix(model: dict[str, Any], head: str
 def test_the_families_named_as_examples_tell_pairs(head: Head) -> None:
     for family in EXAMPLES[head].split(", "):
         record = ModelConfig.model_validate({"family": family, **NUMBERS})
-        assert build_config(record, head, jobs.tokenizer_info(), 16).model_type == family
+        assert build_config(record, head, tiny.tokenizer_info(), 16).model_type == family
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_family_that_tells_no_pairs_is_refused(
     numbers = {} if family == "fnet" else NUMBERS
     record = ModelConfig.model_validate({"family": family, **numbers, "config": config})
     with pytest.raises(ModelError) as caught:
-        build_config(record, head, jobs.tokenizer_info(), 16)
+        build_config(record, head, tiny.tokenizer_info(), 16)
     assert expected in str(caught.value)
 
 
@@ -135,11 +135,11 @@ def test_a_family_that_tells_no_pairs_is_refused(
 def test_what_makes_no_sense_is_refused(head: Head, model: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError) as told:
         build_config(
-            ModelConfig.model_validate(model), head, jobs.tokenizer_info(), 20_000 if "led" in str(model) else 16
+            ModelConfig.model_validate(model), head, tiny.tokenizer_info(), 20_000 if "led" in str(model) else 16
         )
     assert message in str(told.value)
 
 
 def test_a_decoder_of_a_family_of_encoders_may_predict_the_next_token() -> None:
     model = ModelConfig.model_validate({"family": "bert", "config": {"is_decoder": True}})
-    assert build_config(model, "causal", jobs.tokenizer_info(), 16).is_decoder
+    assert build_config(model, "causal", tiny.tokenizer_info(), 16).is_decoder

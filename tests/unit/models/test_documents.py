@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import jobs
 import pytest
+import tiny
 import torch
 from families import BERT_LIKE, FAMILIES, NO_DROPOUT, NO_FLEX, NUMBERS, ONLY_EAGER
 
@@ -25,7 +25,7 @@ def build(head: Head, family: str, config: dict[str, Any], attention: str) -> An
     if attention == "flex_attention" and family in BERT_LIKE:
         config = {**config, **NO_DROPOUT}
     record = ModelConfig.model_validate({"family": family, "attention": attention, **NUMBERS, "config": config})
-    made = build_config(record, head, jobs.tokenizer_info(), 16)
+    made = build_config(record, head, tiny.tokenizer_info(), 16)
     model = build_model(made, record, head, seed=3).eval()
     keep_documents_apart(model)
     return model
@@ -118,6 +118,6 @@ def test_families_that_mix_places_in_other_ways_are_refused(
 ) -> None:
     numbers = {"hidden_size": 48, "num_hidden_layers": 1}
     record = ModelConfig.model_validate({"family": family, "attention": attention, **numbers, "config": config})
-    made = build_config(record, head, jobs.tokenizer_info(), 16)
+    made = build_config(record, head, tiny.tokenizer_info(), 16)
     with pytest.raises(ModelError, match=message):
         keep_documents_apart(build_model(made, record, head, seed=3))

@@ -7,8 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import jobs
 import pytest
+import tiny
 import torch
 from families import FAMILIES, NUMBERS, ONLY_EAGER
 from tokenizers import Tokenizer
@@ -32,7 +32,7 @@ def build(head: Head, family: str, config: dict[str, Any], **options: Any) -> An
     if family in OF_ONE_WIDTH:
         del numbers["intermediate_size"]
     record = ModelConfig.model_validate(numbers)
-    return build_model(build_config(record, head, jobs.tokenizer_info(), 16), record, head, seed=3)
+    return build_model(build_config(record, head, tiny.tokenizer_info(), 16), record, head, seed=3)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_vocabulary_grows_to_the_tokenizers_and_the_rest_stays(head: Head, fam
     entry = next(entry for entry in FAMILIES if entry[1] == family)
     old = build(head, family, entry[2])
     old.save_pretrained(tmp_path)
-    larger = replace(jobs.tokenizer_info(), vocab_size=103)
+    larger = replace(tiny.tokenizer_info(), vocab_size=103)
     record = ModelConfig.model_validate({"continue_from": str(tmp_path)})
     config = build_config(record, head, larger, 16)
     assert num_new_tokens(config, record) == 7
@@ -128,7 +128,7 @@ def test_a_vocabulary_grows_to_the_tokenizers_and_the_rest_stays(head: Head, fam
 
 
 def test_a_model_that_was_trained_with_another_tokenizer_is_told(tmp_path: Path) -> None:
-    info = jobs.tokenizer_info()
+    info = tiny.tokenizer_info()
     first = ModelConfig.model_validate({"family": "bert", **NUMBERS})
     build_config(first, "masked", info, 16).save_pretrained(tmp_path / "model")
     record = ModelConfig.model_validate({"continue_from": str(tmp_path / "model")})

@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import jobs
 import pytest
+import tiny
 import torch
 from families import NUMBERS
 
@@ -38,7 +38,7 @@ def test_both_losses_and_their_gradients_are_those_of_the_familys_own_class(
 ) -> None:
     numbers = {"family": family, "attention": "eager", **NUMBERS, "config": config, "chunked_loss": chunked}
     record = ModelConfig.model_validate(numbers)
-    model: Any = build_model(build_config(record, head, jobs.tokenizer_info(), 16), record, head, seed=3).eval()
+    model: Any = build_model(build_config(record, head, tiny.tokenizer_info(), 16), record, head, seed=3).eval()
     generator = torch.Generator().manual_seed(0)
     ids_BS = torch.randint(15, 96, (6, 16), generator=generator)
     labels_BS = ids_BS.roll(1, 0).masked_fill(torch.rand((6, 16), generator=generator) < 0.6, IGNORE_INDEX)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jobs
 import pytest
 import tiny
 import torch
@@ -21,7 +20,7 @@ BERT = {"family": "bert", "hidden_size": 32, "num_hidden_layers": 1, "num_attent
 )
 def test_logits_at_predicted_places_are_unchanged(numbers: dict[str, object]) -> None:
     record = ModelConfig.model_validate(numbers)
-    config = build_config(record, "masked", jobs.tokenizer_info(), 12)
+    config = build_config(record, "masked", tiny.tokenizer_info(), 12)
     model = build_model(config, record, "masked", seed=0).eval()
     generator = torch.Generator().manual_seed(0)
     ids_BS = torch.randint(15, 96, (3, 12), generator=generator)
@@ -36,6 +35,6 @@ def test_logits_at_predicted_places_are_unchanged(numbers: dict[str, object]) ->
 
 def test_an_attention_that_a_family_lacks_is_told() -> None:
     record = ModelConfig.model_validate({**BERT, "family": "deberta-v2"})
-    config = build_config(record, "masked", jobs.tokenizer_info(), 12)
+    config = build_config(record, "masked", tiny.tokenizer_info(), 12)
     with pytest.raises(ModelError, match=r"use model\.attention=eager"):
         build_model(config, record, "masked", seed=0)

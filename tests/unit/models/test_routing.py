@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import jobs
 import pytest
+import tiny
 import torch
 from families import FAMILIES, NUMBERS, ONLY_EAGER
 from torch import nn
@@ -37,7 +37,7 @@ def build(family: str, *, head: Head = "causal", apart: bool = False, **settings
     record = ModelConfig.model_validate(
         {"family": family, "attention": attention, **NUMBERS, "config": config, **settings}
     )
-    built = build_config(record, head, jobs.tokenizer_info(), S)
+    built = build_config(record, head, tiny.tokenizer_info(), S)
     return build_model(built, record, head, seed=3, documents_apart=apart)
 
 

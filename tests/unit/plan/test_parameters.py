@@ -35,7 +35,7 @@ PLACES = {**WIDE, "max_position_embeddings": 512}
 )
 def test_of_families(model: dict[str, object]) -> None:
     import torch
-    from jobs import tokenizer_info
+    from tiny import tokenizer_info
     from transformers import (
         MODEL_FOR_CAUSAL_LM_MAPPING,
         MODEL_FOR_MASKED_LM_MAPPING,
