@@ -107,6 +107,7 @@ def told(name: str, side: dict[str, Any]) -> Iterator[Value]:
         print(f"{name}: left out: {done.stderr.strip()[-400:]}", file=sys.stderr)
         return
     found = json.loads(done.stdout.splitlines()[-1])
+    print(f"{name}: {found}", file=sys.stderr, flush=True)  # a run that is ended early has told of the sides before
     yield Value(f"{name}: tokens a second", found["tokens_per_s"], "")
     if found["mfu"]:
         yield Value(f"{name}: share of the device's peak", found["mfu"], "")

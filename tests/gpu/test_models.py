@@ -139,7 +139,7 @@ def test_liger_gives_the_same_logits_and_gradients(family: str) -> None:
     plain, ligers = found
     assert plain.keys() == ligers.keys()
     for block in routed_blocks(model):
-        assert "forward" not in vars(block.experts), "model.experts says how they are computed"
+        assert "liger" not in block.experts.forward.__func__.__module__, "model.experts says how they are computed"
     for name, value in plain.items():
         assert (ligers[name] - value).abs().max() <= 2e-3 * value.abs().max(), name
 
