@@ -37,6 +37,12 @@ from launcher.shards.manifest import (
 from launcher.shards.verify import check_sizes
 
 _REASONS = ("read", "kept", "empty", "not_text")
+_MENDS = {
+    "too_short": "lower --min-chars",
+    "too_long": "raise --max-chars",
+    "rejected": "look at the function of --keep: it was false for them",
+}
+"""What to do about most records dropped, by reason."""
 WAIT_S = 60.0
 """For a process that has all but to look at the files of a folder once more and to rename it (assumption: a second for
 every few hundred files on a slow file system)."""
@@ -96,11 +102,9 @@ def _nothing_left(corpus: str, counts: Counter[str]) -> CorpusError:
     if not counts["read"]:
         return CorpusError("there is no record in it", corpus, "give files with text")
     dropped = ", ".join(f"{number} {name}" for name, number in counts.items() if name not in ("read", "kept"))
-    return CorpusError(
-        f"of {counts['read']} records none is left to train on ({dropped})",
-        corpus,
-        "check the text field, or hold out a smaller share",
-    )
+    most = max((name for name in counts if name not in ("read", "kept")), key=lambda name: counts[name])
+    fix = "hold out a smaller share" if counts["kept"] >= counts[most] else _MENDS.get(most, "check the text field")
+    return CorpusError(f"of {counts['read']} records none is left to train on ({dropped})", corpus, fix)
 
 
 def _manifest(

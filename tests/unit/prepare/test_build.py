@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -365,11 +366,23 @@ def test_the_name_of_a_special_token_in_a_text_is_text(request_: BuildRequest, t
     assert special.mask not in tokens
 
 
-def test_a_corpus_with_nothing_to_train_on_is_refused(request_: BuildRequest, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("texts", "changes", "says", "fix"),
+    [
+        ([" ", 3], {}, r"of 2 records none is left to train on \(1 empty, 1 not_text\)", "text field"),
+        (["法", "律", 3], {"filters": FilterOptions(min_chars=2)}, "2 too_short", "lower --min-chars"),
+        (["法律", "律法", 3], {"filters": FilterOptions(max_chars=1)}, "2 too_long", "raise --max-chars"),
+        (["法", "律", 3], {"validation_share": 0.9999999}, "of 3 records", "a smaller share"),
+    ],
+    ids=["no text", "too short", "too long", "all held out"],
+)
+def test_a_corpus_with_nothing_to_train_on_is_refused_with_what_to_do(
+    request_: BuildRequest, tmp_path: Path, texts: list[object], changes: dict[str, Any], says: str, fix: str
+) -> None:
     path = tmp_path / "blank.jsonl"
-    path.write_text('{"completion": " "}\n{"completion": 3}\n', encoding="utf-8")
-    with pytest.raises(CorpusError, match=r"of 2 records none is left to train on \(1 empty, 1 not_text\)"):
-        build_shards(replace(request_, corpus=(str(path),)))
+    path.write_text("".join(json.dumps({"completion": text}) + "\n" for text in texts), encoding="utf-8")
+    with pytest.raises(CorpusError, match=rf"{says}[\s\S]*fix: .*{fix}"):
+        build_shards(replace(request_, corpus=(str(path),), **changes))
     assert not request_.out.exists()
 
 
