@@ -35,7 +35,7 @@ from launcher.prepare.part import (
     replacing,
 )
 from launcher.prepare.pool import run_parts
-from launcher.prepare.quality import LOUD_FROM, unknown_characters, warn_unknown
+from launcher.prepare.quality import LOUD_FROM, cure_of, unknown_characters, warn_unknown
 from launcher.prepare.readers import SegmentReader
 from launcher.prepare.request import BuildRequest, Plan
 from launcher.prepare.sources import Segment, SourceFile, cut, find_sources
@@ -129,7 +129,8 @@ def _warn_of_unknown(plan: Plan, manifest: Manifest, console: Console) -> None:
         return
     settings = plan.settings
     texts = texts_of(settings.sources, plan.parts[0].segments, settings.read, settings.filters)
-    warning = warn_unknown(plan.handle, share, unknown_characters(plan.handle, islice(texts, LOOK_AT)))
+    lost = unknown_characters(plan.handle, islice(texts, LOOK_AT))
+    warning = warn_unknown(plan.handle, share, lost, cure_of(plan.handle, lost))
     console.print(warning, style="bold red", highlight=False, soft_wrap=True)
 
 

@@ -95,7 +95,7 @@ def quickstart(options: argparse.Namespace) -> None:
 
 def tokenizer(options: argparse.Namespace) -> None:
     """`pretrain tokenizer`."""
-    from launcher.prepare.quality import unknown_characters, warn_unknown
+    from launcher.prepare.quality import CURE_OF_NEW, unknown_characters, warn_unknown
     from launcher.prepare.readers import ReadOptions
     from launcher.prepare.split import is_held_out
     from launcher.prepare.texts import sample_texts
@@ -116,7 +116,7 @@ def tokenizer(options: argparse.Namespace) -> None:
     else:
         print("of so few texts none is held out to measure it on")
     lost = unknown_characters(handle, texts(held_out=True)) if report.unknown_share else []
-    warning = warn_unknown(handle, report.unknown_share, lost)
+    warning = warn_unknown(handle, report.unknown_share, lost, CURE_OF_NEW)
     if warning:
         print(warning, file=sys.stderr)
 

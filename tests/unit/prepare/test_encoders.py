@@ -30,7 +30,7 @@ from launcher.prepare.encoders import (
 )
 from launcher.prepare.nasty_texts import nasty_texts
 from launcher.prepare.parity import Choice, choose_encoder
-from launcher.prepare.quality import unknown_characters, warn_unknown
+from launcher.prepare.quality import cure_of, unknown_characters, warn_unknown
 from launcher.prepare.tokenizer import load_tokenizer, measure_tokenizer
 from launcher.prepare.tokenizer_training import train_tokenizer
 
@@ -342,11 +342,12 @@ def test_a_tokenizer_that_does_not_know_the_text_is_told_loudly_with_the_cure(to
     strange = ["法律 Ω ж 龘 律法"] * 5
     report = measure_tokenizer(handle, strange)
     assert report.unknown_share > 0.005
-    told = warn_unknown(handle, report.unknown_share, unknown_characters(handle, strange))
+    lost = unknown_characters(handle, strange)
+    told = warn_unknown(handle, report.unknown_share, lost, cure_of(handle, lost))
     assert told is not None
     assert "龘" in told
     assert "pretrain tokenizer CORPUS" in told
-    assert warn_unknown(handle, 0.004, []) is None
+    assert warn_unknown(handle, 0.004, [], "") is None
 
 
 def test_an_unsound_encoder_is_only_used_by_name(

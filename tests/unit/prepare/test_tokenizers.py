@@ -10,8 +10,9 @@ import pytest
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 
+from launcher.cli import main
 from launcher.errors import CorpusError, TokenizerError
-from launcher.prepare.quality import unknown_characters, warn_unknown
+from launcher.prepare.quality import cure_of, unknown_characters, warn_unknown
 from launcher.prepare.tokenizer import describe_tokenizer, load_tokenizer, measure_tokenizer, save_tokenizer
 from launcher.prepare.tokenizer_training import train_tokenizer
 
@@ -117,7 +118,8 @@ def test_capitals_that_a_vocabulary_lacks_are_cured_by_what_the_warning_says(tmp
     def warning(text: str) -> str:
         handle = load_tokenizer(tmp_path)
         share = measure_tokenizer(handle, [text]).unknown_share
-        return warn_unknown(handle, share, unknown_characters(handle, [text])) or ""
+        lost = unknown_characters(handle, [text])
+        return warn_unknown(handle, share, lost, cure_of(handle, lost)) or ""
 
     assert 'set "do_lower_case": true in its tokenizer_config.json' in warning("法律 Law")
     assert "lower" not in warning("法律 ♡ Z"), "that is unknown in lower case too"
@@ -228,3 +230,18 @@ def test_no_text_makes_no_tokenizer(tmp_path: Path, kind: str) -> None:
     with pytest.raises(CorpusError, match=r"no text to train on[\s\S]*check the files"):
         train_tokenizer([], kind, 1000, tmp_path / "made")
     assert not any(tmp_path.iterdir())
+
+
+def test_who_has_just_trained_a_tokenizer_is_not_told_to_train_one(
+    tmp_path: Path, texts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    letters = [f"{chr(0x4E00 + number)}律" for number in range(3000)]
+    corpus = tmp_path / "corpus.jsonl"
+    lines = (json.dumps({"completion": text}, ensure_ascii=False) for text in [*texts, *letters])
+    corpus.write_text("\n".join(lines), encoding="utf-8")
+    out = ["--kind", "wordpiece", "--vocab-size", "300", "--out", str(tmp_path / "out")]
+    assert main(["tokenizer", str(corpus), *out]) == 0
+    told = capsys.readouterr().err
+    assert "unknown to out" in told
+    assert "cure: give it a larger --vocab-size" in told
+    assert "train a tokenizer" not in told
