@@ -119,7 +119,8 @@ def _judged(
     if verdict is None:
         verdict, num_documents = _compare(name, tokenizer_json, sample)
         told = verdict
-        if num_documents >= LEAST_DOCUMENTS or not verdict.startswith(SAME):
+        # Not that it broke down: what was missing may be there the next time.
+        if verdict.startswith(DIFFERS) or num_documents >= LEAST_DOCUMENTS:
             remembered.put(key, verdict)
     return told, next((short for short in (SAME, DIFFERS) if verdict.startswith(short)), verdict)
 

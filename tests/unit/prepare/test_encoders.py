@@ -277,6 +277,25 @@ def test_an_exact_encoder_is_used_and_remembered(
     assert len(asked) == 4
 
 
+def test_a_program_that_could_not_start_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, tokenizers_json: dict[str, str], texts: list[str], tmp_path: Path
+) -> None:
+    """A library was missing, or the disk full: that says nothing of the tokenizer."""
+    reference, started = ReferenceEncoder(tokenizers_json["bpe"]), [False]
+
+    def load(_: str) -> encoders.Encode:
+        if not started[0]:
+            raise ImportError("libstdc++.so.6: version not found")
+        return reference.encode
+
+    monkeypatch.setattr(parity, "candidates", lambda _: ["gigatoken"])
+    monkeypatch.setitem(FAST, "gigatoken", replace(FAST["gigatoken"], load=load))
+    choice = choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: texts, "auto", tmp_path)
+    assert (choice.name, "version not found" in choice.reason) == ("tokenizers", True)
+    started[0] = True
+    assert choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: texts, "auto", tmp_path).name == "gigatoken"
+
+
 def test_what_a_small_corpus_says_for_an_encoder_is_not_remembered_for_a_larger_one(
     monkeypatch: pytest.MonkeyPatch, tokenizers_json: dict[str, str], texts: list[str], tmp_path: Path
 ) -> None:
