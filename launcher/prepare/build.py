@@ -96,6 +96,11 @@ def build_shards(request: BuildRequest, console: Console | None = None) -> Manif
     records = _build(plan, console)
     if len(records) < len(plan.parts):
         told = f"{len(records)} of {len(plan.parts)} parts are built; the task that builds the last one completes it"
+        strangers = _built_otherwise(plan)
+        if strangers:  # nobody would complete it, and all tasks end well
+            told += (
+                f"; {strangers} of the others are of another text or encoder than here ({choice.name} {choice.version})"
+            )
         console.print(f"shards     {request.out}: {told}", highlight=False, soft_wrap=True)
         return None
     manifest = merge(plan, records)
@@ -298,6 +303,13 @@ def _build(plan: Plan, console: Console) -> list[PartRecord]:
 def _finished(plan: Plan) -> dict[int, PartRecord]:
     records = {part.number: read_record(plan.settings, part) for part in plan.parts}
     return {number: record for number, record in records.items() if record is not None}
+
+
+def _built_otherwise(plan: Plan) -> int:
+    """Parts that are finished, but with another program or from other text than this task would take."""
+    finished, records = _finished(plan), plan.settings.records
+    left = [part.number for part in plan.parts if part.number not in finished]
+    return sum(any(records.glob(f"part-{number:05d}-*.json")) for number in left)
 
 
 def _mark_duplicates(plan: Plan, console: Console) -> None:

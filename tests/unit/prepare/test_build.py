@@ -178,6 +178,16 @@ def test_machines_build_together_and_the_last_completes_the_folder(request_: Bui
     assert contents(request_.out) == contents(alone.out)
 
 
+def test_machines_that_tokenize_with_other_programs_say_so(request_: BuildRequest) -> None:
+    """Each waits for parts of its own kind, and nobody would complete the folder."""
+    said = io.StringIO()
+    for task, encoder in enumerate(("tokenizers", "cached-wordpiece")):
+        build_shards(replace(request_, task=task, tasks=2, encoder=encoder), Console(file=said, width=300))
+    first, second = (line for line in said.getvalue().splitlines() if "parts are built" in line)
+    assert "of another text or encoder" not in first
+    assert "of another text or encoder than here (cached-wordpiece" in second
+
+
 def test_a_part_whose_text_changed_is_built_again(request_: BuildRequest, tmp_path: Path, texts: list[str]) -> None:
     path = tmp_path / "changing.jsonl"
     path.write_text("".join(json.dumps({"completion": text}) + "\n" for text in texts), encoding="utf-8")
