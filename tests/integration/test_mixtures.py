@@ -16,6 +16,8 @@ from launcher import tracing
 from launcher.cli import main
 from launcher.engine.records import read_metrics
 from launcher.errors import ShardError, TokenizerError, UsageError
+from launcher.prepare.dedupe import text_digest
+from launcher.shards.identity import open_tokenizer
 
 
 def tree_of(shards: Path, runs: Path, name: str, steps: int) -> dict[str, Any]:
@@ -71,13 +73,20 @@ def test_weights_of_the_past_cannot_be_changed(run: Path, shards: Path) -> None:
 
 
 def test_every_sequence_of_a_step_is_named_and_its_digest_is_the_runs(run: Path) -> None:
+    tokenizer, lines = open_tokenizer(run / "tokenizer" / "tokenizer.json"), {}
     for step in (1, 4, 5, 8):
         sequences, verdict = tracing.trace_step(run, step)
         assert len(sequences) == 8
         assert verdict.startswith("the digest is the run's")
         for sequence in sequences:
             assert sum(piece.num_tokens for piece in sequence.pieces) <= 22
-            assert all(piece.document.rpartition(":")[2].isdigit() for piece in sequence.pieces)
+            for piece in sequence.pieces:
+                file, _, number = piece.document.rpartition(":")
+                lines.setdefault(file, Path(file).read_text(encoding="utf-8").splitlines())
+                text = json.loads(lines[file][int(number) - 1])["completion"]
+                assert piece.text_hash == text_digest(text).hex()
+                ids = tokenizer.encode(text, add_special_tokens=False).ids
+                assert piece.text == tokenizer.decode(ids[piece.first_token :][: piece.num_tokens])
         assert any(piece.text for piece in sequence.pieces)  # one that holds the end of a document alone has none
     assert {sequence.corpus for sequence in tracing.trace_step(run, 8)[0]} <= {"law", "wiki", "late"}
 
