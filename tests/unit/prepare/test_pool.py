@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import threading
@@ -84,6 +85,22 @@ def test_every_part_is_done_and_all_progress_is_heard(settings: PartSettings, mo
     run_parts(tell, settings, PARTS, 2, "telling", 6, Console(quiet=True))
     assert sorted(path.name for path in settings.folder.iterdir()) == [str(part.number) for part in PARTS]
     assert heard == [(1, 2)] * 500 * len(PARTS)
+
+
+def test_where_there_is_no_terminal_a_line_tells_throughput_and_time_left(
+    settings: PartSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("launcher.prepare.pool.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("launcher.prepare.pool.PRINT_EVERY_S", 20)
+    said = io.StringIO()
+
+    def job(_: PartSettings, __: Part, report: Report) -> None:
+        report(10_000_000, 20)  # ten seconds
+        report(10_000_000, 20)  # ten more
+
+    run_parts(job, settings, PARTS[:1], 1, "tokenizing", 100_000_000, Console(file=said, width=200))
+    assert said.getvalue().strip() == "tokenizing: 20%, 40 documents, 976.6 KiB/s, 1 min 20 s left"
 
 
 def test_progress_that_cannot_be_shown_keeps_no_worker_waiting(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from token_shards import continues, random_documents, text_hash, write_shards
 
 from launcher.errors import RequeueError, ShardError
+from launcher.shards.blocks import BLOCK_BYTES
 from launcher.shards.gather import leave_all
 from launcher.shards.manifest import read_manifest
 from launcher.shards.reader import Split, open_split
@@ -206,6 +208,22 @@ def test_reading_ahead_changes_nothing(split: Split) -> None:
     out = np.empty(len(STREAM), dtype=np.int32)
     split.read(0, out)
     assert out.tolist() == STREAM.tolist()
+
+
+def test_the_kernel_is_told_that_order_is_random_and_which_blocks_come_next(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, ...]] = []
+
+    class Told(mmap.mmap):
+        def madvise(self, *advice: int) -> None:
+            told.append(advice)
+
+    monkeypatch.setattr(mmap, "mmap", Told)
+    split = open_split(folder, "train")
+    split.advise(np.array([3]), np.array([5]))
+    size = (folder / "train-00000.bin").stat().st_size
+    assert told == [(mmap.MADV_RANDOM,), (mmap.MADV_WILLNEED, 0, min(size, BLOCK_BYTES))]
 
 
 def test_a_list_whose_place_is_gone_is_nobodys_mistake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
