@@ -203,6 +203,23 @@ def test_ids_that_differ_anywhere_are_never_used_and_the_reason_is_told(
         choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: texts, "gigatoken", tmp_path)
 
 
+def test_the_same_ids_in_other_documents_are_other_ids(
+    monkeypatch: pytest.MonkeyPatch, tokenizers_json: dict[str, str], texts: list[str], tmp_path: Path
+) -> None:
+    reference = ReferenceEncoder(tokenizers_json["bpe"])
+
+    def encode(batch: list[str]) -> Encoded:
+        flat = reference.encode(batch)
+        moved = np.zeros_like(flat.lengths_D)
+        if len(batch) > 1:  # the last token of the first text falls to the second
+            moved[:2] = -1, 1
+        return Encoded(flat.ids_N, flat.lengths_D + moved)
+
+    monkeypatch.setattr(parity, "candidates", lambda _: ["gigatoken"])
+    monkeypatch.setitem(FAST, "gigatoken", replace(FAST["gigatoken"], load=lambda _: encode))
+    assert choose_encoder(tokenizers_json["bpe"], "0" * 64, lambda: texts, "auto", tmp_path).name == "tokenizers"
+
+
 @pytest.mark.parametrize("on", ["മലയാളം", "private", "㐀䶵", "🧿"])
 def test_what_stands_beside_young_characters_in_a_nasty_text_is_asked_of_the_program_too(
     monkeypatch: pytest.MonkeyPatch, tokenizers_json: dict[str, str], texts: list[str], tmp_path: Path, on: str

@@ -219,6 +219,25 @@ def test_a_folder_that_another_took_and_never_gave_its_name_is_asked_for_again(
     assert [path.name for path in request_.out.parent.iterdir()] == ["shards"]
 
 
+def test_a_folder_that_is_not_whole_when_it_is_taken_never_gets_its_name(
+    request_: BuildRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another took the whole one, and a third began anew under the name it is built by."""
+    plan, records = build_parts(request_, monkeypatch)
+    monkeypatch.setattr(merge, "WAIT_S", 0.0)
+    complete = merge.complete_folder
+
+    def lose(folder: Path, *arguments: Any) -> Any:
+        manifest = complete(folder, *arguments)
+        next(folder.glob("*.bin")).unlink()
+        return manifest
+
+    monkeypatch.setattr(merge, "complete_folder", lose)
+    with pytest.raises(RequeueError, match="another process took the folder"):
+        merge.merge(plan, records)
+    assert not request_.out.exists()
+
+
 def test_what_a_killed_process_left_is_deleted_whatever_its_host_is_called_and_no_build_of_another_folder(
     request_: BuildRequest,
 ) -> None:

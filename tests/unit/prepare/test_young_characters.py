@@ -36,6 +36,12 @@ def test_what_is_young_is_found_wherever_it_stands(text: str, is_young: bool) ->
     assert with_young_characters(["ascii", text, long + text, text + long]) == ([1, 2, 3] if is_young else [])
 
 
+def test_the_text_that_begins_or_ends_with_a_young_character_is_told_and_not_its_neighbour() -> None:
+    young = "\u1ac4"
+    for number, text in enumerate((f"{young}中", f"中{young}", young)):
+        assert with_young_characters(["中文", "中", text, "", "中", "a"]) == [2], number
+
+
 def test_nothing_is_young_that_is_not_looked_up() -> None:
     assert not young_characters()[:FIRST].any()
 
