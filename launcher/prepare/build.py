@@ -199,7 +199,7 @@ def _choose(
     elif wanted == "auto" and _is_small(sources):
         wanted = "tokenizers"
     sample = partial(_sample, request, sources, segments)
-    return choose_encoder(handle.tokenizer.to_str(), handle.info.sha256, sample, wanted)
+    return choose_encoder(handle.json, handle.info.sha256, sample, wanted)
 
 
 def _is_small(sources: Sequence[SourceFile]) -> bool:
@@ -255,7 +255,7 @@ def _plan(
         filters=request.filters,
         dedupe=request.dedupe,
         encode=EncodeOptions(encoder=choice.name, words=request.words, sentences=request.sentences),
-        tokenizer_json=handle.tokenizer.to_str(),
+        tokenizer_json=handle.json,
         tokenizer=handle.info,
         validation_share=request.validation_share,
         folder=folder,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from tokenizers import Tokenizer
 
 from launcher.prepare.young_characters import without_young_characters
 
@@ -67,12 +67,13 @@ TEXTS = (
 )
 
 
-def nasty_texts(tokenizer_json: str) -> tuple[str, ...]:
+def nasty_texts(tokenizer: Tokenizer) -> tuple[str, ...]:
     """`TEXTS`, and the names of this tokenizer's added tokens as a page might have them.
 
     Texts that the reference takes for a young character come without it once more: the rest is for the program to say.
     """
     others = tuple(old for text in TEXTS if (old := without_young_characters(text)) != text)
-    names = [str(token["content"]) for token in json.loads(tokenizer_json)["added_tokens"]][:24]
+    added = sorted(tokenizer.get_added_tokens_decoder().items())
+    names = [token.content for _, token in added[:24]]
     written = tuple(f"{name}x {name} y{name}" for name in names)
     return (*TEXTS, *others, *written, " ".join(names), "".join(names))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from launcher.prepare.encoders import (
     Encoder,
     build_encoder,
     candidates,
+    ids_tokenizer,
     installed,
     one_thread,
 )
@@ -112,12 +113,13 @@ def _judged(
     name: str, tokenizer_json: str, sample: Callable[[], Iterable[str]], remembered: _Memory
 ) -> tuple[str, str]:
     """What was found of an encoder, now or before; in short, so that the manifest does not depend on which of them."""
-    texts = xxhash.xxh3_64_hexdigest("\n".join(nasty_texts(tokenizer_json)).encode())
+    nasty = nasty_texts(ids_tokenizer(tokenizer_json))
+    texts = xxhash.xxh3_64_hexdigest("\n".join(nasty).encode())
     key = f"{name} {installed(name)} against {REFERENCE} {installed(REFERENCE)} on {texts}"
     verdict = remembered.get(key)
     told = f"{verdict}, as was found before"
     if verdict is None:
-        verdict, num_documents = _compare(name, tokenizer_json, sample)
+        verdict, num_documents = _compare(name, tokenizer_json, nasty, sample)
         told = verdict
         # Not that it broke down: what was missing may be there the next time.
         if verdict.startswith(DIFFERS) or num_documents >= LEAST_DOCUMENTS:
@@ -125,7 +127,9 @@ def _judged(
     return told, next((short for short in (SAME, DIFFERS) if verdict.startswith(short)), verdict)
 
 
-def _compare(name: str, tokenizer_json: str, sample: Callable[[], Iterable[str]]) -> tuple[str, int]:
+def _compare(
+    name: str, tokenizer_json: str, nasty: Sequence[str], sample: Callable[[], Iterable[str]]
+) -> tuple[str, int]:
     """Whether an encoder's ids are the reference's, in words, and on how many documents of the corpus."""
     try:
         fast = build_encoder(EncodeOptions(encoder=name), tokenizer_json)
@@ -134,15 +138,13 @@ def _compare(name: str, tokenizer_json: str, sample: Callable[[], Iterable[str]]
     except BaseException as error:  # whatever a Rust library raises, panics among it
         return f"does not take this tokenizer ({' '.join(str(error).split())[:200]})", 0
     reference = build_encoder(EncodeOptions(), tokenizer_json)
-    nasty = nasty_texts(tokenizer_json)
-    for number, text in enumerate(nasty):
-        if _differs(fast, reference, [text]):
-            return f"{DIFFERS} on {text[:40]!r} (nasty text {number})", 0
+    if not _are_equal(fast.encode(nasty), reference.encode(nasty)):
+        number = _first_that_differs(fast, reference, nasty)
+        return f"{DIFFERS} on {nasty[number][:40]!r} (nasty text {number})", 0
     documents = 0
     for batch, truth in _encoded_ahead(reference, _batched(sample())):
         if not _are_equal(fast.encode(batch), truth):
-            alone = (number for number, text in enumerate(batch) if _differs(fast, reference, [text]))
-            worst = next(alone, 0)  # where none does alone, they do together
+            worst = _first_that_differs(fast, reference, batch)
             return f"{DIFFERS} on document {documents + worst} of the sample: {batch[worst][:40]!r}", documents
         documents += len(batch)
     return f"{SAME} on {documents} documents and {len(nasty)} nasty texts", documents
@@ -169,8 +171,10 @@ def _encoded_ahead(reference: Encoder, batches: Iterable[list[str]]) -> Iterator
             threads.shutdown(cancel_futures=True)
 
 
-def _differs(fast: Encoder, reference: Encoder, texts: list[str]) -> bool:
-    return not _are_equal(fast.encode(texts), reference.encode(texts))
+def _first_that_differs(fast: Encoder, reference: Encoder, texts: Sequence[str]) -> int:
+    """The first text on which the two part ways; of texts on which they do only in company, the first."""
+    alone = (not _are_equal(fast.encode([text]), reference.encode([text])) for text in texts)
+    return next((number for number, differs in enumerate(alone) if differs), 0)
 
 
 def _are_equal(one: Encoded, other: Encoded) -> bool:

@@ -43,6 +43,8 @@ class TokenizerHandle:
 
     tokenizer: Tokenizer
     info: TokenizerInfo
+    json: str
+    """The tokenizer as it is given to other processes."""
 
 
 def load_tokenizer(folder: Path) -> TokenizerHandle:
@@ -91,9 +93,8 @@ def describe_tokenizer(tokenizer: Tokenizer, name: str, config: dict[str, Any] |
     """
     roles = {role: _role_id(tokenizer, role, config or {}) for role in ROLES}
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
-    numbered = [
-        (int(match.group(1)), token_id) for token, token_id in vocabulary.items() if (match := SENTINEL.match(token))
-    ]
+    names = [token for token in vocabulary if token.startswith("<extra_id_")]  # few are left for the pattern
+    numbered = [(int(match[1]), vocabulary[match[0]]) for match in map(SENTINEL.match, names) if match]
     sentinels = tuple(token_id for _, token_id in sorted(numbered))
     fill_in = {role: _first_of(tokenizer, names) for role, names in FILL_IN.items()}
     modes = [_first_of(tokenizer, names) for names in MODES]
@@ -119,8 +120,9 @@ def describe_tokenizer(tokenizer: Tokenizer, name: str, config: dict[str, Any] |
     )
     # not get_vocab_size(): ids may have holes, and embeddings must reach the highest
     vocab_size = max(vocabulary.values()) + 1
-    sha256 = tokenizer_sha256(tokenizer)
-    return TokenizerHandle(tokenizer, TokenizerInfo(sha256=sha256, vocab_size=vocab_size, name=name, special=special))
+    text = tokenizer.to_str()
+    info = TokenizerInfo(sha256=tokenizer_sha256(text), vocab_size=vocab_size, name=name, special=special)
+    return TokenizerHandle(tokenizer, info, text)
 
 
 def save_tokenizer(handle: TokenizerHandle, folder: Path) -> None:

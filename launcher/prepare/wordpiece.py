@@ -10,13 +10,15 @@ Shapes: C characters of a batch, U units, W words, N tokens, D texts.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from launcher.errors import TokenizerError
 from launcher.prepare.short_words import UNKNOWN, ShortWords, keys_of
@@ -32,13 +34,15 @@ _MAX_UNITS = 1_000_000
 """Units kept, about 200 bytes each; a batch that finds more of them begins anew."""
 
 
-def fits(tokenizer_json: str) -> bool:
+def fits(tokenizer: Tokenizer) -> bool:
     """Whether a tokenizer cuts texts as this module does."""
-    fields = json.loads(tokenizer_json)
-    steps = [fields[name] and fields[name]["type"] for name in ("normalizer", "pre_tokenizer", "model")]
-    # An added token that is no special one is found across words.
-    plain = all(token["special"] for token in fields["added_tokens"])
-    return plain and steps == ["BertNormalizer", "BertPreTokenizer", "WordPiece"]
+    return (
+        isinstance(tokenizer.normalizer, BertNormalizer)
+        and isinstance(tokenizer.pre_tokenizer, BertPreTokenizer)
+        and isinstance(tokenizer.model, WordPiece)
+        # An added token that is no special one is found across words.
+        and all(token.special for token in tokenizer.get_added_tokens_decoder().values())
+    )
 
 
 class CachedWordPiece:
@@ -52,7 +56,7 @@ class CachedWordPiece:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        if not fits(tokenizer.to_str()):
+        if not fits(tokenizer):
             raise TokenizerError("the tokenizer does not cut texts as BERT's does", "tokenizer.json")
         self._tokenizer = tokenizer
         self._begin()

@@ -11,12 +11,12 @@ from tokenizers import Tokenizer
 from launcher.errors import TokenizerError
 
 
-def tokenizer_sha256(tokenizer: Tokenizer) -> str:
+def tokenizer_sha256(tokenizer_json: str) -> str:
     """Hash of a tokenizer's JSON in one canonical form, hexadecimal; the layout of its files does not count.
 
     Floats count to nine digits: the Rust library reads a unigram score back one bit off what it wrote.
     """
-    fields = json.loads(tokenizer.to_str(), parse_float=lambda digits: f"{float(digits):.9g}")
+    fields = json.loads(tokenizer_json, parse_float=lambda digits: f"{float(digits):.9g}")
     return hashlib.sha256(json.dumps(fields, ensure_ascii=False, sort_keys=True).encode()).hexdigest()
 
 
