@@ -34,7 +34,7 @@ from launcher.prepare.part import (
     read_record,
     replacing,
 )
-from launcher.prepare.pool import run_parts
+from launcher.prepare.pool import Workers
 from launcher.prepare.quality import LOUD_FROM, cure_of, unknown_characters, warn_unknown
 from launcher.prepare.readers import SegmentReader
 from launcher.prepare.request import BuildRequest, Plan
@@ -87,13 +87,15 @@ def build_shards(request: BuildRequest, console: Console | None = None) -> Manif
     if existing is not None:
         return _used_again(request, existing, console)
     segments = cut(sources, part_bytes, request.read.txt)
-    choice = _choose(request, handle, sources, segments)
-    if request.encoder != "auto" or not _is_small(sources):  # there was something to choose
-        console.print(f"encoder    {choice.reason}", highlight=False, soft_wrap=True)
-    plan = _plan(request, handle, sources, decides, segments, choice)
-    if not request.overwrite and _completed_meanwhile(plan):
+    with Workers(_num_workers(request, total_bytes, len(segments))) as workers:  # they start while the gate is asked
+        choice = _choose(request, handle, sources, segments)
+        if request.encoder != "auto" or not _is_small(sources):  # there was something to choose
+            console.print(f"encoder    {choice.reason}", highlight=False, soft_wrap=True)
+        plan = _plan(request, handle, sources, decides, segments, choice)
+        is_done = not request.overwrite and _completed_meanwhile(plan)
+        records = [] if is_done else _build(plan, workers, console)
+    if is_done:
         return build_shards(request, console)
-    records = _build(plan, console)
     if len(records) < len(plan.parts):
         told = f"{len(records)} of {len(plan.parts)} parts are built; the task that builds the last one completes it"
         strangers = _built_otherwise(plan)
@@ -278,7 +280,7 @@ def _completed_meanwhile(plan: Plan) -> bool:
     return True
 
 
-def _build(plan: Plan, console: Console) -> list[PartRecord]:
+def _build(plan: Plan, workers: Workers, console: Console) -> list[PartRecord]:
     """Build what is left of this task's parts; the records of all parts that are finished, by whomever."""
     request, settings = plan.request, plan.settings
     finished = _finished(plan)
@@ -289,9 +291,9 @@ def _build(plan: Plan, console: Console) -> list[PartRecord]:
         console.print(f"shards     {request.out}: {told}", highlight=False, soft_wrap=True)
     if left:
         if request.dedupe:
-            _mark_duplicates(plan, console)
+            _mark_duplicates(plan, workers, console)
         try:
-            run_parts(build_part, settings, left, _workers(plan, left), "tokenizing", _num_bytes(plan, left), console)
+            workers.run(build_part, settings, left, "tokenizing", _num_bytes(plan, left), console)
         finally:
             finished = _finished(plan)
             if not finished and request.tasks == 1:  # nothing to go on from: of several tasks another may be at work
@@ -312,23 +314,24 @@ def _built_otherwise(plan: Plan) -> int:
     return sum(any(records.glob(f"part-{number:05d}-*.json")) for number in left)
 
 
-def _mark_duplicates(plan: Plan, console: Console) -> None:
+def _mark_duplicates(plan: Plan, workers: Workers, console: Console) -> None:
     """Say of every text of the corpus whether an earlier one is the same: a first reading, before tokenizing."""
     files = [PartFiles(plan.settings.records, part) for part in plan.parts]
     if all(file.duplicates.is_file() for file in files):
         return
     left = [part for part, file in zip(plan.parts, files, strict=True) if not file.hashes.is_file()]
-    run_parts(hash_part, plan.settings, left, _workers(plan, left), "hashing", _num_bytes(plan, left), console)
+    workers.run(hash_part, plan.settings, left, "hashing", _num_bytes(plan, left), console)
     for file, mask in zip(files, find_duplicates([file.hashes for file in files]), strict=True):
         with replacing(file.duplicates) as path, path.open("wb") as opened:
             np.save(opened, mask)
 
 
-def _workers(plan: Plan, parts: Sequence[Part]) -> int:
-    wanted = plan.request.workers or min(
-        len(os.sched_getaffinity(0)), max(1, _num_bytes(plan, parts) // BYTES_PER_WORKER)
-    )
-    return max(1, min(wanted, len(parts)))
+def _num_workers(request: BuildRequest, total_bytes: int, num_parts: int) -> int:
+    """Processes for this task's share of the parts."""
+    mine = len(range(request.task, num_parts, request.tasks))
+    enough = total_bytes * mine // (max(num_parts, 1) * BYTES_PER_WORKER)
+    wanted = request.workers or min(len(os.sched_getaffinity(0)), max(1, enough))
+    return max(1, min(wanted, mine))
 
 
 def _num_bytes(plan: Plan, parts: Sequence[Part]) -> int:

@@ -239,7 +239,7 @@ def test_ids_that_differ_only_in_company_differ(
     reference = ReferenceEncoder(tokenizers_json["bpe"])
 
     def encode(batch: list[str]) -> Encoded:
-        return Wrong(reference, "" if len(batch) > 1 else "no text has this").encode(batch)
+        return Wrong(reference, texts[0] if len(batch) > 1 else "no text has this").encode(batch)
 
     monkeypatch.setattr(parity, "candidates", lambda _: ["gigatoken"])
     monkeypatch.setitem(FAST, "gigatoken", replace(FAST["gigatoken"], load=lambda _: encode))
@@ -367,9 +367,9 @@ def test_a_tokenizer_without_a_token_for_what_it_does_not_know_is_refused(
         encoder.encode(["law", "法律"])
 
 
-def test_a_worker_imports_neither_torch_nor_transformers() -> None:
-    heavy = "torch transformers deepspeed datasets pandas pyarrow"
-    script = f"import sys, launcher.prepare.pool; print([m for m in '{heavy}'.split() if m in sys.modules])"
+def test_a_worker_imports_nothing_heavy() -> None:
+    heavy = "torch transformers deepspeed datasets pandas pyarrow rich"
+    script = f"import sys, launcher.prepare.worker; print([m for m in '{heavy}'.split() if m in sys.modules])"
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert told.stdout.strip() == "[]"
 

@@ -8,7 +8,8 @@ import os
 import signal
 import threading
 from collections.abc import Callable
-from multiprocessing import spawn
+from dataclasses import replace
+from multiprocessing import active_children, spawn
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,10 @@ from launcher.errors import LauncherError
 from launcher.prepare.encoders import EncodeOptions
 from launcher.prepare.filters import FilterOptions
 from launcher.prepare.part import Part, PartSettings, Report
-from launcher.prepare.pool import run_parts
+from launcher.prepare.pool import Workers
 from launcher.prepare.readers import ReadOptions
 from launcher.prepare.tokenizer import load_tokenizer
+from launcher.prepare.worker import Job
 
 
 @pytest.fixture
@@ -41,6 +43,11 @@ def settings(tokenizer_folder: Path, tmp_path: Path) -> PartSettings:
 
 
 PARTS = [Part(number, (), "") for number in range(6)]
+
+
+def in_two(job: Job, settings: PartSettings) -> None:
+    with Workers(2) as workers:
+        workers.run(job, settings, PARTS, "at work", 6, Console(quiet=True))
 
 
 def raised_by(call: Callable[[], None]) -> BaseException | None:
@@ -81,8 +88,8 @@ def die(settings: PartSettings, part: Part, report: Report) -> None:
 
 def test_every_part_is_done_and_all_progress_is_heard(settings: PartSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[tuple[int, int]] = []
-    monkeypatch.setattr("launcher.prepare.pool._Meter.add", lambda _, *told: heard.append(told))
-    run_parts(tell, settings, PARTS, 2, "telling", 6, Console(quiet=True))
+    monkeypatch.setattr("launcher.prepare.progress._Lines.add", lambda _, *told: heard.append(told))
+    in_two(tell, settings)
     assert sorted(path.name for path in settings.folder.iterdir()) == [str(part.number) for part in PARTS]
     assert heard == [(1, 2)] * 500 * len(PARTS)
 
@@ -91,15 +98,16 @@ def test_where_there_is_no_terminal_a_line_tells_throughput_and_time_left(
     settings: PartSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = iter(range(0, 10_000, 10))
-    monkeypatch.setattr("launcher.prepare.pool.time.monotonic", lambda: next(clock))
-    monkeypatch.setattr("launcher.prepare.pool.PRINT_EVERY_S", 20)
+    monkeypatch.setattr("launcher.prepare.progress.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("launcher.prepare.progress.PRINT_EVERY_S", 20)
     said = io.StringIO()
 
     def job(_: PartSettings, __: Part, report: Report) -> None:
         report(10_000_000, 20)  # ten seconds
         report(10_000_000, 20)  # ten more
 
-    run_parts(job, settings, PARTS[:1], 1, "tokenizing", 100_000_000, Console(file=said, width=200))
+    with Workers(1) as workers:
+        workers.run(job, settings, PARTS[:1], "tokenizing", 100_000_000, Console(file=said, width=200))
     assert said.getvalue().strip() == "tokenizing: 20%, 40 documents, 976.6 KiB/s, 1 min 20 s left"
 
 
@@ -111,13 +119,13 @@ def test_progress_that_cannot_be_shown_keeps_no_worker_waiting(
     def refuse(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("launcher.prepare.pool._Meter.add", refuse)
-    assert raised_by(lambda: run_parts(tell_much, settings, PARTS, 2, "telling", 6, Console(quiet=True))) is None
+    monkeypatch.setattr("launcher.prepare.progress._Lines.add", refuse)
+    assert raised_by(lambda: in_two(tell_much, settings)) is None
     assert len(list(settings.folder.iterdir())) == len(PARTS)
 
 
 def test_a_worker_that_is_killed_ends_the_build(settings: PartSettings) -> None:
-    error = raised_by(lambda: run_parts(die, settings, PARTS, 2, "dying", 6, Console(quiet=True)))
+    error = raised_by(lambda: in_two(die, settings))
     assert isinstance(error, LauncherError)
     assert "a process was killed" in str(error)
 
@@ -126,7 +134,7 @@ def test_a_worker_that_is_killed_before_it_has_begun_ends_the_build(
     settings: PartSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(spawn, "_python_exe", b"/bin/false")
-    error = raised_by(lambda: run_parts(tell, settings, PARTS, 2, "dying", 6, Console(quiet=True)))
+    error = raised_by(lambda: in_two(tell, settings))
     assert isinstance(error, LauncherError)
     assert "a process was killed" in str(error)
 
@@ -140,6 +148,29 @@ def test_a_process_of_multiprocessings_own_that_is_killed_is_a_failure_too(
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
     monkeypatch.setattr("launcher.prepare.pool.ProcessPoolExecutor", refuse)
-    error = raised_by(lambda: run_parts(tell, settings, PARTS, 2, "telling", 6, Console(quiet=True)))
+    error = raised_by(lambda: in_two(tell, settings))
     assert isinstance(error, LauncherError)
     assert "a process was killed" in str(error)
+
+
+def name_yourself(settings: PartSettings, part: Part, report: Report) -> None:
+    (settings.folder / f"{part.number}-{os.getpid()}").touch()
+
+
+def test_one_job_after_another_is_done_by_the_same_processes(settings: PartSettings, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    with Workers(2) as workers:
+        for each in (settings, replace(settings, folder=tmp_path / "other")):
+            workers.run(name_yourself, each, PARTS, "at work", 6, Console(quiet=True))
+    names = [path.name.split("-") for path in tmp_path.rglob("*-*")]
+    assert sorted(number for number, _ in names) == sorted(str(part.number) for part in (*PARTS, *PARTS))
+    pids = {int(pid) for _, pid in names}
+    assert len(pids) <= 2
+    assert os.getpid() not in pids
+
+
+def test_processes_that_were_given_nothing_to_do_end() -> None:
+    with Workers(2):
+        started = active_children()
+    assert len(started) == 2
+    assert active_children() == []
