@@ -38,6 +38,7 @@ from launcher.prepare.pool import Workers
 from launcher.prepare.quality import LOUD_FROM, cure_of, unknown_characters, warn_unknown
 from launcher.prepare.readers import SegmentReader
 from launcher.prepare.request import BuildRequest, Plan
+from launcher.prepare.segmenters import claim, preferred_segmenter, segmenter_of
 from launcher.prepare.sources import Segment, SourceFile, cut, find_sources
 from launcher.prepare.texts import texts_of
 from launcher.prepare.tokenizer import TokenizerHandle, load_tokenizer
@@ -159,7 +160,7 @@ def _existing(request: BuildRequest, decides: dict[str, Any], sources: Sequence[
         raise ShardError(f"the shards here are damaged: {error.what}", error.where, fix) from None
     named = [(source.path, source.num_bytes) for source in manifest.sources]
     if [(source.name, source.num_bytes) for source in sources] == named:
-        found = corpus_fingerprint(decides, _read_again(request, sources, manifest))
+        found = corpus_fingerprint(decides, manifest.segmenter, _read_again(request, sources, manifest))
         if found == manifest.fingerprint:
             return manifest
     raise ShardError(
@@ -243,6 +244,7 @@ def _plan(
     out = request.out.resolve()  # not beside a link, but beside what it points to
     key = fingerprint(decides)[:12]
     folder, records = (out.with_name(f".{out.name}.{what}-{key}") for what in ("building", "records"))
+    segmenter = (segmenter_of(records) or preferred_segmenter()) if request.words else ""
     try:
         go_on_completing(folder, out)
         for place in (folder, records):
@@ -256,14 +258,14 @@ def _plan(
         read=request.reading,
         filters=request.filters,
         dedupe=request.dedupe,
-        encode=EncodeOptions(encoder=choice.name, words=request.words, sentences=request.sentences),
+        encode=EncodeOptions(encoder=choice.name, segmenter=segmenter, sentences=request.sentences),
         tokenizer_json=handle.json,
         tokenizer=handle.info,
         validation_share=request.validation_share,
         folder=folder,
         records=records,
     )
-    decided = {**decides, "encoder": f"{choice.name} {choice.version}"}
+    decided = {**decides, "encoder": f"{choice.name} {choice.version}", "segmenter": segmenter}
     if request.dedupe:  # what is a duplicate depends on every other part
         decided["corpus"] = [[source.name, source.num_bytes, source.mtime_ns] for source in sources]
     parts = tuple(Part(n, part, part_key(settings, decided, part)) for n, part in enumerate(segments))
@@ -290,6 +292,8 @@ def _build(plan: Plan, workers: Workers, console: Console) -> list[PartRecord]:
         told = f"{len(finished)} of {len(plan.parts)} parts are there already"
         console.print(f"shards     {request.out}: {told}", highlight=False, soft_wrap=True)
     if left:
+        if request.words:
+            claim(settings.records, settings.encode.segmenter)
         if request.dedupe:
             _mark_duplicates(plan, workers, console)
         try:

@@ -48,8 +48,8 @@ class EncodeOptions:
 
     encoder: str = REFERENCE
     """Name of the program."""
-    words: bool = False
-    """Tell which tokens continue a word."""
+    segmenter: str = ""
+    """Tell which tokens continue a word, as this program cuts them; empty: do not tell."""
     sentences: bool = False
     """Tell which tokens make a sentence."""
 
@@ -91,10 +91,10 @@ def build_encoder(options: EncodeOptions, tokenizer_json: str) -> Encoder:
     """
     # One thread a process: the processes are the parallelism. Read when the libraries start theirs.
     os.environ.setdefault("RAYON_NUM_THREADS", "1")
-    if options.words or options.sentences:
+    if options.segmenter or options.sentences:
         from launcher.prepare.features import FeatureEncoder
 
-        return FeatureEncoder(tokenizer_json, words=options.words, sentences=options.sentences)
+        return FeatureEncoder(tokenizer_json, segmenter=options.segmenter, sentences=options.sentences)
     reference = ReferenceEncoder(tokenizer_json)
     if options.encoder == REFERENCE:
         return reference

@@ -19,9 +19,9 @@ from launcher.prepare.words import WordMarker
 class FeatureEncoder:
     """`tokenizers`, with the places of the tokens in the text: what words and sentences are told from."""
 
-    def __init__(self, tokenizer_json: str, *, words: bool, sentences: bool) -> None:
+    def __init__(self, tokenizer_json: str, *, segmenter: str, sentences: bool) -> None:
         self._tokenizer = plain_tokenizer(tokenizer_json)
-        self._marker = WordMarker() if words else None
+        self._marker = WordMarker(segmenter) if segmenter else None
         self._sentences = sentences
 
     def encode(self, texts: Sequence[str]) -> Encoded:

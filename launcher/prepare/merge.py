@@ -48,13 +48,15 @@ WAIT_S = 60.0
 every few hundred files on a slow file system)."""
 
 
-def corpus_fingerprint(decides: dict[str, Any], parts: Iterable[Sequence[SegmentEntry]]) -> str:
+def corpus_fingerprint(decides: dict[str, Any], segmenter: str, parts: Iterable[Sequence[SegmentEntry]]) -> str:
     """Of all that decides the shards: what the user chose, and the bytes of the corpus.
 
     Args:
         decides: What the user chose.
+        segmenter: What cut Chinese into words, where they are marked.
         parts: What was read, part by part.
     """
+    decides = {**decides, "segmenter": segmenter} if segmenter else decides
     read = [[[s.source, s.start, s.end, s.num_rows, s.xxh3] for s in part] for part in parts]
     return fingerprint({"decides": decides, "read": read})
 
@@ -81,7 +83,7 @@ def merge(plan: Plan, records: Sequence[PartRecord]) -> Manifest:
         for place in (folder, plan.settings.records):  # to go on from here would end here again
             shutil.rmtree(place, ignore_errors=True)
         raise _nothing_left(" ".join(request.corpus), counts)
-    made_of = corpus_fingerprint(plan.decides, [record.segments for record in records])
+    made_of = corpus_fingerprint(plan.decides, plan.settings.encode.segmenter, [record.segments for record in records])
     try:
         sums, frequencies = _arrays(plan)
         _save_tokenizer(plan)
@@ -129,6 +131,7 @@ def _manifest(
         parts=tuple(record.segments for record in records),
         filters=counts,
         settings=request.settings(),
+        segmenter=plan.settings.encode.segmenter,
     )
 
 

@@ -170,7 +170,7 @@ def build_part(settings: PartSettings, part: Part, report: Report) -> None:
                     continue
                 if name not in writers:
                     stem = settings.folder / f"{name}-{part.number:05d}{own}"
-                    writer = ShardWriter(stem, settings.tokenizer.vocab_size, words=settings.encode.words)
+                    writer = ShardWriter(stem, settings.tokenizer.vocab_size, words=bool(settings.encode.segmenter))
                     writers[name] = stack.enter_context(writer)
                 chosen = documents if wanted_D.all() else select(documents, wanted_D)
                 writers[name].append(chosen)

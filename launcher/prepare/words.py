@@ -6,12 +6,11 @@ Shapes: N tokens, C characters.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.errors import MissingDependencyError
+from launcher.prepare.segmenters import cutter
 
 HAN = "\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Radicals, 々〆〇, numerals, and the unified ideographs with all extensions (Unicode blocks)."""
@@ -23,15 +22,15 @@ _IS_HAN = re.compile(rf"[{HAN}]")
 class WordMarker:
     """Words are jieba's in runs of Han characters, and runs of letters and digits elsewhere; all else stands alone.
 
-    Raises:
-        MissingDependencyError: Neither rjieba nor jieba is installed.
+    Args:
+        segmenter: Name and version of what cuts Chinese.
 
     Source: Cui et al. 2019, "Pre-training with whole word masking for Chinese BERT" (arXiv:1906.08101): a Chinese word
     is what a segmenter says, not what `##` says.
     """
 
-    def __init__(self) -> None:
-        self._cut = _chinese_cutter()
+    def __init__(self, segmenter: str) -> None:
+        self._cut = cutter(segmenter)
 
     def marks(self, text: str, offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Whether each token continues the word of the token before it.
@@ -72,22 +71,3 @@ class WordMarker:
                 number += 1
                 words_C[start:end] = number
         return words_C
-
-
-def _chinese_cutter() -> Callable[[str], Iterable[str]]:
-    try:
-        import rjieba  # jieba's algorithm and dictionary in Rust, about twenty times as fast
-
-        cut: Callable[[str], Iterable[str]] = rjieba.cut
-        return cut
-    except ImportError:
-        pass
-    try:
-        import jieba
-    except ImportError:
-        raise MissingDependencyError(
-            "marking Chinese words needs a segmenter", "--words", "pip install rjieba (or jieba)"
-        ) from None
-    jieba.setLogLevel("WARNING")
-    other: Callable[[str], Iterable[str]] = jieba.cut
-    return other

@@ -191,6 +191,8 @@ class Manifest:
     """Records `read`, `kept`, and dropped by reason: `empty`, `not_text`, …"""
     settings: dict[str, Any]
     """What the user chose: text field, share held out, filters."""
+    segmenter: str = ""
+    """The program that cut Chinese into words; empty where words are not marked."""
     tokenizer_files: dict[str, str] = field(default_factory=dict)
     """xxh3-128 of the files of `tokenizer/`, by name."""
     checksums_xxh3: str = ""

@@ -32,6 +32,7 @@ from launcher.prepare.encoders import (
 from launcher.prepare.nasty_texts import nasty_texts
 from launcher.prepare.parity import Choice, choose_encoder
 from launcher.prepare.quality import cure_of, unknown_characters, warn_unknown
+from launcher.prepare.segmenters import preferred_segmenter
 from launcher.prepare.tokenizer import load_tokenizer, measure_tokenizer
 from launcher.prepare.tokenizer_training import train_tokenizer
 
@@ -350,7 +351,9 @@ def test_the_reference_is_what_it_is_asked_for(tokenizers_json: dict[str, str]) 
     assert choice == Choice("tokenizers", version, told, told)
 
 
-@pytest.mark.parametrize("options", [EncodeOptions(), EncodeOptions(words=True)], ids=["ids", "words"])
+@pytest.mark.parametrize(
+    "options", [EncodeOptions(), EncodeOptions(segmenter=preferred_segmenter())], ids=["ids", "words"]
+)
 @pytest.mark.parametrize(
     ("model", "told"),
     [

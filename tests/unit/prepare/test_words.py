@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+from importlib.metadata import PackageNotFoundError
 from itertools import pairwise
 
 import numpy as np
@@ -10,8 +10,9 @@ import pytest
 from tokenizers import Tokenizer
 
 from launcher.errors import MissingDependencyError
-from launcher.prepare import words
+from launcher.prepare import segmenters
 from launcher.prepare.encoders import EncodeOptions, ReferenceEncoder, build_encoder, plain_tokenizer
+from launcher.prepare.segmenters import preferred_segmenter
 from launcher.prepare.sentences import sentence_lengths, sentence_starts
 from launcher.prepare.tokenizer_training import train_tokenizer
 from launcher.prepare.words import WordMarker
@@ -21,7 +22,7 @@ TEXT = "中华人民共和国的法院。Unbelievable, don't split it's words 3.
 
 @pytest.fixture(scope="module")
 def marker() -> WordMarker:
-    return WordMarker()
+    return WordMarker(preferred_segmenter())
 
 
 @pytest.fixture(scope="module", params=["wordpiece", "bpe", "unigram"])
@@ -79,10 +80,12 @@ def test_what_continues_a_word(
 
 
 def test_without_a_segmenter_the_fix_is_the_command_that_installs_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("rjieba", "jieba"):
-        monkeypatch.setitem(sys.modules, name, None)
+    def version(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(segmenters, "version", version)
     with pytest.raises(MissingDependencyError, match="pip install rjieba"):
-        words.WordMarker()
+        preferred_segmenter()
 
 
 @pytest.mark.parametrize(
@@ -115,7 +118,7 @@ def test_the_tokens_of_sentences_add_up_and_none_is_empty(tokenizer: Tokenizer, 
 
 def test_what_is_told_beside_ids_changes_none(tokenizer: Tokenizer, texts: list[str]) -> None:
     json_text = tokenizer.to_str()
-    told = build_encoder(EncodeOptions(words=True, sentences=True), json_text).encode([*texts, ""])
+    told = build_encoder(EncodeOptions(segmenter=preferred_segmenter(), sentences=True), json_text).encode([*texts, ""])
     plain = ReferenceEncoder(json_text).encode([*texts, ""])
     assert told.ids_N.tolist() == plain.ids_N.tolist()
     assert told.continues_N is not None
