@@ -95,6 +95,8 @@ def quickstart(options: argparse.Namespace) -> None:
 
 def tokenizer(options: argparse.Namespace) -> None:
     """`pretrain tokenizer`."""
+    from rich.console import Console
+
     from launcher.prepare.quality import CURE_OF_NEW, unknown_characters, warn_unknown
     from launcher.prepare.readers import ReadOptions
     from launcher.prepare.split import is_held_out
@@ -108,7 +110,8 @@ def tokenizer(options: argparse.Namespace) -> None:
         sample = sample_texts(options.corpus, options.sample_megabytes * 10**6, read)
         return (text for text in sample if is_held_out(text) == held_out)
 
-    handle = train_tokenizer(texts(held_out=False), options.kind, options.vocab_size, options.out)
+    console = Console(stderr=True, markup=False)
+    handle = train_tokenizer(texts(held_out=False), options.kind, options.vocab_size, options.out, console)
     report = measure_tokenizer(handle, texts(held_out=True))
     print(f"{options.out}: {handle.info.vocab_size} tokens")
     if report.tokens_per_byte:

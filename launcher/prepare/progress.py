@@ -1,7 +1,8 @@
-"""How far a long reading of the corpus is: a bar on a terminal, elsewhere a line now and then."""
+"""How far a long work on the corpus is: a bar on a terminal, elsewhere a line now and then."""
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,32 @@ def shown(title: str, total_bytes: int, console: Console) -> Iterator[Report]:
 
     with bar:
         yield add
+
+
+@contextmanager
+def going_on(title: str, console: Console) -> Iterator[None]:
+    """Say now and then that a call of a library lasts, of which nothing else is known.
+
+    Args:
+        title: What is being done.
+        console: Where it is said; not on a terminal, on which the library draws a bar.
+    """
+    is_over = threading.Event()
+    begun = time.monotonic()
+
+    def tell() -> None:
+        while not is_over.wait(PRINT_EVERY_S):
+            console.print(f"{title}: {units.duration(time.monotonic() - begun)} so far", highlight=False)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    if not console.is_terminal:
+        teller.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        if teller.ident is not None:
+            teller.join()
 
 
 class _Lines:

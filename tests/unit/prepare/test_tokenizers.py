@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 
+from launcher import units
 from launcher.cli import main
 from launcher.errors import CorpusError, TokenizerError
 from launcher.prepare.quality import cure_of, unknown_characters, warn_unknown
@@ -245,3 +248,14 @@ def test_who_has_just_trained_a_tokenizer_is_not_told_to_train_one(
     assert "unknown to out" in told
     assert "cure: give it a larger --vocab-size" in told
     assert "train a tokenizer" not in told
+
+
+@pytest.mark.parametrize(("kind", "vocab_size"), KINDS)
+def test_who_waits_for_a_tokenizer_is_told_how_much_it_is_made_from(
+    tmp_path: Path, texts: list[str], kind: str, vocab_size: int
+) -> None:
+    said = io.StringIO()
+    train_tokenizer(texts, kind, vocab_size, tmp_path / kind, Console(file=said))
+    size = units.size(sum(len(text.encode()) for text in texts))
+    assert f"training {kind} on {size} of text" in said.getvalue()
+    assert ("it takes about" in said.getvalue()) == (kind == "unigram")  # whose trainer is slow
