@@ -26,7 +26,7 @@ from launcher.samples.packing import (
 )
 from launcher.samples.pieces import Pieces
 from launcher.samples.recent import Recent
-from launcher.samples.shapes import Integers, TokenStream, check_document, check_samples, fill_behind
+from launcher.samples.shapes import Integers, TokenStream, check_documents, check_samples, fill_behind
 
 NUM_KEPT_BLOCKS = GROUP_BLOCKS + GROUP_BLOCKS // 4
 """The blocks of one group of the order, and room for the first of the next."""
@@ -140,14 +140,18 @@ class BestFit:
             offsets_P=_joined([block.offsets_P[pieces] for block, pieces in rows]),
         )
 
-    def samples_of(self, document: int) -> NDArray[np.int64]:
-        """The rows that hold tokens of a document, ascending; see `Samples.samples_of`."""
-        check_document(document, self.stream.num_documents)
-        number, in_block = divmod(document, self.packing.block_documents)
-        block = self._blocks.get(number, self._packed)
-        pieces = np.flatnonzero(block.documents_P == in_block)
-        rows = np.unique(np.searchsorted(block.first_pieces_R, pieces, side="right") - 1).astype(np.int64)
-        return rows + int(self.packing.row_starts[number])
+    def samples_of(self, documents_K: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows that hold tokens of any of these documents; see `Samples.samples_of`."""
+        check_documents(documents_K, self.stream.num_documents)
+        numbers_K, in_block_K = np.divmod(documents_K, self.packing.block_documents)
+        groups = np.split(in_block_K, np.flatnonzero(np.diff(numbers_K)) + 1)
+        found = []
+        for number, in_block in zip(np.unique(numbers_K).tolist(), groups, strict=False):  # a group, of none
+            block = self._blocks.get(number, self._packed)
+            pieces = np.flatnonzero(np.isin(block.documents_P, in_block))
+            rows = np.unique(np.searchsorted(block.first_pieces_R, pieces, side="right") - 1)
+            found.append(rows + int(self.packing.row_starts[number]))
+        return _joined(found)
 
     def advise(self, sample_ids_B: NDArray[np.int64]) -> None:
         """Say which rows are read next; never waits for the disk, but plans the blocks of these rows."""

@@ -55,9 +55,7 @@ class Excluded:
         if not len(self):
             return np.empty(0, dtype=np.intp)
         if self._touched is None:
-            self._touched = np.unique(
-                np.concatenate([self._samples.samples_of(document) for document in self._documents_K.tolist()])
-            )
+            self._touched = self._samples.samples_of(self._documents_K)
         if not self._touched.size:
             return np.empty(0, dtype=np.intp)
         places_B = np.minimum(np.searchsorted(self._touched, sample_ids_B), len(self._touched) - 1)

@@ -235,7 +235,7 @@ class Loader:
         part = self.corpora[corpus]
         num_consumed = int(self.mixture.cursors(up_to_position)[corpus])
         positions: list[int] = []
-        sample_ids = part.samples.samples_of(document)
+        sample_ids = part.samples.samples_of(np.array([document], dtype=np.int64))
         for epoch in range(-(-num_consumed // part.order.num_samples)):
             if isinstance(part.samples, SentencePairs):  # who exchanged with whom is another matter in every epoch
                 sample_ids = part.samples.samples_in(document, epoch)

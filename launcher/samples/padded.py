@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from launcher.samples.order import Order
 from launcher.samples.pieces import Pieces
-from launcher.samples.shapes import Integers, TokenStream, check_document, check_samples, fill_behind
+from launcher.samples.shapes import Integers, TokenStream, check_samples, document_edges, fill_behind
 
 _CHUNK_DOCUMENTS = 1 << 20  # 8 MiB of document starts at a time
 
@@ -94,11 +94,10 @@ class Padded:
         zeros_P = np.zeros(len(rows_P), dtype=np.int64)
         return Pieces(rows_P, zeros_P, lengths_B[rows_P], sample_ids_B[rows_P], zeros_P)
 
-    def samples_of(self, document: int) -> NDArray[np.int64]:
-        """The row of a document, unless it is empty; see `Samples.samples_of`."""
-        check_document(document, self.stream.num_documents)
-        start, end = self.stream.document_starts(document, document + 1).tolist()
-        return np.array([document] if start < end else [], dtype=np.int64)
+    def samples_of(self, documents_K: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows of these documents, but of those that are empty; see `Samples.samples_of`."""
+        starts_K, ends_K = document_edges(self.stream, documents_K)
+        return documents_K[starts_K < ends_K]
 
     def advise(self, sample_ids_B: NDArray[np.int64]) -> None:
         """Say which rows are read next; never waits."""

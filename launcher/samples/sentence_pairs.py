@@ -20,7 +20,7 @@ from launcher.samples.grouping import grouped
 from launcher.samples.order import Order
 from launcher.samples.permutation import Permutation
 from launcher.samples.pieces import Pieces
-from launcher.samples.shapes import Integers, check_document, check_samples, fill_behind
+from launcher.samples.shapes import Integers, check_documents, check_samples, fill_behind, ranges
 
 NOBODY = -1
 PairKind = Literal["nsp", "sop"]
@@ -282,16 +282,16 @@ class SentencePairs:
         """One piece a chunk."""
         return self.pieces_of_pairs(self._whole(sample_ids_B))
 
-    def samples_of(self, document: int) -> NDArray[np.int64]:
-        """The chunks of a document, ascending; where a part of it stands in others, `samples_in` tells."""
-        check_document(document, self.stream.num_documents)
-        number = np.uint32(document)  # of another type, searchsorted would copy the whole array
-        first, last = (np.searchsorted(self.plan.documents_C, number, side=side) for side in ("left", "right"))
-        return np.arange(first, last, dtype=np.int64)
+    def samples_of(self, documents_K: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The chunks of these documents, ascending; where parts of one stand in others, `samples_in` tells."""
+        check_documents(documents_K, self.stream.num_documents)
+        numbers_K = documents_K.astype(np.uint32)  # of another type, searchsorted would copy the whole array
+        first_K, last_K = (np.searchsorted(self.plan.documents_C, numbers_K, side=side) for side in ("left", "right"))
+        return ranges(first_K, last_K)
 
     def samples_in(self, document: int, epoch: int) -> NDArray[np.int64]:
         """The samples that hold tokens of a document in an epoch, ascending: its chunks, and who exchanged with one."""
-        own = self.samples_of(document)
+        own = self.samples_of(np.array([document], dtype=np.int64))
         if self.kind == "sop" or not own.size:
             return own
         epochs = np.full(len(own), epoch)

@@ -1,6 +1,6 @@
 """What the rest of the program sees of samples, and what samples see of shards.
 
-Shapes: B samples, L tokens of a row, N tokens, documents or anything else wanted, P pieces.
+Shapes: B samples, L tokens of a row, N tokens, documents or anything else wanted, P pieces, K chosen documents.
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ from launcher.samples.order import SampleOrder
 from launcher.samples.pieces import Pieces
 
 Integers = NDArray[np.integer[Any]]
+
+NEAR_DOCUMENTS = 4096
+"""Documents whose edges are asked for at once where several of them are wanted: half a block of the index (assumption:
+to read them costs no more than to ask once more, 16 µs)."""
 
 
 class TokenStream(Protocol):
@@ -132,8 +136,11 @@ class Samples(Protocol):
         """Where documents begin and end in the rows of these samples."""
         ...
 
-    def samples_of(self, document: int) -> NDArray[np.int64]:
-        """The samples that hold tokens of a document, ascending.
+    def samples_of(self, documents_K: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The samples that hold tokens of any of these documents, ascending.
+
+        Args:
+            documents_K: Ascending.
 
         Raises:
             IndexError: There is no such document.
@@ -151,10 +158,38 @@ def check_samples(sample_ids_B: NDArray[np.int64], num_samples: int) -> None:
         raise IndexError(f"a sample lies outside range({num_samples})")
 
 
-def check_document(document: int, num_documents: int) -> None:
+def check_documents(documents_K: NDArray[np.int64], num_documents: int) -> None:
     """Raises IndexError where a document does not exist."""
-    if not 0 <= document < num_documents:
-        raise IndexError(f"document {document} of {num_documents}")
+    outside = documents_K[(documents_K < 0) | (documents_K >= num_documents)]
+    if outside.size:
+        raise IndexError(f"document {outside[0]} of {num_documents}")
+
+
+def document_edges(stream: TokenStream, documents_K: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Where documents begin and end in the stream, int64 [K] each; those near to one another are asked for at once.
+
+    Args:
+        stream: Where they lie.
+        documents_K: Ascending.
+
+    Raises:
+        IndexError: There is no such document.
+    """
+    check_documents(documents_K, stream.num_documents)
+    edges_2K = np.empty((2, len(documents_K)), dtype=np.int64)
+    cuts = np.flatnonzero(np.diff(documents_K // NEAR_DOCUMENTS)) + 1
+    for group in np.split(np.arange(len(documents_K)), cuts) if len(documents_K) else ():
+        near = documents_K[group]
+        starts = stream.document_starts(int(near[0]), int(near[-1]) + 1)
+        edges_2K[:, group] = starts[near - near[0]], starts[near - near[0] + 1]
+    return edges_2K[0], edges_2K[1]
+
+
+def ranges(first_K: NDArray[np.int64], last_K: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers that lie in any of the ranges [first, last), ascending."""
+    counts_K = np.maximum(last_K - first_K, 0)
+    before_K = np.cumsum(counts_K) - counts_K
+    return np.unique(np.arange(int(counts_K.sum())) + np.repeat(first_K - before_K, counts_K))
 
 
 def fill_behind(out_BL: Integers, lengths_B: NDArray[np.int64], fill: int) -> None:

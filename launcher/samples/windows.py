@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from launcher.samples.order import Order
 from launcher.samples.pieces import Pieces
-from launcher.samples.shapes import Integers, TokenStream, check_document, check_samples, fill_behind
+from launcher.samples.shapes import Integers, TokenStream, check_samples, document_edges, fill_behind, ranges
 
 
 @dataclass(frozen=True)
@@ -120,15 +120,14 @@ class Windows:
             offsets_P=(starts_P - begins_P)[real_P],
         )
 
-    def samples_of(self, document: int) -> NDArray[np.int64]:
-        """The windows that hold tokens of a document, ascending; see `Samples.samples_of`."""
-        check_document(document, self.stream.num_documents)
-        start, end = self.stream.document_starts(document, document + 1).tolist()
-        if start == end:
-            return np.empty(0, dtype=np.int64)
-        first = max(0, (start - self.length) // self.stride + 1)
-        last = min((end - 1) // self.stride, self.num_samples - 1)
-        return np.arange(first, last + 1, dtype=np.int64)
+    def samples_of(self, documents_K: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The windows that hold tokens of any of these documents; see `Samples.samples_of`."""
+        starts_K, ends_K = document_edges(self.stream, documents_K)
+        full_K = starts_K < ends_K
+        starts_K, ends_K = starts_K[full_K], ends_K[full_K]
+        first_K = np.maximum((starts_K - self.length) // self.stride + 1, 0)
+        last_K = np.minimum((ends_K - 1) // self.stride, self.num_samples - 1)
+        return ranges(first_K, last_K + 1)
 
     def advise(self, sample_ids_B: NDArray[np.int64]) -> None:
         """Say which windows are read next; never waits."""

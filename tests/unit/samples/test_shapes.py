@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from launcher.samples import shapes
 from launcher.samples.bestfit import BestFit
 from launcher.samples.padded import Padded
 from launcher.samples.shapes import Samples, TokenStream
@@ -75,13 +76,27 @@ def test_pieces_tell_the_document_and_place_of_every_token(
 
 @every_shape
 @given(lengths=LENGTHS, length=ROW)
-def test_the_samples_of_a_document_are_those_with_a_piece_of_it(
+def test_the_samples_of_documents_are_those_with_a_piece_of_one(
     stream_of: Streams, shape: Shape, lengths: list[int], length: int
 ) -> None:
     samples = shape(stream_of(lengths), length)
     pieces = samples.pieces(all_ids(samples))
-    for document in range(len(lengths)):
-        assert samples.samples_of(document).tolist() == sorted(set(pieces.rows_P[pieces.documents_P == document]))
+    alone = [[document] for document in range(len(lengths))]
+    for documents in (*alone, [], list(range(0, len(lengths), 3)), list(range(len(lengths)))):
+        expected = sorted(set(pieces.rows_P[np.isin(pieces.documents_P, documents)]))
+        assert samples.samples_of(np.array(documents, dtype=np.int64)).tolist() == expected
+
+
+def test_the_edges_of_documents_far_apart_are_found_like_those_of_near_ones(
+    stream_of: Streams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shapes, "NEAR_DOCUMENTS", 4)
+    lengths = np.arange(1, 40)
+    ends = np.cumsum(lengths)
+    chosen = np.array([0, 1, 3, 4, 11, 12, 13, 38])
+    starts_K, ends_K = shapes.document_edges(stream_of(lengths.tolist()), chosen)
+    assert ends_K.tolist() == ends[chosen].tolist()
+    assert (ends_K - starts_K).tolist() == lengths[chosen].tolist()
 
 
 @every_shape
@@ -152,7 +167,7 @@ def test_a_document_outside_is_refused(stream_of: Streams, shape: Shape) -> None
     samples = shape(stream_of([3, 9, 20]), 8)
     for document in (-1, 3):
         with pytest.raises(IndexError, match=f"document {document} of 3"):
-            samples.samples_of(document)
+            samples.samples_of(np.array([document]))
 
 
 def test_each_shape_and_size_has_a_fingerprint_of_its_own_and_other_tokens_do_not_change_it(
