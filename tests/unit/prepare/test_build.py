@@ -29,6 +29,7 @@ from launcher.prepare.split import is_held_out
 from launcher.prepare.tokenizer import load_tokenizer
 from launcher.shards.manifest import read_manifest
 from launcher.shards.reader import open_split
+from launcher.shards.search import find_documents
 from launcher.shards.verify import verify
 
 
@@ -215,6 +216,27 @@ def test_duplicates_are_dropped_wherever_they_are_and_the_first_is_kept(
     numbers = [split.origin(number).number for number in range(split.num_documents)]
     assert numbers == sorted(numbers)
     assert max(numbers) <= 120
+
+
+def test_what_was_a_duplicate_of_a_text_that_has_changed_since_is_kept(
+    request_: BuildRequest, tmp_path: Path, texts: list[str]
+) -> None:
+    """The part it lies in was finished, and its own file is as it was."""
+    first, second = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+
+    def write(path: Path, lines: list[str]) -> None:
+        path.write_text("".join(json.dumps({"completion": text}) + "\n" for text in lines), encoding="utf-8")
+
+    write(first, texts[:40])
+    write(second, [*texts[40:80], texts[7]])
+    request = replace(request_, corpus=(str(first), str(second)), dedupe=True, part_bytes=second.stat().st_size)
+    assert build_shards(replace(request, task=1, tasks=2)) is None  # the second file's part
+    write(first, [*texts[:7], *texts[8:40]])
+    build_shards(request)
+    assert len(find_documents(open_split(request.out, "train"), [f"{second}:41"])[f"{second}:41"]) == 1
+    whole = replace(request, out=tmp_path / "whole")
+    build_shards(whole)
+    assert contents(request.out) == contents(whole.out)
 
 
 def test_every_document_knows_its_line_though_parts_begin_in_the_middle(
