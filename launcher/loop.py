@@ -14,7 +14,7 @@ from launcher.config.loading import resolved_yaml
 from launcher.config.objectives import part_names
 from launcher.config.recipe import Recipe
 from launcher.engine.collectives import CollectiveTimes
-from launcher.engine.guards import Guard
+from launcher.engine.guards import Guard, refuse_to_learn_nothing
 from launcher.engine.ledger import Ledger
 from launcher.engine.length import Length
 from launcher.engine.metrics import Log, Metrics, Silence
@@ -110,6 +110,7 @@ def _take_steps(run: Run, metrics: Log, guard: Guard) -> bool:
     for result in train_steps(run.engine, batches, recipe, progress.step + 1, length, guard, run.watch.stop):
         pulse.end_step(result.step_s)
         metrics.step(result)
+        refuse_to_learn_nothing(result)
         run.ledger.step(result.step, result.step_s, result.data_wait_s)
         progress.step = result.step
         progress.tokens += result.step_tokens

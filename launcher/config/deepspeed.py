@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import zlib
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from packaging.version import Version
 
 from launcher.config import places
 from launcher.config.batch import BatchPlan
@@ -135,6 +138,8 @@ def resolve_ds_config(file: dict[str, Any], recipe: Recipe, batch: BatchPlan, pr
             "--ds_config",
             "offload_param to cpu, or no model.freeze",
         )
+    if recipe.model.compile and zero_stage(file) == 3:
+        _refuse_torch_that_loses_gradients()
     ours: dict[str, Any] = {
         # Our optimizer is torch's fused AdamW: DeepSpeed's C++ Adam keeps a running product of beta^t that a resumed
         # run cannot rebuild bit by bit, and it has to be compiled first (both measured).
@@ -146,6 +151,20 @@ def resolve_ds_config(file: dict[str, Any], recipe: Recipe, batch: BatchPlan, pr
     }
     zero = {"stage": 0, **_with_own_folders(file.get("zero_optimization", {}), recipe.run_folder)}
     return {**ours, **{k: v for k, v in file.items() if k not in RECIPE_KEYS}, **from_recipe, "zero_optimization": zero}
+
+
+def _refuse_torch_that_loses_gradients() -> None:
+    try:
+        installed = version("torch")
+    except PackageNotFoundError:  # on a login node, perhaps: the run looks again
+        return
+    if Version(installed).release < (2, 12):
+        raise DsConfigError(
+            f"torch {installed} compiles DeepSpeed's hooks of stage 3 so that gradients are lost: of ModernBERT no "
+            "weight learns anything (measured; 2.12 and 2.13 keep them)",
+            "model.compile",
+            "install torch 2.12 or newer, or use model.compile=false or a lower stage",
+        )
 
 
 def batch_keys(batch: BatchPlan) -> dict[str, int]:

@@ -48,7 +48,7 @@ class ModelConfig(Record):
     """Parameters that do not learn, as patterns of their names (`*embeddings*`, `model.layers.[0-3].*`): they take no
     memory for gradients and optimizer. What is tied to one of them does not learn either."""
     compile: bool = False
-    """Let torch.compile fuse what it can; the first steps take minutes."""
+    """Let torch.compile fuse what it can; the first steps take minutes. At stage 3 it needs torch 2.12."""
     liger: bool = False
     """Replace norms, rotary positions and dense gated feed-forwards by Liger's fused kernels (a GPU, `pip install
     liger-kernel`), where it has them for the family; how experts are computed, `experts` says."""

@@ -12,7 +12,8 @@ import statistics
 from typing import Any
 
 from launcher.config.guards import GuardsConfig
-from launcher.engine.records import Health
+from launcher.engine.records import Health, StepResult
+from launcher.errors import DivergedError
 
 WINDOW = 128
 """Losses a spike is told from, as OLMo-core's SkipStepOptimizer has it."""
@@ -103,6 +104,21 @@ class Guard:
         told = getattr(self._engine.optimizer, "_global_grad_norm", None)
         norm = 0.0 if told is None else float(told)
         return math.isfinite(norm) and norm >= 0  # -1 is DeepSpeed's word for inf
+
+
+def refuse_to_learn_nothing(result: StepResult) -> None:
+    """End a run whose weights learn nothing, at its first step: nothing else would tell before the cluster's bill.
+
+    Raises:
+        DivergedError: There was something to predict and an update was made, of a gradient that is exactly zero (seen:
+            DeepSpeed's hooks compiled away).
+    """
+    if result.grad_norm == 0.0 and result.loss > 0.0 and result.left_out is None:
+        raise DivergedError(
+            f"the model learns nothing: at a loss of {result.loss:.4f} the norm of its gradient is exactly 0",
+            f"step {result.step}",
+            "try model.compile=false, another --ds_config, another version of torch or DeepSpeed: one of them loses it",
+        )
 
 
 def spike(loss: float, recent: list[float], z: float) -> str:

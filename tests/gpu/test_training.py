@@ -13,6 +13,7 @@ import plain_jobs
 import pytest
 import tiny
 import torch
+from packaging.version import Version
 from ranks import run_on_gpus
 
 from launcher.engine.metrics import read_metrics
@@ -117,7 +118,15 @@ def test_fp16_scales_its_loss(config: str, shards: Path, tmp_path: Path) -> None
     ("plain", "config", "precision", "data", "model"),
     [
         pytest.param(LLAMA, "zero2", "fp32", {}, {"compile": True}, id="compiled"),
-        pytest.param(MODERNBERT, "zero3", "fp32", {}, {"compile": True}, id="compiled-partitioned"),
+        pytest.param(
+            MODERNBERT,
+            "zero3",
+            "fp32",
+            {},
+            {"compile": True},
+            id="compiled-partitioned",
+            marks=pytest.mark.skipif(Version(torch.__version__).release < (2, 12), reason="refused: needs torch 2.12"),
+        ),
         pytest.param(LLAMA, "zero3", "fp32", {}, {"chunked_loss": "on"}, id="chunked-loss"),
         pytest.param(LLAMA, "zero3", "fp32", APART, {"activation_checkpointing": 2}, id="recomputed"),
         pytest.param(LLAMA, "zero3", "fp32", APART, {"attention": "eager"}, id="eager"),

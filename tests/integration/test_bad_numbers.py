@@ -152,3 +152,13 @@ def test_a_run_that_comes_to_no_good_ends_with_a_report(
     assert "pretrain trace" in life.told()
     assert "Traceback" not in life.told()
     assert len(events(tmp_path / "bad", "rewind")) == rewinds
+
+
+@pytest.mark.parametrize("config", ["zero0", "zero2", "zero3"])
+def test_a_run_that_learns_nothing_ends_at_its_first_step(config: str, shards: Path, tmp_path: Path) -> None:
+    words = ["--ds_config", config, "--recipe", str(recipe(tmp_path, shards, "idle", train__num_steps=5))]
+    life = Life(troubled_jobs.train_without_gradients, 2, tmp_path / "out", words)
+    assert life.wait() == [2, 2], life.told()
+    assert life.told().count("DivergedError: the model learns nothing") == 1
+    assert "Traceback" not in life.told()
+    assert not list((tmp_path / "idle").glob("checkpoints/step-*"))

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+from contextlib import nullcontext
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launcher.config import places
+from launcher.config import deepspeed, places
 from launcher.config.batch import plan_batch
 from launcher.config.deepspeed import load_ds_config, offloads_optimizer, resolve_ds_config, swap_folders, zero_stage
 from launcher.config.loading import load_recipe
@@ -200,6 +203,34 @@ def test_frozen_weights_are_not_put_on_nvme() -> None:
     assert swap_folders(resolve_ds_config(file, RECIPE, PLAN, "fp32"))
     with pytest.raises(DsConfigError, match="weights that do not learn cannot lie on NVMe"):
         resolve_ds_config(file, frozen, PLAN, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("torch", "stage", "is_refused"),
+    [
+        ("2.11.0+cu130", 3, True),
+        ("2.11.0a0+5c0eb1d", 3, True),
+        ("2.11.0", 2, False),  # no hooks
+        ("2.12.0a0+5c0eb1d", 3, False),  # as containers name what will be 2.12
+        ("2.13.0+cpu", 3, False),
+        (None, 3, False),  # a login node
+    ],
+)
+def test_torch_that_compiles_gradients_away_is_refused(
+    torch: str | None, stage: int, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def installed(package: str) -> str:
+        if torch is None:
+            raise PackageNotFoundError(package)
+        return torch
+
+    monkeypatch.setattr(deepspeed, "version", installed)
+    compiled = RECIPE.model_copy(update={"model": RECIPE.model.model_copy(update={"compile": True})})
+    file = {"zero_optimization": {"stage": stage}}
+    resolve_ds_config(file, RECIPE, PLAN, "fp32")
+    refusal = pytest.raises(DsConfigError, match=f"torch {re.escape(str(torch))} compiles")
+    with refusal if is_refused else nullcontext():
+        resolve_ds_config(file, compiled, PLAN, "fp32")
 
 
 def test_experts_are_shared_as_the_recipe_says() -> None:

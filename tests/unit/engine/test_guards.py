@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from launcher.config.guards import GuardsConfig
-from launcher.engine.guards import NO_GRADIENT, NO_LOSS, OVERFLOW, Guard, spike
-from launcher.engine.records import Health
+from launcher.engine.guards import NO_GRADIENT, NO_LOSS, OVERFLOW, Guard, refuse_to_learn_nothing, spike
+from launcher.engine.records import Health, StepResult
+from launcher.errors import DivergedError
 
 NOISE = random.Random(3)
 STEADY = [3.0 + NOISE.gauss(0, 0.05) for _ in range(128)]
@@ -36,6 +37,33 @@ def test_a_spike_is_told_from_noise(loss: float, recent: list[float], is_one: bo
 
 def test_a_spike_says_what_is_odd_about_it() -> None:
     assert spike(4.0, [3.0] * 128, 10.0) == "the loss is a spike: 4.0000 where 3.0000 is usual, 33.3 deviations"
+
+
+def result(**fields: Any) -> StepResult:
+    made = {"step": 7, "loss": 2.5, "log_z_squared": None, "lr": 1e-3, "grad_norm": 1.0, "step_tokens": 100}
+    return StepResult(**{**made, "step_s": 0.5, "data_wait_s": 0.01, "batch_digest": "0" * 16, **fields})
+
+
+def test_a_run_that_learns_nothing_ends_at_its_first_step() -> None:
+    with pytest.raises(DivergedError) as raised:
+        refuse_to_learn_nothing(result(grad_norm=0.0))
+    assert str(raised.value).splitlines()[0].endswith("at a loss of 2.5000 the norm of its gradient is exactly 0")
+    assert "where: step 7" in str(raised.value)
+    assert "try model.compile=false" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"grad_norm": 1e-30},
+        {"grad_norm": None},  # of a gradient that is no number
+        {"grad_norm": 0.0, "left_out": OVERFLOW},  # none was computed
+        {"grad_norm": 0.0, "loss": 0.0},  # nothing to predict: every document of the step is excluded
+    ],
+    ids=str,
+)
+def test_other_steps_go_on(fields: dict[str, Any]) -> None:
+    refuse_to_learn_nothing(result(**fields))
 
 
 class Optimizer:
