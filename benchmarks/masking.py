@@ -26,6 +26,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFas
 from benchmarks.rounds import ratio
 from benchmarks.support import Ratio, parser, read_texts, show
 from launcher.objectives.mlm import MaskedLM
+from launcher.prepare.segmenters import preferred_segmenter
 from launcher.prepare.tokenizer import TokenizerHandle, load_tokenizer
 from launcher.prepare.tokenizer_training import train_tokenizer
 from launcher.prepare.words import WordMarker
@@ -127,7 +128,7 @@ def _for_transformers(handle: TokenizerHandle) -> PreTrainedTokenizerFast:
 
 def _batches(handle: TokenizerHandle, texts: Sequence[str]) -> list[Batch]:
     """The texts end to end in full rows, from the beginning again if they are too few."""
-    marker = WordMarker()
+    marker = WordMarker(preferred_segmenter())
     ids: list[NDArray[np.int32]] = []
     words: list[NDArray[np.bool_]] = []
     width = SEQ_LEN - 2
