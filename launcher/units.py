@@ -54,7 +54,10 @@ class StateBytes:
         return self.parameters + self.gradients + self.optimizer + self.buffers
 
 
+# Made once: of 32 numbers, making the constants anew took as long as mixing.
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+_SHIFTS = np.uint64(30), np.uint64(27), np.uint64(31)
 
 
 def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
@@ -69,13 +72,13 @@ def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     Source: the finaliser of splitmix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195).
     """
     z = values + _GOLDEN
-    shifted = z >> np.uint64(30)
+    shifted = z >> _SHIFTS[0]
     z ^= shifted
-    z *= np.uint64(0xBF58476D1CE4E5B9)
-    np.right_shift(z, np.uint64(27), out=shifted)
+    z *= _FACTORS[0]
+    np.right_shift(z, _SHIFTS[1], out=shifted)
     z ^= shifted
-    z *= np.uint64(0x94D049BB133111EB)
-    np.right_shift(z, np.uint64(31), out=shifted)
+    z *= _FACTORS[1]
+    np.right_shift(z, _SHIFTS[2], out=shifted)
     z ^= shifted
     return z
 

@@ -22,6 +22,8 @@ from launcher.shards.manifest import SpecialTokens
 _MLM_LABEL = 0x6D6C6D00  # "mlm"
 _FIRST_TOKEN_DRAW = 2**32
 """Draws of a sample from here on choose random tokens, those before it places."""
+_HALF = np.uint64(32)
+"""Of the bits of a draw."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,10 @@ class MaskedLM:
     def _ordinary_ids(self) -> NDArray[np.int64]:
         return np.flatnonzero(self._targets_V[: self.vocab_size] != IGNORE_INDEX)
 
+    @cached_property
+    def _num_ordinary(self) -> np.uint64:
+        return np.uint64(self._ordinary_ids.size)
+
     def _draw(self, keys_B: NDArray[np.uint64], rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.uint16]]:
         """The places drawn, special tokens among them, int64 [N] into the flattened batch, and for each a number below
         the threshold, uniform, that says what is shown there, uint16 [N].
@@ -200,7 +206,7 @@ class MaskedLM:
         rows_N, columns_N = np.divmod(places_N, self.seq_len)
         bits_N = noise.draws_at(keys_B[rows_N], columns_N + _FIRST_TOKEN_DRAW)
         # Multiply and shift maps 32 bits onto the ids with a bias below len(ids) / 2**32.
-        picks_N = ((bits_N >> np.uint64(32)) * np.uint64(self._ordinary_ids.size)) >> np.uint64(32)
+        picks_N = ((bits_N >> _HALF) * self._num_ordinary) >> _HALF
         ids_N: NDArray[np.int64] = self._ordinary_ids[picks_N]
         return ids_N
 
