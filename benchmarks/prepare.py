@@ -44,6 +44,7 @@ def main() -> None:
     made.add_argument("--kinds", nargs="+", choices=VOCABULARY, default=list(VOCABULARY))
     made.add_argument("--bpe", type=Path, metavar="DIR", help="tokenizer; trained on the corpus if left out")
     made.add_argument("--wordpiece", type=Path, metavar="DIR", help="tokenizer; trained on the corpus if left out")
+    made.add_argument("--only-fallback", action="store_true", help="the fallback encoder, which wants more rounds")
     options = made.parse_args()
     if options.corpus is None:
         made.error("give --corpus FILE; benchmarks.make_corpus makes one")
@@ -55,6 +56,9 @@ def main() -> None:
         for kind in options.kinds:
             given = {"bpe": options.bpe, "wordpiece": options.wordpiece}[kind]
             bench = Bench(kind, options.corpus, part, start, scratch / kind, given, options.peer_python)
+            if options.only_fallback:
+                results.append(bench.fallback(options.rounds))
+                continue
             results += bench.against_peers(options.rounds)
             results.append(bench.fallback(options.rounds))
             results.append(bench.equal_ids())
