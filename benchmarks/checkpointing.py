@@ -193,7 +193,7 @@ def begin(options: argparse.Namespace) -> tuple[Any, Iterator[Any]]:
     from launcher.engine.guards import Guard
     from launcher.engine.length import FixedLength
     from launcher.engine.process import join_ranks
-    from launcher.engine.records import Health, StepBatch
+    from launcher.engine.records import Arrays, Health, StepBatch
     from launcher.engine.start import start_engine
     from launcher.engine.steps import train_steps
     from launcher.models.build import build_model
@@ -230,7 +230,7 @@ def begin(options: argparse.Namespace) -> tuple[Any, Iterator[Any]]:
     model = build_model(config, recipe.model, "causal", seed=1, ds_config=ds_config)
     engine = start_engine(model, recipe.optim, ds_config)
     tokens = np.random.default_rng(engine.global_rank).integers(0, VOCAB_SIZE, (1, options.tokens))
-    passes = [{"input_ids": tokens, "labels": tokens.copy()}]
+    passes: list[Arrays] = [{"input_ids": tokens, "labels": tokens.copy()}]
     batch = StepBatch(passes=passes, num_targets=options.tokens, num_tokens=options.tokens, digest=0)
     guard = Guard(engine, recipe.guards, Health()).__enter__()
     return engine, train_steps(

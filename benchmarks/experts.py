@@ -91,7 +91,8 @@ def gradient(block: MixtralSparseMoeBlock, call: Call) -> torch.Tensor:
     call()
     grad = block.experts.gate_up_proj.grad
     assert grad is not None
-    return grad.float().clone()
+    copy: torch.Tensor = grad.float().clone()
+    return copy
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from launcher.feed import Data, made_batches, open_data, step_batches
 
 GLOBAL_BATCH, MICRO_BATCH, SEQ_LEN = 64, 32, 512
 NUM_TEXTS = 3000
-CASES = {
+CASES: dict[str, tuple[str, dict[str, object], dict[str, object]]] = {
     "mlm, concat": ("bert", {"kind": "mlm"}, {}),
     "mlm, bestfit, documents apart": ("bert", {"kind": "mlm"}, {"packing": "bestfit", "documents": "apart"}),
     "clm, concat": ("gpt2", {"kind": "clm"}, {}),

@@ -98,7 +98,8 @@ def measure(side: str, tokens: str, width: str, vocabulary: str) -> dict[str, fl
     weight = (torch.randn((int(vocabulary), int(width)), generator=generator) * 0.02).requires_grad_()
     targets = torch.randint(0, int(vocabulary), (int(tokens),), generator=generator)
     chunked_loss(hidden[:8], weight[:64], None, targets[:8] % 64)[0].backward()  # libraries are loaded now
-    hidden.grad = weight.grad = None
+    for tensor in (hidden, weight):
+        tensor.grad = None
     before = memory_mib()
     wall, cpu = time.perf_counter(), time.process_time()
     if side == "chunked":

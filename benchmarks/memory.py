@@ -147,7 +147,8 @@ def main() -> None:
 
 def configurations(options: Namespace) -> Iterator[tuple[str, dict[str, Any] | None]]:
     """Each by its name; None for the loop without DeepSpeed."""
-    from launcher.config.deepspeed_build import DsChoices, as_json, build_ds_config
+    from launcher.config.deepspeed_build import as_json, build_ds_config
+    from launcher.config.deepspeed_choices import DsChoices
 
     yield DDP, None
     size = num_parameters(options)
@@ -162,8 +163,8 @@ def configurations(options: Namespace) -> Iterator[tuple[str, dict[str, Any] | N
 
 def num_parameters(options: Namespace) -> int:
     """Of the benchmark's Llama: four matrices of attention, three of the feed-forward, two of the vocabulary."""
-    hidden = options.hidden
-    return options.layers * (4 * hidden**2 + 3 * hidden * 4 * hidden) + 2 * VOCABULARY * hidden
+    hidden, layers = int(options.hidden), int(options.layers)
+    return layers * (4 * hidden**2 + 3 * hidden * 4 * hidden) + 2 * VOCABULARY * hidden
 
 
 def stepped(groups: list[Ranks], options: Namespace) -> list[Steps]:

@@ -31,6 +31,7 @@ from launcher.engine.steps import train_steps
 from launcher.engine.swap_files import clear_swap_files, prepare_swap_files
 from launcher.models.build import build_model, count_parameters
 from launcher.plan.memory import REDUCE_BUCKET, state_bytes
+from launcher.units import StateBytes
 
 M_MMAP_THRESHOLD = -3
 """Of mallopt(3)."""
@@ -120,10 +121,16 @@ class Engine:
 
     def memory(self) -> dict[str, int]:
         """What lies there before the optimizer steps, and between steps."""
-        held, step = [], self.engine.step
+        held: list[StateBytes] = []
+        step = self.engine.step
         self.steps(1)  # what is made once is made now
         host_memory.forget_peak()
-        self.engine.step = lambda: (held.append(held_bytes(self.engine)), step())
+
+        def held_step() -> None:
+            held.append(held_bytes(self.engine))
+            step()
+
+        self.engine.step = held_step
         self.steps(1)
         self.engine.step = step
         between = held_bytes(self.engine)
