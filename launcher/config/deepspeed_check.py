@@ -75,6 +75,7 @@ NOT_HERE = {
     "disable_allgather": "weights would differ between ranks",
     "zero_optimization.zenflow": "it trains with other losses, and its state is in no checkpoint",
     "zero_optimization.offload_optimizer.super_offload": "its state is in no checkpoint",
+    "zero_optimization.compute_grad_norm": "without the norm a gradient that is no number goes into the weights",
 }
 """What DeepSpeed knows and a run here does not take, and why."""
 LOWEST_STAGE = {

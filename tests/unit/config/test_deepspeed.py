@@ -88,6 +88,7 @@ def test_the_recipe_decides_the_precision(precision: str, key: str | None) -> No
         ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, "use offload_optimizer"),
         ({"zero_optimization": {"stage": 3, "mics_shard_size": 2}}, "has been removed"),
         ({"zero_optimization": {"stage": 2, "zenflow": {}}}, "its state is in no checkpoint"),
+        ({"zero_optimization": {"stage": 2, "compute_grad_norm": False}}, "a gradient that is no number"),
         (
             {"zero_optimization": {"stage": 3, "max_live_parameters": 1, "stage3_max_live_parameters": 2}},
             "one setting with two values",
