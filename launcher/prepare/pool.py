@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from types import TracebackType
@@ -126,12 +127,25 @@ class _Processes:
 
     def _submit(self, call: Callable[..., None], *arguments: object) -> Future[None]:
         try:
-            return self._pool.submit(call, *arguments)
+            with _without_ctrl_c():  # this may start a process
+                return self._pool.submit(call, *arguments)
         except OSError as error:
             if error.errno not in (None, errno.EPIPE):
                 raise
             # A worker was killed that moment: the pool's pipes are closed, or theirs.
             raise BrokenProcessPool from None
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """Hear of ctrl-C when this is over. A process that is started meanwhile never does, nor while it imports: it is the
+    parent's to handle, and there it would print a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _killed() -> LauncherError:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import signal
 import threading
 from collections.abc import Callable
 from functools import lru_cache
@@ -29,7 +28,6 @@ def start(progress: Connection) -> None:
         progress: Takes (bytes, documents) of what is done.
     """
     global _progress
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's to handle; here it would print a traceback
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process: the processes are the parallelism
     _progress = progress
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -174,3 +174,15 @@ def test_processes_that_were_given_nothing_to_do_end() -> None:
         started = active_children()
     assert len(started) == 2
     assert active_children() == []
+
+
+def test_processes_that_have_yet_to_start_do_not_hear_ctrl_c() -> None:
+    """Each would print a traceback of whatever it is importing."""
+    with Workers(2):
+        deaf = []
+        for process in active_children():
+            lines = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii").splitlines()
+            masks = [int(line.split()[1], 16) for line in lines if line.startswith(("SigBlk", "SigIgn"))]
+            deaf.append(any(mask >> (signal.SIGINT - 1) & 1 for mask in masks))
+        assert deaf == [True, True]
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
