@@ -6,6 +6,7 @@ rjieba is jieba's algorithm and dictionary in Rust, about twenty times as fast; 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,8 +16,8 @@ from launcher.errors import MissingDependencyError
 Cut = Callable[[str], Iterable[str]]
 """The words of a text, end to end."""
 
-_FILE = "segmenter"
-"""In the folder of records: the one that marks words in this build."""
+_CLAIM, _FILE = "words", "segmenter"
+"""A folder among the records, and the file in it: the one that marks words in this build."""
 
 
 def installed_segmenters() -> list[str]:
@@ -50,9 +51,9 @@ def cutter(segmenter: str) -> Cut:
 
 
 def segmenter_of(records: Path) -> str:
-    """The one that marks words in a build; empty where it has no part yet."""
+    """The one that marks words in a build; empty where none has said so yet."""
     try:
-        return (records / _FILE).read_text(encoding="utf-8")
+        return (records / _CLAIM / _FILE).read_text(encoding="utf-8")
     except FileNotFoundError:
         return ""
 
@@ -67,14 +68,16 @@ def claim(records: Path, segmenter: str) -> None:
     Raises:
         MissingDependencyError: Parts are marked by another one, or by one that is not installed here.
     """
-    writing = records / f"{_FILE}.{os.uname().nodename}-{os.getpid()}"
-    writing.write_text(segmenter, encoding="utf-8")
+    writing = records / f"{_CLAIM}.{os.uname().nodename}-{os.getpid()}"
+    writing.mkdir(exist_ok=True)
+    (writing / _FILE).write_text(segmenter, encoding="utf-8")
     try:
-        os.link(writing, records / _FILE)  # unlike a renaming it never takes the place of another's
-    except FileExistsError:
-        pass
+        os.replace(writing, records / _CLAIM)  # unlike a file it never takes the place of another's, which is not empty
+    except OSError:
+        if not segmenter_of(records):
+            raise
     finally:
-        writing.unlink()
+        shutil.rmtree(writing, ignore_errors=True)
     marked = segmenter_of(records)
     here = installed_segmenters()
     if marked != segmenter or segmenter not in here:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +133,20 @@ def test_of_tasks_that_begin_at_once_the_second_is_refused(
     assert build_shards(replace(request_, task=0, tasks=2)) is None
     host(OTHER)
     monkeypatch.setattr("launcher.prepare.build.segmenter_of", lambda _: "")  # it had looked before
+    with pytest.raises(MissingDependencyError, match=f"marked by {ONE} in this build"):
+        build_shards(replace(request_, task=1, tasks=2))
+
+
+def test_a_file_system_without_hard_links_will_do(
+    request_: BuildRequest, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    host(ONE)
+    assert build_shards(replace(request_, task=0, tasks=2)) is None
+    host(OTHER)
     with pytest.raises(MissingDependencyError, match=f"marked by {ONE} in this build"):
         build_shards(replace(request_, task=1, tasks=2))
 
