@@ -331,8 +331,8 @@ def _mark_duplicates(plan: Plan, workers: Workers, console: Console) -> None:
 
 
 def _num_workers(request: BuildRequest, total_bytes: int, num_parts: int) -> int:
-    """Processes for this task's share of the parts."""
-    mine = len(range(request.task, num_parts, request.tasks))
+    """Processes for this task's share of the parts, or for all of them where it reads all, to find duplicates."""
+    mine = num_parts if request.dedupe else len(range(request.task, num_parts, request.tasks))
     enough = total_bytes * mine // (max(num_parts, 1) * BYTES_PER_WORKER)
     wanted = request.workers or min(len(os.sched_getaffinity(0)), max(1, enough))
     return max(1, min(wanted, mine))

@@ -24,6 +24,7 @@ from launcher.prepare import build, merge, part
 from launcher.prepare.build import build_shards
 from launcher.prepare.filters import FilterOptions
 from launcher.prepare.parity import Choice
+from launcher.prepare.pool import Workers
 from launcher.prepare.request import BuildRequest
 from launcher.prepare.split import is_held_out
 from launcher.prepare.tokenizer import load_tokenizer
@@ -187,6 +188,22 @@ def test_machines_that_tokenize_with_other_programs_say_so(request_: BuildReques
     first, second = (line for line in said.getvalue().splitlines() if "parts are built" in line)
     assert "of another text or encoder" not in first
     assert "of another text or encoder than here (cached-wordpiece" in second
+
+
+def test_all_processes_look_for_duplicates_however_few_parts_a_task_builds(
+    request_: BuildRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each task reads the whole corpus for them."""
+    asked: list[int] = []
+
+    def workers(num: int) -> Workers:
+        asked.append(num)
+        return Workers(1)
+
+    monkeypatch.setattr(build, "Workers", workers)
+    for dedupe in (False, True):
+        assert build_shards(replace(request_, task=0, tasks=100, workers=3, dedupe=dedupe)) is None
+    assert asked == [1, 3]
 
 
 def test_a_part_whose_text_changed_is_built_again(request_: BuildRequest, tmp_path: Path, texts: list[str]) -> None:
