@@ -212,9 +212,9 @@ record() { # CODE BEFORE AFTER NODE…
 
 # The code of the task that failed first. srun itself tells the highest one: it ends the other tasks as soon as one has
 # failed, so a 75 or a 2 becomes their 143 (SIGTERM) whenever they are a tenth of a second behind. Each life has a file of
-# its own: on a node that was cut off, ranks of the one before may still run, and end in the middle of this one.
+# its own, those in place too: on a node that was cut off, ranks of the one before may still run, and end in the middle of
+# this one.
 rm -f "$PRETRAIN_LOGS"/first-code-*
-export PRETRAIN_FIRST_CODE="$PRETRAIN_LOGS/first-code-$life"
 # Rank 0 writes into the job's log as well. set -C: only the first task can make the file. The traps keep shell and tee
 # waiting when a signal comes for the python between them. 143: the task was ended (with the job, or for another's sake).
 # shellcheck disable=SC2016
@@ -274,12 +274,13 @@ begin_without() { # NODE…: in place, or in the job's next life; then this one 
 trap 'stop USR1' USR1
 trap 'stop TERM' TERM
 
-bad=() before=0
+bad=() before=0 starts=0
 [ "$spares" -eq 0 ] || mapfile -t bad < <(at_fault "${nodes[@]}") # one that is dead would keep the check waiting
 [ ${#bad[@]} -eq 0 ] || begin_without "${bad[@]}"
 while :; do
     chosen=("${nodes[@]:0:$wanted}")
     bad=()
+    export PRETRAIN_FIRST_CODE="$PRETRAIN_LOGS/first-code-$life-$((starts += 1))"
 
     told=$(ask "${chosen[0]}" "$@")
     code=$?
@@ -307,7 +308,6 @@ while :; do
     # OMP_NUM_THREADS is left alone: each rank takes its share of the node's cores.
     say "job $job, life $life: $ranks ranks on $(joined "${chosen[@]}"), port ${MASTER_PORT:-of the job}," \
         "from step $before: python -m launcher.train $*"
-    rm -f "$PRETRAIN_FIRST_CODE"
     srun --export=ALL "${again[@]}" "${layout[@]}" --nodelist="$(joined "${chosen[@]}")" --kill-on-bad-exit=1 "${container[@]}" \
         bash -c "$task" task "${wrap[@]}" python -u -m launcher.train "$@" &
     step=$!

@@ -145,6 +145,20 @@ def test_a_life_after_which_too_few_nodes_are_left_in_place_counts_once(slurm: F
     assert life.endswith("\tnode2 node3")
 
 
+def test_what_a_rank_of_the_life_before_ends_with_does_not_end_the_one_in_place(slurm: FakeSlurm) -> None:
+    """On a node that was cut off it may run on, and end when the next life has begun."""
+    srun, folder = slurm.folder / "bin" / "srun", slurm.folder
+    late = f"(until [ -e '{folder}/second' ]; do sleep 0.1; done; echo 75 1 node2 >\"$PRETRAIN_FIRST_CODE\") >&- 2>&- &"
+    first = f"if mkdir '{folder}/first' 2>/dev/null; then {late} exit 75; fi"
+    text = srun.read_text()
+    srun.write_text(text.replace("*launcher.train*)", f"*launcher.train*) {first}; touch '{folder}/second'; sleep 4;"))
+    variables = {**WITH_A_SPARE, "FAKE_CODE": "0", "PRETRAIN_LINGER_S": "1"}
+    code, told = slurm.run("pretrain.sh", "--spares", "1", *WORDS, **variables)
+    assert "left behind" not in told
+    assert code == 0, told
+    assert sum("launcher.train" in step for step in slurm.steps()) == 2
+
+
 @pytest.mark.parametrize("value", ["many", "1.5", "-1", ""])
 def test_a_budget_that_is_no_number_is_refused_rather_than_endless(value: str, slurm: FakeSlurm) -> None:
     code, told = slurm.run("pretrain.sh", *WORDS, FAKE_CODE="75", PRETRAIN_RESTARTS=value)
