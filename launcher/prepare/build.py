@@ -313,9 +313,12 @@ def _finished(plan: Plan) -> dict[int, PartRecord]:
 
 def _built_otherwise(plan: Plan) -> int:
     """Parts that are finished, but with another program or from other text than this task would take."""
-    finished, records = _finished(plan), plan.settings.records
-    left = [part.number for part in plan.parts if part.number not in finished]
-    return sum(any(records.glob(f"part-{number:05d}-*.json")) for number in left)
+    records = plan.settings.records
+    # By their names: what another task finishes this moment, with the same program, is none of them.
+    return sum(
+        any(path != PartFiles(records, part).record for path in records.glob(f"part-{part.number:05d}-*.json"))
+        for part in plan.parts
+    )
 
 
 def _mark_duplicates(plan: Plan, workers: Workers, console: Console) -> None:

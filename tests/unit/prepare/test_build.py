@@ -190,6 +190,20 @@ def test_machines_that_tokenize_with_other_programs_say_so(request_: BuildReques
     assert "of another text or encoder than here (cached-wordpiece" in second
 
 
+def test_parts_that_another_task_finishes_that_moment_are_not_of_another_program(
+    request_: BuildRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their records were not there when records were read, and are when their names are."""
+    tasks = [replace(request_, task=number, tasks=2) for number in range(2)]
+    assert build_shards(tasks[1]) is None
+    read = build.read_record
+    monkeypatch.setattr(build, "read_record", lambda *given: None if given[1].number % 2 else read(*given))
+    said = io.StringIO()
+    assert build_shards(tasks[0], Console(file=said, width=300)) is None
+    assert "parts are built" in said.getvalue()
+    assert "of another text or encoder" not in said.getvalue()
+
+
 def test_all_processes_look_for_duplicates_however_few_parts_a_task_builds(
     request_: BuildRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
