@@ -107,7 +107,7 @@ class Guard:
 
 
 def refuse_to_learn_nothing(result: StepResult) -> None:
-    """End a run whose weights learn nothing, at its first step: nothing else would tell before the cluster's bill.
+    """End a run whose weights learn nothing, at the step that shows it: nothing else tells before the cluster's bill.
 
     Raises:
         DivergedError: There was something to predict and an update was made, of a gradient that is exactly zero (seen:
@@ -117,7 +117,8 @@ def refuse_to_learn_nothing(result: StepResult) -> None:
         raise DivergedError(
             f"the model learns nothing: at a loss of {result.loss:.4f} the norm of its gradient is exactly 0",
             f"step {result.step}",
-            "try model.compile=false, another --ds_config, another version of torch or DeepSpeed: one of them loses it",
+            "try model.compile=false, another --ds_config, another version of torch or DeepSpeed: one of them loses "
+            "it; or a shorter model.freeze",
         )
 
 
