@@ -12,7 +12,8 @@ import launcher
 
 PACKAGE = Path(launcher.__file__).parent
 READS_DEEPSPEEDS = PACKAGE / "checkpoint" / "deepspeed_files.py"  # through an allow-list; see test_import_deepspeed
-STARTS_WORKERS = PACKAGE / "prepare" / "pool.py"  # what their parent wrote a moment ago, and nobody else may write to
+# What one writes in memory the other takes a moment later; nobody else may write to it.
+GIVES_TO_WORKERS, WORKS = PACKAGE / "prepare" / "pool.py", PACKAGE / "prepare" / "worker.py"
 MODULES = ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal")
 CALLS = (
     "torch.load",
@@ -53,7 +54,7 @@ def test_what_is_looked_for_is_found(source: str) -> None:
 
 def test_no_module_unpickles_but_those_that_take_over_deepspeeds_checkpoints_and_start_workers() -> None:
     found = {path: list(unpicklers(path.read_text(encoding="utf-8"))) for path in sorted(PACKAGE.rglob("*.py"))}
-    assert {path for path, names in found.items() if names} == {READS_DEEPSPEEDS, STARTS_WORKERS}
+    assert {path for path, names in found.items() if names} == {READS_DEEPSPEEDS, GIVES_TO_WORKERS, WORKS}
 
 
 def test_the_run_does_not_import_that_one() -> None:
