@@ -34,18 +34,6 @@ from launcher.shards.search import find_documents
 from launcher.shards.verify import verify
 
 
-@pytest.fixture
-def request_(corpus: Path, tokenizer_folder: Path, tmp_path: Path) -> BuildRequest:
-    return BuildRequest(
-        corpus=(str(corpus),),
-        tokenizer=tokenizer_folder,
-        out=tmp_path / "shards",
-        workers=1,
-        validation_share=0.2,
-        part_bytes=3000,
-    )
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

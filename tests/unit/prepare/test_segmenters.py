@@ -40,16 +40,8 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
 
 
 @pytest.fixture
-def request_(corpus: Path, tokenizer_folder: Path, tmp_path: Path) -> BuildRequest:
-    return BuildRequest(
-        corpus=(str(corpus),),
-        tokenizer=tokenizer_folder,
-        out=tmp_path / "shards",
-        workers=1,
-        validation_share=0.2,
-        words=True,
-        part_bytes=3000,
-    )
+def request_(request_: BuildRequest) -> BuildRequest:
+    return replace(request_, words=True)
 
 
 def marks(folder: Path) -> list[bool]:
