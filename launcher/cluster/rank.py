@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import zlib
 from collections.abc import Mapping, MutableMapping
@@ -104,7 +105,7 @@ def with_master(place: Place) -> Place:
 
     Raises:
         MissingDependencyError: mpi4py is not installed, or finds no MPI library.
-        ClusterError: mpi4py was built for another MPI than the one that started the ranks.
+        ClusterError: mpi4py was built for another MPI than the one that started the ranks, or that MPI would never end.
     """
     if place.master_addr:
         return place
@@ -132,20 +133,27 @@ def names_over_mpi() -> list[str]:
 
     Raises:
         MissingDependencyError: mpi4py is not installed, or finds no MPI library.
+        ClusterError: That MPI would never end.
     """
     MPI = _mpi("the ranks' hosts are not known", "mpirun", "write the hostfile by hand (see hostfiles/)")
     return MPI.COMM_WORLD.gather(socket.gethostname(), root=0) or []
 
 
 def _mpi(unknown: str, where: str, instead: str) -> Any:
-    """mpi4py's MPI, for the MPI that started this process.
+    """mpi4py's MPI, for the MPI that started this process, which is joined.
+
+    It is looked at before: who has joined can leave only by MPI_Finalize, where some hang.
 
     Raises:
         MissingDependencyError: It is not installed, or finds no library of that MPI.
+        ClusterError: Ranks of that MPI hang in MPI_Finalize.
     """
     # Its wheels serve both kinds, and would take the first library they find.
     os.environ.setdefault("MPI4PY_MPIABI", "openmpi" if "OMPI_COMM_WORLD_SIZE" in os.environ else "mpich")
     try:
+        import mpi4py
+
+        mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
         told = " ".join(str(error).split())
@@ -154,7 +162,29 @@ def _mpi(unknown: str, where: str, instead: str) -> Any:
             where,
             f"pip install mpi4py, or {instead}",
         ) from None
+    _refuse_to_hang_at_the_end(MPI.Get_library_version(), unknown, where, instead)
+    if not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_FUNNELED)
     return MPI
+
+
+def _refuse_to_hang_at_the_end(library: str, unknown: str, where: str, instead: str) -> None:
+    """Refuse an MPICH whose ranks wait for each other for ever when they end, two times in five on TCP.
+
+    In MPI_Finalize the ranks that have closed their UCX connections wait in a barrier where they answer nobody, so that
+    those that are still closing theirs wait too (mended by pmodels/mpich pull request 6596, after 4.1).
+
+    Raises:
+        ClusterError: It is one.
+    """
+    version = re.search(r"MPICH Version:\s*((\d+)\.(\d+)\S*)", library)
+    if version is not None and (int(version[2]), int(version[3])) < (4, 2) and "ch4:ucx" in library:
+        raise ClusterError(
+            f"{unknown}, and MPICH {version[1]} over UCX, which could be asked for it, often never comes out of "
+            "MPI_Finalize: the ranks would do their work and not end",
+            where,
+            f"{instead}, or use MPICH 4.2 or later",
+        )
 
 
 def export(place: Place, env: MutableMapping[str, str]) -> None:

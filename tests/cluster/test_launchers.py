@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -60,14 +61,34 @@ def test_mpirun_in_a_slurm_job(cluster: Cluster, tmp_path: Path) -> None:
 
 def test_mpiexec_of_mpich(cluster: Cluster, tmp_path: Path) -> None:
     """No variable tells the host of rank 0: mpi4py asks for it, with this MPI's library, though another's is there."""
+    mpich = os.environ.get("MPICH_FOLDER", "")
+    if not mpich or importlib.util.find_spec("mpi4py") is None:
+        unavailable("needs mpi4py, and MPICH_FOLDER=FOLDER after pip install --prefix FOLDER mpich")
+    words = [f"{mpich}/bin/mpiexec.hydra", "-n", "4", "-ppn", "2", "-hosts", "node1,node2", "-iface", "eth0"]
+    words += [word for name, value in GLOO.items() for word in ("-genv", name, value)]
+    words += ["-genv", "LD_LIBRARY_PATH", f"{mpich}/lib", sys.executable, PROBE, str(tmp_path)]
+    done = cluster.run("node1", *words)
+    assert done.returncode == 0, done.stderr
+    check_places(tmp_path, "mpi")
+
+
+def test_an_mpich_that_would_not_end_is_refused_and_does_where_it_is_not_asked(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Debian's. Its ranks are told the host, and never join MPI."""
     library = Path("/usr/lib/x86_64-linux-gnu/libmpich.so.12")
     if shutil.which("mpiexec.hydra") is None or not library.exists() or importlib.util.find_spec("mpi4py") is None:
         unavailable("needs MPICH (apt: mpich) and mpi4py")
-    (tmp_path / "lib").mkdir()
-    (tmp_path / "lib" / "libmpi.so.12").symlink_to(library)  # the name it has everywhere but on Debian
+    (tmp_path / "libmpi.so.12").symlink_to(library)  # the name it has everywhere but on Debian
     words = ["mpiexec.hydra", "-n", "4", "-ppn", "2", "-hosts", "node1,node2", "-iface", "eth0"]
-    words += ["-genvlist", "LD_LIBRARY_PATH,GLOO_SOCKET_IFNAME,OMP_NUM_THREADS", sys.executable, PROBE, str(tmp_path)]
-    done = cluster.run("node1", *words, **GLOO, LD_LIBRARY_PATH=str(tmp_path / "lib"))
+    words += [word for name, value in GLOO.items() for word in ("-genv", name, value)]
+    words += ["-genv", "LD_LIBRARY_PATH", str(tmp_path)]
+    pretrain = str(Path(sys.executable).with_name("pretrain"))
+    hostfile = cluster.run("node1", *words, pretrain, "hostfile", "--out", str(tmp_path / "out"))
+    assert hostfile.returncode == 2
+    assert "MPICH 4.0.2 over UCX, which could be asked for it, often never comes out" in hostfile.stderr
+    assert "write the hostfile by hand (see hostfiles/), or use MPICH 4.2 or later" in hostfile.stderr
+    done = cluster.run("node1", *words, "-genv", "MASTER_ADDR", "node1", sys.executable, PROBE, str(tmp_path))
     assert done.returncode == 0, done.stderr
     check_places(tmp_path, "mpi")
 

@@ -270,12 +270,13 @@ def test_a_node_whose_disk_is_full_is_done_without(
     options: tuple[str, ...], words: tuple[str, ...], restarts: str, reason: str, cluster: Cluster, tmp_path: Path
 ) -> None:
     folder = project(tmp_path, WATCHED.format(folder=str(tmp_path)))
-    cluster.run("node2", "sh", "-c", "mount -o remount,size=1M /dev/shm; head -c 2M /dev/zero >/dev/shm/full")
+    full = "mount -t tmpfs -o size=1M full /dev/shm && ! head -c 2M /dev/zero >/dev/shm/full"
+    assert cluster.run("node2", "sh", "-c", full).returncode == 0
     try:
         job = cluster.sbatch(SCRIPT, *words, "gpt2", output=tmp_path / "out", folder=folder, options=options)
         fields = cluster.wait(job, tmp_path / "out")
     finally:
-        cluster.run("node2", "sh", "-c", "rm /dev/shm/full; mount -o remount,size=50% /dev/shm")
+        cluster.run("node2", "umount", "--lazy", "/dev/shm")
     told = (tmp_path / "out").read_text()
     assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", restarts), f"{reason}: {told}"
     assert not [rank for rank in (tmp_path / "seen").read_text().split()[-2:] if rank.endswith("node2")], reason

@@ -178,10 +178,24 @@ def test_without_mpi4py_the_user_is_told_to_name_the_master(monkeypatch: pytest.
     assert "pip install mpi4py, or name it: mpirun -x MASTER_ADDR=HOST" in str(caught.value)
 
 
+def stand_in_mpi(monkeypatch: pytest.MonkeyPatch, library: str, size: int) -> list[str]:
+    """An mpi4py of this library; returns what is called of it that joins the ranks."""
+    called: list[str] = []
+    world = SimpleNamespace(Get_size=lambda: size, bcast=lambda host, root: "node1")
+    mpi = SimpleNamespace(
+        COMM_WORLD=world,
+        THREAD_FUNNELED=1,
+        Get_library_version=lambda: library,
+        Is_initialized=lambda: False,
+        Init_thread=lambda level: called.append("Init_thread"),
+    )
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=mpi, rc=SimpleNamespace()))
+    return called
+
+
 @pytest.mark.parametrize("seen", [1, 4])
 def test_an_mpi4py_of_another_mpi_than_mpirun_is_told(seen: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    world = SimpleNamespace(Get_size=lambda: seen, bcast=lambda host, root: "node1")
-    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=SimpleNamespace(COMM_WORLD=world)))
+    stand_in_mpi(monkeypatch, "Open MPI v4.1.4, package: Debian OpenMPI", seen)
     place = find_place(OPENMPI)
     if seen == place.world_size:
         assert with_master(place).master_addr == "node1"
@@ -190,6 +204,33 @@ def test_an_mpi4py_of_another_mpi_than_mpirun_is_told(seen: int, monkeypatch: py
         with_master(place)
     assert "mpirun started 4 ranks, and mpi4py sees 1: it uses another MPI than mpirun" in str(caught.value)
     assert "--no-binary mpi4py" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("library", "is_refused"),
+    [
+        ("MPICH Version:\t4.0.2\nMPICH Release date:\tThu Apr  7 12:34:45 CDT 2022\nMPICH Device:\tch4:ucx\n", True),
+        ("MPICH Version:      4.1.2\nMPICH Device:       ch4:ucx\n", True),
+        ("MPICH Version:      4.2.0\nMPICH Device:       ch4:ucx\n", False),
+        ("MPICH Version:      5.0.2\nMPICH Device:       ch4:ucx\n", False),
+        ("MPICH Version:\t3.4.1\nMPICH Device:\tch4:ofi\n", False),
+        ("Intel(R) MPI Library 2021.19 for Linux* OS", False),
+    ],
+)
+def test_an_mpi_whose_ranks_hang_when_they_end_is_not_joined(
+    library: str, is_refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = stand_in_mpi(monkeypatch, library, 4)
+    place = find_place({**HYDRA, "PMI_SIZE": "4"})
+    if not is_refused:
+        assert with_master(place).master_addr == "node1"
+        assert called == ["Init_thread"]
+        return
+    with pytest.raises(ClusterError) as caught:
+        with_master(place)
+    assert "often never comes out of MPI_Finalize" in str(caught.value)
+    assert "mpiexec -genv MASTER_ADDR HOST), or use MPICH 4.2 or later" in str(caught.value)
+    assert called == []
 
 
 def test_a_place_goes_into_the_environment_and_comes_out_again() -> None:
