@@ -124,7 +124,24 @@ class GuardedFile:
         if self.num_unchecked and stop > start:
             first, last = start >> _SHIFT, (stop - 1) >> _SHIFT
             if self.checked.find(_UNCHECKED, first, last + 1) >= 0:
-                self._check_blocks(first, last)
+                self.check_blocks(first, last)
+
+    def check_blocks(self, first: int, last: int) -> None:
+        """Hold blocks first to last against their checksums, where nobody has yet.
+
+        Raises:
+            ShardError: A block is not what was written.
+        """
+        if last > first:  # a single block was announced by whoever is in a hurry, and asking again costs half its hash
+            self.advise(first << _SHIFT, min((last + 1) << _SHIFT, self.num_bytes))
+        for number in range(first, last + 1):
+            if self.checked[number]:
+                continue
+            begin = number << _SHIFT
+            if xxh3_64_intdigest(self.bytes_[begin : begin + BLOCK_BYTES]) != self._sums[number]:
+                raise ShardError(damage([number]), str(self.path), FIX)
+            self.checked[number] = 1
+            self.num_unchecked -= 1
 
     def check_all(self) -> None:
         """Hold every block against its checksum.
@@ -146,20 +163,6 @@ class GuardedFile:
         """Numbers of the blocks that are not what was written."""
         with self.path.open("rb") as file:  # in order, so that the disk reads ahead
             return [number for number, expected in enumerate(self._sums) if _next_sum(file) != expected]
-
-    def _check_blocks(self, first: int, last: int) -> None:
-        if last > first:  # a single block was announced by whoever is in a hurry, and asking again costs half its hash
-            self.advise(first << _SHIFT, min((last + 1) << _SHIFT, self.num_bytes))
-        for number in range(first, last + 1):
-            if not self.checked[number]:
-                self._check_block(number)
-
-    def _check_block(self, number: int) -> None:
-        begin = number << _SHIFT
-        if xxh3_64_intdigest(self.bytes_[begin : begin + BLOCK_BYTES]) != self._sums[number]:
-            raise ShardError(damage([number]), str(self.path), FIX)
-        self.checked[number] = 1
-        self.num_unchecked -= 1
 
 
 def damage(blocks: Sequence[int]) -> str:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from launcher.errors import ShardError, did_you_mean
 from launcher.shards.blocks import BLOCK_BYTES, check_size
-from launcher.shards.gather import gather
+from launcher.shards.gather import OpenShard, gather
 from launcher.shards.manifest import Manifest, read_checksums, read_manifest
 from launcher.shards.origins import Origin
 from launcher.shards.shard import Shard
@@ -58,8 +58,7 @@ class Split:
         self._guard = verify != "off"
         self._dtype = np.dtype(manifest.dtype).newbyteorder("<")
         self._shards: list[Shard | None] = [None] * len(self._entries)
-        self._files: list[memoryview | None] = [None] * len(self._entries)
-        self._checked = [bytearray()] * len(self._entries)
+        self._open: list[OpenShard | None] = [None] * len(self._entries)
         self._starts = np.cumsum([0, *(entry.num_tokens for entry in self._entries)], dtype=np.int64)
         self._token_starts: list[int] = self._starts.tolist()
         self._document_starts = np.cumsum([0, *(entry.num_documents for entry in self._entries)]).tolist()
@@ -140,9 +139,7 @@ class Split:
         """
         token_bytes, row = self._dtype.itemsize, 0
         while True:
-            row = gather(
-                out_BL, windows_B, stride, row, self._starts, self._files, self._checked, token_bytes, BLOCK_BYTES
-            )
+            row = gather(out_BL, windows_B, stride, row, self._starts, self._open, token_bytes, BLOCK_BYTES)
             if row == len(windows_B):
                 return True
             start = int(windows_B[row]) * stride
@@ -302,7 +299,7 @@ class Split:
         if shard is None:
             shard = Shard(self.folder, self._entries[number], self._sums, self._dtype, self._guard)
             self._shards[number] = shard
-            self._files[number], self._checked[number] = shard.file.bytes_, shard.file.checked
+            self._open[number] = (shard.file.bytes_, shard.file.checked, shard.file.check_blocks)
         return shard
 
 

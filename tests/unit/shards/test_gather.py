@@ -36,12 +36,17 @@ class Stream:
         self.tokens = rng.integers(0, 1 << 16, sum(sizes)).astype(dtype)
         self.starts = np.cumsum([0, *sizes], dtype=np.int64)
         parts = np.split(self.tokens, self.starts[1:-1])
-        self.files: list[memoryview | None] = [memoryview(part.tobytes()) for part in parts]
-        self.checked = [bytearray(b"\1" * -(-part.nbytes // BLOCK)) for part in parts]
+        self.asked: list[tuple[int, int]] = []
+        """First and last block of each check."""
+        self.shards: list[Any] = [
+            (memoryview(part.tobytes()), bytearray(b"\1" * -(-part.nbytes // BLOCK)), self.check) for part in parts
+        ]
+
+    def check(self, first: int, last: int) -> None:
+        self.asked.append((first, last))
 
     def filled(self, gather: Gather, out: np.ndarray, windows: np.ndarray, stride: int = STRIDE, row: int = 0) -> int:
-        item = self.tokens.itemsize
-        return gather(out, windows, stride, row, self.starts, self.files, self.checked, item, BLOCK)
+        return gather(out, windows, stride, row, self.starts, self.shards, self.tokens.itemsize, BLOCK)
 
 
 @given(
@@ -71,43 +76,74 @@ def test_rows_are_the_stream_up_to_the_first_that_no_shard_holds_whole(
 
 
 def close_the_second(stream: Stream) -> None:
-    stream.files[1] = None
-
-
-def doubt_a_block(stream: Stream) -> None:
-    stream.checked[1][0] = 0
+    stream.shards[1] = None
 
 
 def cut_a_file(stream: Stream) -> None:
-    file = stream.files[1]
-    assert file is not None
-    stream.files[1] = file[:-1]
+    file, checked, check = stream.shards[1]
+    stream.shards[1] = (file[:-1], checked, check)
 
 
 def cut_the_flags(stream: Stream) -> None:
-    stream.checked[1] = bytearray()
+    file, _, check = stream.shards[1]
+    stream.shards[1] = (file, bytearray(), check)
+
+
+def tell_less(stream: Stream) -> None:
+    stream.shards[1] = stream.shards[1][:2]
 
 
 def forget_a_shard(stream: Stream) -> None:
-    stream.files.pop()
+    stream.shards.pop()
 
 
 @pytest.mark.parametrize(
     ("harm", "left"),
     [
         pytest.param(close_the_second, 1, id="a shard that is not open"),
-        pytest.param(doubt_a_block, 1, id="a block that nobody has checked"),
         pytest.param(cut_a_file, 1, id="a file shorter than its tokens"),
         pytest.param(cut_the_flags, 1, id="fewer flags than blocks"),
-        pytest.param(forget_a_shard, 0, id="fewer files than shards"),
+        pytest.param(tell_less, 1, id="a shard without a check"),
+        pytest.param(forget_a_shard, 0, id="fewer shards than there are"),
     ],
 )
-def test_what_is_not_there_or_not_checked_is_left(gather: Gather, harm: Callable[[Stream], None], left: int) -> None:
+def test_what_is_not_there_is_left(gather: Gather, harm: Callable[[Stream], None], left: int) -> None:
     stream, out = Stream(), np.zeros((3, WIDTH), dtype=np.int64)
     windows = np.array([0, 7, 9])  # the second ends the second shard
     assert stream.filled(gather, out, windows) == 3
     harm(stream)
     assert stream.filled(gather, out, windows) == left
+    assert stream.asked == []
+
+
+def test_blocks_that_nobody_has_checked_are_checked_first(gather: Gather) -> None:
+    stream = Stream()
+    checked = stream.shards[2][1]
+    checked[:] = bytes(len(checked))
+
+    def check(first: int, last: int) -> None:
+        stream.check(first, last)
+        checked[first : last + 1] = b"\1" * (last + 1 - first)
+
+    stream.shards[2] = (stream.shards[2][0], checked, check)
+    out = np.zeros((3, 40), dtype=np.int64)  # rows of 80 bytes, in two blocks of 64 each
+    assert stream.filled(gather, out, np.array([8, 8, 12])) == 3
+    assert stream.asked == [(0, 1), (1, 2)]
+    assert out.tolist() == [stream.tokens[8 * window : 8 * window + 40].tolist() for window in (8, 8, 12)]
+
+
+def test_of_a_block_that_is_not_what_was_written_nothing_is_served(gather: Gather) -> None:
+    stream, out = Stream(), np.full((3, WIDTH), -7, dtype=np.int64)
+    stream.shards[1][1][0] = 0
+
+    def refuse(first: int, last: int) -> None:
+        stream.shards[1] = None  # what it was called by must not go away with this
+        raise ValueError(f"blocks {first} to {last}")
+
+    stream.shards[1] = (*stream.shards[1][:2], refuse)
+    with pytest.raises(ValueError, match="blocks 0 to 0"):
+        stream.filled(gather, out, np.array([0, 7, 9]))
+    assert (out == -7).all()
 
 
 @pytest.mark.parametrize("window", [-1, 21, 1 << 61, (1 << 63) - 1, -(1 << 63)])
@@ -151,8 +187,7 @@ def test_a_row_behind_the_last_is_the_end(gather: Gather) -> None:
 def test_it_keeps_no_file(gather: Gather) -> None:
     stream, out = Stream(), np.zeros((4, WIDTH), dtype=np.int64)
     assert stream.filled(gather, out, np.array([0, 9, 3, -1])) == 3
-    for file in stream.files:
-        assert file is not None
+    for file, _, _ in stream.shards:
         file.release()  # raises BufferError where somebody still holds it
 
 
@@ -161,7 +196,7 @@ def test_a_caller_who_does_not_know_it_is_told(gather: Gather) -> None:
     with pytest.raises(TypeError, match=r"gather\(out, windows, stride"):
         call(1, 2)
     with pytest.raises(TypeError, match="integer"):
-        call(np.zeros((1, 1)), np.zeros(1), "a", 0, np.zeros(1), [], [], 2, BLOCK)
+        call(np.zeros((1, 1)), np.zeros(1), "a", 0, np.zeros(1), [], 2, BLOCK)
 
 
 def test_without_a_compiler_every_row_is_left() -> None:
