@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 OpenShard = tuple[memoryview, bytearray, Callable[[int, int], None]]
-"""The bytes of a shard's tokens; a byte for each block of them, 0 where nobody has checked it; and what checks the blocks
-from the first number to the last, where nobody has."""
+"""The bytes of a shard's tokens; a byte for each block of them, 0 where nobody has checked it; and what checks the
+blocks from the first number to the last, where nobody has."""
 
 
 class Gather(Protocol):
