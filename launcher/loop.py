@@ -27,7 +27,7 @@ from launcher.engine.watch import Watch
 from launcher.feed import Data, bytes_per_token, step_batches, validation_batches
 from launcher.models.build import parameters_per_token
 from launcher.plan.flops import flops_per_token, peak_flops
-from launcher.rewind import rewind, tell_left_out
+from launcher.rewind import Reason, bad_steps, bad_validation, rewind, tell_left_out
 from launcher.samples.passed_over import moved_on
 
 
@@ -59,12 +59,12 @@ def run_steps(run: Run) -> int:
     with open_metrics(run) as metrics, run.watch.steps(), Guard(run.engine, guards, health) as guard:
         run.ledger.begin_steps(run.progress.step)
         try:
-            while not _take_steps(run, metrics, guard):
+            while (reason := _take_steps(run, metrics, guard)) is not None:
                 run.watch.pulse.begin("going back")
                 with run.ledger.during("rewind"):
                     run.saver.wait()
                     tell_saves(run, metrics)
-                    rewind(run.recipe, run.engine, run.data, run.progress, metrics, run.console)
+                    rewind(run.recipe, run.engine, run.data, run.progress, reason, metrics, run.console)
                 run.ledger.went_back(run.progress.step)
                 guard.health = run.progress.health
             finish_saves(run, metrics)
@@ -87,14 +87,14 @@ def run_steps(run: Run) -> int:
     return 0
 
 
-def _take_steps(run: Run, metrics: Log, guard: Guard) -> bool:
-    """Take steps to the last, or until there were too many bad ones in a row; returns whether it was the last."""
+def _take_steps(run: Run, metrics: Log, guard: Guard) -> Reason | None:
+    """Take steps to the last (then None is returned), or until the run has to go back."""
     recipe, progress, pulse = run.recipe, run.progress, run.watch.pulse
     length = run.length
     if length.begin(progress.step):
         _tell_length(run, metrics)
     if progress.step >= length.last:
-        return True
+        return None
     batches = step_batches(
         run.data, run.plan, run.engine.global_rank, progress.step, length.at_most, passed_over=progress.passed_over
     )
@@ -103,7 +103,9 @@ def _take_steps(run: Run, metrics: Log, guard: Guard) -> bool:
     if progress.step == 0 or (
         is_due(progress.step, recipe.eval.every_steps, length.last) and progress.evaluated_step < progress.step
     ):
-        validate(run, metrics)
+        reason = validate(run, metrics)
+        if reason is not None:
+            return reason
     times = CollectiveTimes(recipe.train.num_steps - recipe.train.time_collectives + 1, recipe.train.num_steps)
     times.before_step(progress.step + 1)
     pulse.begin_step()
@@ -122,14 +124,16 @@ def _take_steps(run: Run, metrics: Log, guard: Guard) -> bool:
         if result.left_out is not None:
             tell_left_out(recipe, result, progress, metrics, run.console)
         if guard.gives_up:
-            return False
+            return bad_steps(recipe.run_folder, progress)
         if _data_changes(run):
             progress.health.recent_losses = []  # other data, other losses
         if load is not None and is_due(result.step, recipe.eval.every_steps or TOLD_EVERY_STEPS, length.last):
             _tell_load(run, load, metrics)
         _stop_if_asked(result, length.last)
         if is_due(result.step, recipe.eval.every_steps, length.last):
-            validate(run, metrics)
+            reason = validate(run, metrics)
+            if reason is not None:  # before it is saved
+                return reason
         if is_due(result.step, recipe.checkpoint.every_steps, length.last):
             save_run(run)
         tell_saves(run, metrics)
@@ -137,7 +141,7 @@ def _take_steps(run: Run, metrics: Log, guard: Guard) -> bool:
             break
         pulse.begin_step()
     pulse.begin("the end")
-    return True
+    return None
 
 
 def _time_collectives(times: CollectiveTimes, result: StepResult, metrics: Log) -> None:
@@ -212,15 +216,18 @@ def open_metrics(run: Run) -> Log:
     )
 
 
-def validate(run: Run, metrics: Log) -> None:
+def validate(run: Run, metrics: Log) -> Reason | None:
     """Measure the model on the held-out documents.
+
+    Returns:
+        Why the run has to go back, where what came out is no finite number.
 
     Raises:
         StopAsked: Before it was done.
     """
     progress = run.progress
     if not run.data.validation:
-        return
+        return None
     run.watch.pulse.begin("a validation")
     world_size, rank, plan = run.engine.world_size, run.engine.global_rank, run.plan
     sharing = plan.sequence_parallel, plan.tensor_parallel
@@ -229,9 +236,12 @@ def validate(run: Run, metrics: Log) -> None:
     watched = run.watch.pulse.during(batches)
     with run.ledger.during("evaluation"):
         result = evaluate(run.engine, watched, bytes_per_token(run.data), parts, run.watch.stop)
+    metrics.evaluation(progress.step, result)
+    if not result.whole.is_finite:
+        return bad_validation(progress.step, result)
     score = {name: value for name, value in asdict(result.whole).items() if value is not None}
     progress.evaluations.append({"step": progress.step, **score})
-    metrics.evaluation(progress.step, result)
+    return None
 
 
 def save_run(run: Run) -> None:

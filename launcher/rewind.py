@@ -1,4 +1,5 @@
-"""Going back to a checkpoint and passing over the data read since, when leaving out single steps does not help.
+"""Going back to a checkpoint and passing over the data read since, when leaving out single steps does not help, or a
+validation shows that the weights are broken.
 
 What PaLM's authors did by hand (Chowdhery et al. 2022, section 5.1): back to before a spike, past the batches that led
 to it. The windows passed over are kept in the run's folder, in each checkpoint and in the log: which data a step takes
@@ -7,6 +8,7 @@ follows from them alone (`launcher.samples.passed_over`).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from launcher.checkpoint.load import CheckpointReader, find_together, restore
 from launcher.config.recipe import Recipe
 from launcher.engine.metrics import Log
 from launcher.engine.process import share
-from launcher.engine.records import Health, Progress, StepResult
+from launcher.engine.records import EvalResult, Health, Progress, StepResult
 from launcher.errors import DivergedError
 from launcher.feed import Data, pass_over
 from launcher.samples.cursor import Cursor
@@ -36,20 +38,61 @@ def tell_left_out(recipe: Recipe, result: StepResult, progress: Progress, metric
     )
 
 
-def rewind(recipe: Recipe, engine: Any, data: Data, progress: Progress, metrics: Log, console: Console) -> None:
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a run goes back."""
+
+    what: str
+    """What is wrong, up to which step."""
+    fix: str
+    """What the user may do about it."""
+
+
+def bad_steps(run: Path, progress: Progress) -> Reason:
+    """There were too many steps in a row whose update was left out."""
+    health = progress.health
+    return Reason(
+        f"{health.bad_in_a_row or health.overflows_in_a_row} bad steps in a row, the last is {progress.step}",
+        f"the steps are the `left_out` events in {run / 'metrics.jsonl'}; `pretrain trace {run} --digest …` shows "
+        "their text. Lower optim.lr, exclude documents (data.exclude)",
+    )
+
+
+def bad_validation(step: int, result: EvalResult) -> Reason:
+    """A validation came to no finite number: the weights are broken, whatever the steps before it looked like."""
+    broken = [name for name, score in result.corpora.items() if not score.is_finite]
+    of = f" on {', '.join(broken)}" if len(broken) < len(result.corpora) else ""
+    return Reason(
+        f"the validation of step {step} is no finite number{of}",
+        "lower optim.lr, exclude documents (data.exclude)"
+        if step
+        else "no step did it: the model computes nothing else of that text; look at model.continue_from, model.config "
+        "and train.precision, or exclude documents (data.exclude)",
+    )
+
+
+def rewind(
+    recipe: Recipe, engine: Any, data: Data, progress: Progress, reason: Reason, metrics: Log, console: Console
+) -> None:
     """Put engine and progress back to a checkpoint, and pass over the data since; every rank calls it.
 
     Raises:
-        DivergedError: There is no checkpoint, or it was done often enough.
+        DivergedError: There is no checkpoint before, or it was done often enough.
     """
     checkpoints, guards = recipe.run_folder / "checkpoints", recipe.guards
     now = progress.step
     found, skipped = find_together(checkpoints, guards.back_checkpoints)
-    _refuse_for_ever(recipe, progress, found.path)
-    assert found.path is not None
-    target = int(layout.read_json(found.path / "state.json", "step")["step"])
     for line in skipped:
         console.print(f"warning: {line}", highlight=False, soft_wrap=True)
+    _refuse_for_ever(recipe, progress, reason, found.path)
+    assert found.path is not None
+    target = int(layout.read_json(found.path / "state.json", "step")["step"])
+    if target == now:
+        raise DivergedError(
+            f"{reason.what}, and the checkpoint to go back to is that step's",
+            str(found.path),
+            f"guards.back_checkpoints={guards.back_checkpoints + 1} goes back to one before it; or {reason.fix}",
+        )
     position_at = recipe.batch.schedule.position_at
     first = moved_on(position_at(target), progress.passed_over)
     last = moved_on(position_at(now), progress.passed_over)
@@ -72,10 +115,10 @@ def rewind(recipe: Recipe, engine: Any, data: Data, progress: Progress, metrics:
     pass_over(data, recipe, windows, changes)
     forget_other_losses(progress, recipe, data, saved_at)
     metrics.rewind(target, progress.tokens, windows)
-    fields = {"first_position": first, "num_positions": last - first, "changes": changes}
+    fields = {"why": reason.what, "first_position": first, "num_positions": last - first, "changes": changes}
     metrics.event("rewind", step=target, from_step=now, **fields)
     console.print(
-        f"went back from step {now} to step {target}, and passes over the {last - first} sequences read since "
+        f"{reason.what}: went back to step {target}, and passes over the {last - first} sequences read since "
         f"({progress.num_rewinds} of at most {guards.max_rewinds} times)",
         highlight=False,
         soft_wrap=True,
@@ -115,21 +158,14 @@ def forget_other_losses(progress: Progress, recipe: Recipe, data: Data, saved_at
         progress.health.recent_losses = []
 
 
-def _refuse_for_ever(recipe: Recipe, progress: Progress, checkpoint: Path | None) -> None:
-    guards, run = recipe.guards, recipe.run_folder
-    report = f"the steps are the `left_out` events in {run / 'metrics.jsonl'}; `pretrain trace {run} --digest …` shows"
-    fix = f"{report} their text. Lower optim.lr, exclude documents (data.exclude), or raise guards.max_rewinds"
+def _refuse_for_ever(recipe: Recipe, progress: Progress, reason: Reason, checkpoint: Path | None) -> None:
+    run = str(recipe.run_folder)
     if checkpoint is None:
+        fix = f"{reason.fix}, or save more often (checkpoint.every_steps)" if progress.step else reason.fix
+        raise DivergedError(f"{reason.what}, and no checkpoint to go back to", run, fix)
+    if progress.num_rewinds >= recipe.guards.max_rewinds:
         raise DivergedError(
-            f"{progress.health.bad_in_a_row or progress.health.overflows_in_a_row} bad steps in a row, the last is "
-            f"{progress.step}, and no checkpoint to go back to",
-            str(run),
-            fix,
-        )
-    if progress.num_rewinds >= guards.max_rewinds:
-        raise DivergedError(
-            f"bad steps in a row up to step {progress.step}, though the run went back {progress.num_rewinds} times "
-            "and passed over the data each time",
-            str(run),
-            fix,
+            f"{reason.what}, though the run went back {progress.num_rewinds} times and passed over the data each time",
+            run,
+            f"{reason.fix}, or raise guards.max_rewinds",
         )

@@ -30,7 +30,7 @@ class GuardsConfig(Record):
     OLMo skips at 6 standard deviations of 128 steps; outliers do not widen this one."""
     max_bad_steps: PositiveInt = 3
     """After this many steps in a row with a spike, or a loss or gradient that is no finite number, the run goes back to
-    a checkpoint and passes over the data it had read since."""
+    a checkpoint and passes over the data it had read since; a validation that is none does it at once."""
     max_overflows: PositiveInt = 40
     """The same after this many overflows in a row in fp16: one or two are how its loss scale is found."""
     back_checkpoints: PositiveInt = 1

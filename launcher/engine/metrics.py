@@ -236,15 +236,20 @@ class Metrics:
             self._board_is_gone = True
 
     def _write(self, line: dict[str, Any]) -> None:
-        # A loss that is no number has none in JSON.
-        line = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
-        self._log.write(json.dumps(line, ensure_ascii=False))
+        self._log.write(json.dumps(_in_json(line), ensure_ascii=False, allow_nan=False))
 
 
 def _written(score: Score) -> dict[str, Any]:
     """A score's fields; those of pairs where there are pairs."""
     fields = asdict(score)
     return {name: value for name, value in fields.items() if value is not None or not name.startswith("pair_")}
+
+
+def _in_json(value: Any) -> Any:
+    """A value as it is written: a loss that is no number has none in JSON."""
+    if isinstance(value, dict):
+        return {name: _in_json(inner) for name, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _keep_before(file: Path, first_step: int, passed_over: Sequence[Sequence[int]]) -> None:

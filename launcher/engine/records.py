@@ -104,6 +104,11 @@ class Score:
     pair_accuracy: float | None = None
     """Share of the pairs whose label scored highest; None likewise."""
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether its losses are numbers."""
+        return math.isfinite(self.loss) and (self.pair_loss is None or math.isfinite(self.pair_loss))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvalResult:

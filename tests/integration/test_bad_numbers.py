@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +153,79 @@ def test_a_run_that_comes_to_no_good_ends_with_a_report(
     assert "pretrain trace" in life.told()
     assert "Traceback" not in life.told()
     assert len(events(tmp_path / "bad", "rewind")) == rewinds
+
+
+def losses_of(run: Path) -> list[tuple[int, float | None]]:
+    return [(event["step"], event["loss"]) for event in events(run, "evaluation")]
+
+
+@pytest.mark.parametrize("config", ["zero0", "zero2"])
+def test_a_run_whose_last_validation_is_no_number_goes_back_before_it_saves(
+    config: str, shards: Path, tmp_path: Path
+) -> None:
+    mixture = {name: {"shards": str(shards), "weight": 1} for name in ("law", "wiki")}
+    options = {"checkpoint": {"every_steps": 4, "keep_last": 9}, "data": {"seq_len": 24, "mixture": mixture}}
+    path = recipe(tmp_path, shards, "broken", train__num_steps=6, **options)
+    words = ["--ds_config", config, "--recipe", str(path)]
+    assert run_ranks(troubled_jobs.train_with_weights_that_break, 2, words, 6, 1) == [0, 0]
+    run = tmp_path / "broken"
+    (event,) = events(run, "rewind")
+    assert (event["from_step"], event["step"], event["num_positions"]) == (6, 4, 2 * GLOBAL_BATCH)
+    assert event["why"] == "the validation of step 6 is no finite number"
+    assert all(loss is not None for _, loss in losses_of(run))
+    assert saved(run, 6)["passed_over"] == [[4 * GLOBAL_BATCH, 2 * GLOBAL_BATCH]]
+    assert saved(run, 6)["evaluations"][-1]["step"] == 6
+
+
+@pytest.mark.parametrize(
+    ("every_steps", "told", "rewinds"),
+    [
+        (4, "the validation of step 6 is no finite number, though the run went back 2 times", 2),
+        (0, "the validation of step 6 is no finite number, and no checkpoint to go back to", 0),
+    ],
+)
+def test_a_run_whose_last_validation_stays_no_number_ends_with_a_report(
+    every_steps: int, told: str, rewinds: int, shards: Path, tmp_path: Path
+) -> None:
+    mixture = {name: {"shards": str(shards), "weight": 1} for name in ("law", "wiki")}
+    options = {"checkpoint": {"every_steps": every_steps}, "guards": {"max_rewinds": 2}}
+    data = {"seq_len": 24, "mixture": mixture}
+    path = recipe(tmp_path, shards, "broken", train__num_steps=6, data=data, **options)
+    words = ["--ds_config", "zero0", "--recipe", str(path)]
+    life = Life(troubled_jobs.train_with_weights_that_break, 2, tmp_path / "out", words, 6, 99)
+    assert life.wait() == [2, 2], life.told()
+    run = tmp_path / "broken"
+    assert f"DivergedError: {told}" in life.told()
+    assert "Traceback" not in life.told()
+    assert len(events(run, "rewind")) == rewinds
+    assert losses_of(run)[-1] == (6, None)
+    assert "NaN" not in (run / "metrics.jsonl").read_text()
+    assert not (run / "checkpoints" / "step-00000006").exists()
+    assert not (run / "export").exists()
+
+
+def test_a_validation_that_is_infinite_before_the_first_step_ends_the_run(shards: Path, tmp_path: Path) -> None:
+    words = ["--ds_config", "zero0", "--recipe", str(recipe(tmp_path, shards, "broken", train__num_steps=6))]
+    life = Life(troubled_jobs.train_a_model_that_cannot_be_measured, 2, tmp_path / "out", words)
+    assert life.wait() == [2, 2], life.told()
+    assert "DivergedError: the validation of step 0 is no finite number" in life.told()
+    assert not [line for line in read_metrics(tmp_path / "broken" / "metrics.jsonl") if "lr" in line]
+
+
+def test_a_run_goes_back_no_further_than_it_may_where_its_newest_checkpoint_is_what_is_broken(
+    shards: Path, tmp_path: Path
+) -> None:
+    """As one that was saved when a stop had ended its validation: the next start measures it."""
+    path = recipe(tmp_path, shards, "broken", train__num_steps=6, checkpoint={"every_steps": 4, "keep_last": 9})
+    words = ["--ds_config", "zero0", "--recipe", str(path)]
+    assert run_ranks(jobs.train, 2, [*words, "train.num_steps=5"]) == [0, 0]
+    shutil.rmtree(tmp_path / "broken" / "checkpoints" / "step-00000005")
+    words = [*words, "eval.every_steps=4"]
+    life = Life(troubled_jobs.train_a_model_that_cannot_be_measured, 2, tmp_path / "out", words)
+    assert life.wait() == [2, 2], life.told()
+    assert "of step 4 is no finite number, and the checkpoint to go back to is that step's" in life.told()
+    assert "guards.back_checkpoints=2" in life.told()
+    assert events(tmp_path / "broken", "rewind") == []
 
 
 @pytest.mark.parametrize("config", ["zero0", "zero2", "zero3"])

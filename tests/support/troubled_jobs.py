@@ -141,3 +141,43 @@ def train_without_gradients(arguments: list[str]) -> int:
 
     steps.losses = losses
     return jobs.train(arguments)
+
+
+def train_with_weights_that_break(arguments: list[str], step: int, times: int) -> int:
+    """The training program, where the update of a step leaves a weight that is no number, so many times it is taken.
+
+    Args:
+        arguments: Of the program.
+        step: Number of the step.
+        times: How often.
+    """
+    import launcher.loop as loop
+
+    sound, broken = loop.train_steps, 0
+
+    def train_steps(engine: Any, *others: Any) -> Any:
+        nonlocal broken
+        for result in sound(engine, *others):
+            if result.step == step and broken < times:
+                broken += 1
+                next(engine.module.parameters()).data[0] = float("nan")
+            yield result
+
+    loop.train_steps = train_steps
+    return jobs.train(arguments)
+
+
+def train_a_model_that_cannot_be_measured(arguments: list[str]) -> int:
+    """The training program, where every validation is infinite and no step of training shows why."""
+    import torch
+
+    import launcher.engine.steps as steps
+
+    sound = steps.losses
+
+    def losses(engine: Any, tensors: Any, z_loss: float = 0.0) -> Any:
+        sums = sound(engine, tensors, z_loss)
+        return sums if torch.is_grad_enabled() else sums * float("inf")
+
+    steps.losses = losses
+    return jobs.train(arguments)
