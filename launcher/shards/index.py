@@ -96,13 +96,15 @@ class Index:
 
     Args:
         file: The `.idx`, mapped.
+        num_tokens: Of the `.bin`; what points outside of it is refused, whether blocks are checked or not.
 
     Raises:
         ShardError: It is no such index, is cut off, or is not what was written.
     """
 
-    def __init__(self, file: GuardedFile) -> None:
+    def __init__(self, file: GuardedFile, num_tokens: int) -> None:
         self._file = file
+        self._num_tokens = num_tokens
         file.check(0, HEADER.size)
         self.header = header = read_header(file.bytes_, file.path)
         if header.num_bytes != file.num_bytes:
@@ -121,7 +123,11 @@ class Index:
         return self.header.dtype.itemsize
 
     def starts(self, first: int, last: int) -> NDArray[np.int64]:
-        """First token of documents [first, last) and the token behind the last of them, int64 [last - first + 1]."""
+        """First token of documents [first, last) and the token behind the last of them, int64 [last - first + 1].
+
+        Raises:
+            ShardError: Their entries are damaged.
+        """
         marks = self._marks(first, last)
         starts: NDArray[np.int64] = self._sequence_starts(int(marks[0]), int(marks[-1]))[marks - marks[0]]
         return starts
@@ -166,7 +172,9 @@ class Index:
 
     def _marks(self, first: int, last: int) -> NDArray[np.int64]:
         self._file.check(self._documents_at + 8 * first, self._documents_at + 8 * (last + 1))
-        return self._documents[first : last + 1].astype(np.int64)
+        marks = self._documents[first : last + 1].astype(np.int64)
+        self._refuse_outside(marks, self.header.num_sequences, f"document {first}")
+        return marks
 
     def _sequence_starts(self, first: int, last: int) -> NDArray[np.int64]:
         """First token of sequences [first, last) and the token behind the last of them."""
@@ -177,6 +185,13 @@ class Index:
             starts[:-1] = self._pointers_N[first:last]
             starts[:-1] //= self._itemsize
             starts[-1] = starts[-2] + int(self._lengths_N[last - 1])
+            self._refuse_outside(starts, self._num_tokens, f"sequence {first}")
         elif first:
             starts[0] = self._sequence_starts(first - 1, first)[-1]
         return starts
+
+    def _refuse_outside(self, places: NDArray[np.int64], end: int, where: str) -> None:
+        """Raises ShardError where places do not ascend from 0 to `end`: only unchecked blocks can hold such."""
+        if places[0] < 0 or places[-1] > end or (places[1:] < places[:-1]).any():
+            what = f"the index points outside of its .bin, at {where} or behind it"
+            raise ShardError(what, str(self._file.path), FIX)

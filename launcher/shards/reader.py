@@ -19,7 +19,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from launcher.errors import ShardError, did_you_mean
-from launcher.shards.blocks import BLOCK_BYTES, check_size
+from launcher.shards.blocks import BLOCK_BYTES, FIX, check_size
 from launcher.shards.gather import OpenShard, gather
 from launcher.shards.manifest import Manifest, read_checksums, read_manifest
 from launcher.shards.origins import Origin
@@ -256,7 +256,7 @@ class Split:
             raise IndexError(f"document {document} of {self.num_documents}")
         number = bisect_right(self._document_starts, document) - 1
         entry = self._entries[number]
-        record = self._shard(number).origins(document - self._document_starts[number], 1)[0]
+        record = self._origins(number, document - self._document_starts[number], 1)[0]
         segment = self.manifest.parts[entry.part][int(record["segment"])]
         return Origin(
             source=self.manifest.sources[segment.source].path,
@@ -268,7 +268,18 @@ class Split:
     def origin_blocks(self) -> Iterator[tuple[int, int, NDArray[np.void]]]:
         """Of every shard: its first document, its part of the corpus, and the origins of its documents, ORIGIN [D]."""
         for number, entry in enumerate(self._entries):
-            yield self._document_starts[number], entry.part, self._shard(number).origins(0, entry.num_documents)
+            yield self._document_starts[number], entry.part, self._origins(number, 0, entry.num_documents)
+
+    def _origins(self, number: int, first: int, count: int) -> NDArray[np.void]:
+        """Of documents [first, first + count) of a shard, ORIGIN [D]; each of a segment that there is."""
+        origins_D = self._shard(number).origins(first, count)
+        num_segments = len(self.manifest.parts[self._entries[number].part])
+        if (origins_D["segment"] >= num_segments).any():
+            entry = self._entries[number].file(".docs")
+            where = str(self.folder / entry.name) if entry else str(self.folder)
+            what = f"a document is said to be of a segment that there is not, at document {first} or behind it"
+            raise ShardError(what, where, FIX)
+        return origins_D
 
     def advise(self, starts_B: NDArray[np.int64], lengths_B: NDArray[np.int64]) -> None:
         """Ask the kernel to read these rows ahead; returns at once."""

@@ -55,7 +55,7 @@ class Shard:
     def index(self) -> Index:
         """Where its documents begin."""
         file = self._open(".idx")
-        index = Index(file)
+        index = Index(file, self._entry.num_tokens)
         header = index.header
         if header.dtype != self._dtype or header.num_documents != self._entry.num_documents:
             what = f"the index tells of {header.num_documents} documents of {header.dtype.name}, the manifest of others"

@@ -95,14 +95,15 @@ def _content_problems(
         return
     path = folder / tokens.name
     try:
-        read = Index(GuardedFile(folder / index.name, index.num_bytes, sums[index.name], guard=False))
+        file = GuardedFile(folder / index.name, index.num_bytes, sums[index.name], guard=False)
+        read = Index(file, tokens.num_bytes // np.dtype(manifest.dtype).itemsize)
+        starts = read.starts(0, read.header.num_documents)
     except ShardError as error:
         yield f"{error.where}: {error.what}"
         return
     if read.header.dtype.name != manifest.dtype:
         yield f"{path}: holds {read.header.dtype.name}, the manifest says {manifest.dtype}"
         return
-    starts = read.starts(0, read.header.num_documents)
     num_tokens = tokens.num_bytes // read.header.dtype.itemsize
     if len(starts) - 1 != shard.num_documents or int(starts[-1]) != shard.num_tokens or num_tokens != shard.num_tokens:
         yield (

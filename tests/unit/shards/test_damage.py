@@ -160,6 +160,32 @@ def test_who_turns_checking_off_is_served_what_is_there(folder: Path) -> None:
     read_everything(folder, "off")
 
 
+def test_what_points_outside_is_refused_with_its_file_also_where_checking_is_off(sound: Path, folder: Path) -> None:
+    """Flipped bits of the index's lengths, pointers and documents, and of origins: a ShardError, or places in range."""
+    rng, errors = random.Random(3), []
+    for name in ("train-00000.idx", "train-00000.docs"):
+        before = (sound / name).read_bytes()
+        for _ in range(60):
+            flip(folder / name, rng.randrange(34, len(before)))
+            split = open_split(folder, "train", "off")
+            try:
+                starts = split.document_starts(0, 5000)
+                assert (np.diff([0, *starts, split.num_tokens]) >= 0).all()
+                for document in range(0, 5000, 7):
+                    split.document(document)
+                    split.sequence_starts(document)
+                    assert split.origin(document).source
+                for _ in split.origin_blocks():
+                    pass
+            except ShardError as error:
+                errors.append((name, error))
+            (folder / name).write_bytes(before)
+    assert len(errors) > 30
+    for name, error in errors:
+        assert name in error.where
+        assert error.fix
+
+
 def test_a_document_found_by_a_damaged_index_is_not_believed(folder: Path) -> None:
     """A search probes blocks that nobody has checked; where it ends is held against one that is."""
     split = open_split(folder, "train")
