@@ -181,12 +181,11 @@ def _datatrove(path: Path) -> TokenFile:
         size = path.stat().st_size // int(ends[-1]) if len(ends) and ends[-1] else 2
     if size not in (2, 4):
         raise ShardError(f"tokens of {size} bytes", str(path), _FIX)
-    if len(ends) == 0 or bool(np.any(np.diff(ends) < 0)) or int(ends[-1]) * size != path.stat().st_size:
-        last = int(ends[-1]) if len(ends) else 0
+    last = int(ends[-1]) if len(ends) else 0  # a task that was left without documents writes an empty file of each
+    if bool(np.any(np.diff(ends) < 0)) or last * size != path.stat().st_size:
         what = f"the index ends at token {last}, the file has {path.stat().st_size} bytes of {size} each"
         raise ShardError(what, str(path), "restore the files")
-    lengths = np.diff(ends, prepend=0).astype(np.int32)
-    return TokenFile(path, DTYPES[8 if size == 2 else 4], lengths, None, len(lengths))
+    return TokenFile(path, DTYPES[8 if size == 2 else 4], _lengths(ends, path), None, len(ends))
 
 
 def _flat(path: Path, dtype: str | None, document_end: int) -> TokenFile:
@@ -198,7 +197,9 @@ def _flat(path: Path, dtype: str | None, document_end: int) -> TokenFile:
             raise ShardError("this .npy has numpy's header; OLMo's and nanoGPT's are flat", str(path), fix)
     kind = FLAT_DTYPES[dtype]
     num_bytes = path.stat().st_size
-    if num_bytes == 0 or num_bytes % kind.itemsize:
+    if num_bytes == 0:
+        raise ShardError("the file is empty", str(path), "restore it, or leave it out")
+    if num_bytes % kind.itemsize:
         raise ShardError(f"{num_bytes} bytes are no number of {dtype} tokens", str(path), "say the right --dtype")
     tokens = np.memmap(path, kind, mode="r").view(np.ndarray)
     if kind.itemsize == 2 and len(tokens) > 1 and not tokens[1:CHUNK_TOKENS:2].any() and tokens[:CHUNK_TOKENS:2].any():
@@ -214,9 +215,22 @@ def _flat(path: Path, dtype: str | None, document_end: int) -> TokenFile:
             str(path),
             "say which token ends a document (--document-end), and check --dtype",
         )
-    if not len(ends) or ends[-1] != len(tokens):
+    if ends[-1] != len(tokens):
         ends = np.append(ends, len(tokens))  # the last document ends with the file
-    return TokenFile(path, kind, np.diff(ends, prepend=0).astype(np.int32), None, len(ends))
+    return TokenFile(path, kind, _lengths(ends, path), None, len(ends))
+
+
+def _lengths(ends_D: NDArray[np.int64], path: Path) -> NDArray[np.int32]:
+    """Tokens of each document.
+
+    Raises:
+        ShardError: One has more than Megatron's index can tell.
+    """
+    lengths = np.diff(ends_D, prepend=0)
+    if len(lengths) and lengths.max() >= 2**31:
+        what = f"document {lengths.argmax()} has {lengths.max()} tokens: an index tells of {2**31 - 1} at most"
+        raise ShardError(what, str(path), "say which token ends a document (--document-end), or cut the document")
+    return lengths.astype(np.int32)
 
 
 def _write(folder: Path, files: dict[str, list[TokenFile]], handle: TokenizerHandle, end: int) -> Manifest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from pathlib import Path
 
@@ -85,6 +86,20 @@ def test_several_files_make_one_stream_and_others_are_held_out(tmp_path: Path, t
     assert train.origin(40).number == 1
 
 
+def test_datatroves_file_of_a_task_that_was_left_without_documents_is_taken(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    """As datatrove 0.10.1 writes it where a filter leaves nothing to a task: tokens and index of no bytes."""
+    full, empty = datatrove(tmp_path), tmp_path / "00001_unshuffled.ds"
+    for suffix in ("", ".index"):
+        empty.with_name(empty.name + suffix).touch()
+    empty.with_name(empty.name + ".metadata").write_text("tokenizer.json|2\n0\n0.00 T", encoding="utf-8")
+    adopt([full, empty], [], tokenizer_folder, tmp_path / "out")
+    assert verify(tmp_path / "out") == []
+    split = open_split(tmp_path / "out", "train")
+    assert [split.document(number).tolist() for number in range(split.num_documents)] == DOCUMENTS
+
+
 def test_a_file_is_taken_once_under_whatever_names_and_never_both_trained_on_and_held_out(
     tmp_path: Path, tokenizer_folder: Path
 ) -> None:
@@ -136,6 +151,8 @@ BAD = {
     ),
     "datatrove cut": (lambda f: _cut(datatrove(f), 1), {}, "the index ends at token"),
     "flat without a type": (lambda f: flat(f, "<u2"), {}, "does not tell its type"),
+    "datatrove with a document too long": (lambda f: _endless(f), {}, "document 0 has 2147483648 tokens"),
+    "flat and empty": (lambda f: _cut(flat(f, "<u2"), 2 * len(STREAM)), {"dtype": "uint16"}, "the file is empty"),
     "flat with half a token": (lambda f: _cut(flat(f, "<u2"), 1), {"dtype": "uint16"}, "no number of uint16"),
     "flat with the wrong type": (lambda f: flat(f, "<u4"), {"dtype": "uint16"}, "say --dtype uint32"),
     "flat without ends": (lambda f: flat(f, "<u2"), {"dtype": "uint16", "document_end": 99999}, "does not occur"),
@@ -147,6 +164,13 @@ BAD = {
 
 def _without(path: Path) -> Path:
     path.with_name(path.name + ".index").unlink()
+    return path
+
+
+def _endless(folder: Path) -> Path:
+    path = datatrove(folder)
+    os.truncate(path, 2 << 31)  # a hole: takes no room
+    np.array([1 << 31], dtype="<u8").tofile(path.with_name(path.name + ".index"))
     return path
 
 
