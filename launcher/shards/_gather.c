@@ -17,6 +17,9 @@
 #define FOR_EACH_PROCESSOR
 #endif
 
+/* gather.py has the same, and leaves out what was compiled before one of them changed. */
+#define SIGNATURE "gather(out, windows, stride, row, starts, shards, token_bytes, block_bytes)"
+
 /* What is told of a shard that is open, in a tuple. */
 enum { FILE_BYTES, CHECKED, CHECK, TOLD };
 
@@ -148,7 +151,7 @@ static Py_ssize_t fill(const Py_buffer *out, const Py_buffer *windows, const Py_
 static PyObject *gather(PyObject *Py_UNUSED(module), PyObject *const *args, Py_ssize_t num_args)
 {
     if (num_args != 8 || !PyList_Check(args[5])) {
-        PyErr_SetString(PyExc_TypeError, "gather(out, windows, stride, row, starts, shards, token_bytes, block_bytes)");
+        PyErr_SetString(PyExc_TypeError, SIGNATURE);
         return NULL;
     }
     int64_t stride = PyLong_AsLongLong(args[2]), token_bytes = PyLong_AsLongLong(args[6]);
@@ -171,7 +174,7 @@ static PyObject *gather(PyObject *Py_UNUSED(module), PyObject *const *args, Py_s
 }
 
 static PyMethodDef METHODS[] = {
-    {"gather", (PyCFunction)(void (*)(void))gather, METH_FASTCALL, "See gather.py."},
+    {"gather", (PyCFunction)(void (*)(void))gather, METH_FASTCALL, SIGNATURE},
     {NULL, NULL, 0, NULL},
 };
 static struct PyModuleDef MODULE = {PyModuleDef_HEAD_INIT, .m_name = "_gather", .m_size = 0, .m_methods = METHODS};

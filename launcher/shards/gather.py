@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+SIGNATURE = "gather(out, windows, stride, row, starts, shards, token_bytes, block_bytes)"
 OpenShard = tuple[memoryview, bytearray, Callable[[int, int], None]]
 """The bytes of a shard's tokens; a byte for each block of them, 0 where nobody has checked it; and what checks the
 blocks from the first number to the last, where nobody has."""
@@ -64,6 +65,6 @@ try:
     from launcher.shards import _gather
 except ImportError:
     compiled: Gather | None = None
-else:
-    compiled = _gather.gather
+else:  # after an update that nobody has compiled yet, what is there takes other words
+    compiled = _gather.gather if _gather.gather.__doc__ == SIGNATURE else None
 gather: Gather = leave_all if compiled is None else compiled

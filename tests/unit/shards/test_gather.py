@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import runpy
+import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import launcher.shards
 from launcher.shards.gather import Gather, compiled, leave_all
 
 BLOCK = 64
@@ -197,6 +201,16 @@ def test_a_caller_who_does_not_know_it_is_told(gather: Gather) -> None:
         call(1, 2)
     with pytest.raises(TypeError, match="integer"):
         call(np.zeros((1, 1)), np.zeros(1), "a", 0, np.zeros(1), [], 2, BLOCK)
+
+
+@pytest.mark.parametrize("words", ["See gather.py.", None])
+def test_what_was_compiled_before_an_update_is_not_called(words: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = SimpleNamespace(gather=SimpleNamespace(__doc__=words))
+    monkeypatch.setitem(sys.modules, "launcher.shards._gather", old)
+    monkeypatch.setattr(launcher.shards, "_gather", old, raising=False)
+    found = runpy.run_module("launcher.shards.gather")
+    assert found["compiled"] is None
+    assert found["gather"] is found["leave_all"]
 
 
 def test_without_a_compiler_every_row_is_left() -> None:
