@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
-import runpy
 import sys
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import launcher.shards
+import launcher.shards.gather
 from launcher.shards.gather import Gather, compiled, leave_all
 
 BLOCK = 64
@@ -208,9 +208,13 @@ def test_what_was_compiled_before_an_update_is_not_called(words: str | None, mon
     old = SimpleNamespace(gather=SimpleNamespace(__doc__=words))
     monkeypatch.setitem(sys.modules, "launcher.shards._gather", old)
     monkeypatch.setattr(launcher.shards, "_gather", old, raising=False)
-    found = runpy.run_module("launcher.shards.gather")
-    assert found["compiled"] is None
-    assert found["gather"] is found["leave_all"]
+    spec = importlib.util.spec_from_file_location("gather_again", launcher.shards.gather.__file__)
+    assert spec is not None
+    assert spec.loader is not None
+    again = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(again)
+    assert again.compiled is None
+    assert again.gather is again.leave_all
 
 
 def test_without_a_compiler_every_row_is_left() -> None:
