@@ -39,7 +39,7 @@ class Piece:
     document: str
     """FILE:LINE, as `--document` takes it."""
     text_hash: str
-    """xxh3-128 of the whole text."""
+    """xxh3-128 of the whole text; empty where others made the tokens of it."""
     first_token: int
     """Of the document."""
     num_tokens: int
@@ -203,7 +203,8 @@ def print_document(run: Path, name: str, as_json: bool) -> None:
     for entry in found:
         steps = ", ".join(map(str, entry["steps"])) or "none"
         held_out = " (held out: no step trains on it)" if entry["split"] == "validation" else ""
-        print(f"{entry['document']}  {entry['text_hash']}  {entry['corpus']}/{entry['split']}{held_out}")
+        text_hash = f"{entry['text_hash']}  " if entry["text_hash"] else ""
+        print(f"{entry['document']}  {text_hash}{entry['corpus']}/{entry['split']}{held_out}")
         print(f"  steps: {steps}")
         if entry["hidden_in"]:
             print(f"  hidden by the exclude list in steps: {', '.join(map(str, entry['hidden_in']))}")

@@ -11,7 +11,9 @@ import numpy as np
 
 ORIGIN = np.dtype([("number", "<u8"), ("segment", "<u4"), ("num_chars", "<u4"), ("text_hash", "V16")])
 """`number`: record or line inside its segment, from 1. `segment`: of the part the shard was made from. `num_chars` of
-the text. `text_hash`: xxh3-128 of its UTF-8."""
+the text. `text_hash`: xxh3-128 of its UTF-8; zeros where nobody read a text, as of tokens that others wrote."""
+
+UNTOLD_HASH = bytes(16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,4 +27,4 @@ class Origin:
     num_chars: int
     """Of its text."""
     text_hash: str
-    """xxh3-128 of its UTF-8, hexadecimal."""
+    """xxh3-128 of its UTF-8, hexadecimal; empty where nobody read a text."""

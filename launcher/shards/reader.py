@@ -22,7 +22,7 @@ from launcher.errors import ShardError, did_you_mean
 from launcher.shards.blocks import BLOCK_BYTES, FIX, check_size
 from launcher.shards.gather import OpenShard, gather
 from launcher.shards.manifest import Manifest, read_checksums, read_manifest
-from launcher.shards.origins import Origin
+from launcher.shards.origins import UNTOLD_HASH, Origin
 from launcher.shards.shard import Shard
 
 Verify = Literal["open", "touch", "off"]
@@ -262,7 +262,7 @@ class Split:
             source=self.manifest.sources[segment.source].path,
             number=self.rows_before(entry.part, int(record["segment"])) + int(record["number"]),
             num_chars=int(record["num_chars"]),
-            text_hash=bytes(record["text_hash"]).hex(),
+            text_hash="" if (text_hash := bytes(record["text_hash"])) == UNTOLD_HASH else text_hash.hex(),
         )
 
     def origin_blocks(self) -> Iterator[tuple[int, int, NDArray[np.void]]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from launcher.errors import RequeueError, ShardError
 from launcher.shards import faults
+from launcher.shards.origins import UNTOLD_HASH
 from launcher.shards.reader import Split
 
 Key = TypeVar("Key", bound=Hashable)
@@ -70,6 +71,7 @@ def find_documents(split: Split, names: Sequence[str]) -> dict[str, list[int]]:
     """
     found: dict[str, list[int]] = {name: [] for name in names}
     by_hash = {bytes.fromhex(name): name for name in names if HASH.fullmatch(name)}
+    by_hash.pop(UNTOLD_HASH, None)  # documents whose text nobody read do not all bear one name
     by_place: dict[str, dict[int, str]] = defaultdict(dict)
     for name in names:
         match = PLACE.fullmatch(name)

@@ -15,6 +15,7 @@ from launcher.prepare.adopt import adopt
 from launcher.prepare.tokenizer import load_tokenizer
 from launcher.shards.index import index_bytes
 from launcher.shards.reader import open_split
+from launcher.shards.search import find_documents
 from launcher.shards.verify import verify
 
 DOCUMENTS = random_documents(40, 12, vocab_size=250)
@@ -98,6 +99,18 @@ def test_datatroves_file_of_a_task_that_was_left_without_documents_is_taken(
     assert verify(tmp_path / "out") == []
     split = open_split(tmp_path / "out", "train")
     assert [split.document(number).tolist() for number in range(split.num_documents)] == DOCUMENTS
+
+
+def test_documents_without_a_text_have_no_hash_that_an_exclude_list_could_name_them_all_by(
+    tmp_path: Path, tokenizer_folder: Path
+) -> None:
+    adopt([megatron(tmp_path)], [], tokenizer_folder, tmp_path / "out")
+    split = open_split(tmp_path / "out", "train")
+    assert split.origin(3).text_hash == ""
+    assert find_documents(split, ["0" * 32, f"{tmp_path / 'corpus_text_document.bin'}:4"]) == {
+        "0" * 32: [],
+        f"{tmp_path / 'corpus_text_document.bin'}:4": [3],
+    }
 
 
 def test_a_file_is_taken_once_under_whatever_names_and_never_both_trained_on_and_held_out(
