@@ -65,6 +65,10 @@ class LauncherError(Exception):
             lines.append(f"  fix:   {self.fix}")
         return "\n".join(lines)
 
+    def on_one_line(self) -> str:
+        """Where and what, without the fix."""
+        return f"{self.where}: {self.what}" if self.where else self.what
+
 
 class UserError(LauncherError):
     """Something the user can mend."""

@@ -24,13 +24,14 @@ from launcher.config.objectives import (
     in_words,
 )
 from launcher.config.recipe import Recipe
-from launcher.errors import UsageError
+from launcher.errors import LauncherError, UsageError
 from launcher.feed import Data, open_data
 from launcher.objectives.base import IGNORE_INDEX
 from launcher.objectives.mixed import PART_IDS
 from launcher.shards.identity import open_tokenizer
 from launcher.shards.manifest import SPLITS, Manifest, SpecialTokens, read_manifest
 from launcher.shards.reader import Split
+from launcher.shards.verify import problems_json
 
 PAIRS_IN_WORDS = {0: ", as it was written", 1: ", changed"}
 
@@ -38,7 +39,7 @@ PAIRS_IN_WORDS = {0: ", as it was written", 1: ", changed"}
 def show(
     folder: Path, split: str, first: int, num_documents: int, num_samples: int, recipe: str | None, as_json: bool
 ) -> None:
-    """Print documents and samples.
+    """Print documents and samples; as JSON also what went wrong, as `pretrain verify` has it.
 
     Args:
         folder: Of shards.
@@ -54,6 +55,17 @@ def show(
         UsageError: No document has the first number.
         ObjectiveError: The tokenizer cannot serve the recipe's objective.
     """
+    try:
+        _show(folder, split, first, num_documents, num_samples, recipe, as_json)
+    except LauncherError as error:
+        if as_json:
+            print(problems_json(folder, [error.on_one_line()]))
+        raise
+
+
+def _show(
+    folder: Path, split: str, first: int, num_documents: int, num_samples: int, recipe: str | None, as_json: bool
+) -> None:
     manifest = read_manifest(folder)
     tokenizer = open_tokenizer(folder / "tokenizer" / "tokenizer.json")
     opened = Split(folder, split, manifest)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from launcher.config.arguments import count, positive, share
-from launcher.errors import EXIT_DONE, EXIT_USER, ShardError
+from launcher.errors import EXIT_DONE, EXIT_USER, RequeueError, ShardError
 
 Add = Callable[[str, Callable[[argparse.Namespace], int | None], str], argparse.ArgumentParser]
 """Makes a command: its name, what runs it, what it is for."""
@@ -165,14 +164,19 @@ def adopt(options: argparse.Namespace) -> None:
 
 def verify(options: argparse.Namespace) -> int:
     """`pretrain verify`."""
+    from launcher.shards.verify import problems_json
     from launcher.shards.verify import verify as find_problems
 
     try:
         problems = find_problems(options.folder)
     except ShardError as error:  # of the manifest or the checksums: nothing can be told of the rest
-        problems = [f"{error.where}: {error.what}"]
+        problems = [error.on_one_line()]
+    except RequeueError as error:
+        if options.json:
+            print(problems_json(options.folder, [error.on_one_line()]))
+        raise
     if options.json:
-        print(json.dumps({"folder": str(options.folder), "problems": problems}, ensure_ascii=False))
+        print(problems_json(options.folder, problems))
     elif not problems:
         print(f"{options.folder}: every byte is as it was written")
     for problem in problems:

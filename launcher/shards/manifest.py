@@ -241,7 +241,9 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         raw = path.read_bytes()
         fields = orjson.loads(raw)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
+        if any(folder.glob("*.bin")):
+            raise ShardError("the manifest is missing beside files of shards", str(path), _AGAIN) from None
         command = f"pretrain prepare CORPUS --tokenizer DIR --out {folder}"
         raise ShardError("there are no shards here", str(folder), command) from None
     except OSError as error:

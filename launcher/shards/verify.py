@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,11 @@ def verify(folder: Path) -> list[str]:
     return [*problems, *tokenizer_problems(folder, manifest)]
 
 
+def problems_json(folder: Path, problems: Sequence[str]) -> str:
+    """What is wrong with a folder, for scripts."""
+    return json.dumps({"folder": str(folder), "problems": list(problems)}, ensure_ascii=False)
+
+
 def check_sizes(folder: Path, manifest: Manifest) -> None:
     """Hold the size of every file against the manifest: what can be told without reading them.
 
@@ -77,7 +83,7 @@ def _file_problems(path: Path, num_bytes: int, sums: dict[str, NDArray[np.uint64
     try:
         damaged = GuardedFile(path, num_bytes, sums[path.name], guard=True).damaged_blocks()
     except ShardError as error:
-        yield f"{error.where}: {error.what}"
+        yield error.on_one_line()
         return
     except OSError as error:  # of reading, which names no file
         refuse_unreadable(error, path)
@@ -99,7 +105,7 @@ def _content_problems(
         read = Index(file, tokens.num_bytes // np.dtype(manifest.dtype).itemsize)
         starts = read.starts(0, read.header.num_documents)
     except ShardError as error:
-        yield f"{error.where}: {error.what}"
+        yield error.on_one_line()
         return
     if read.header.dtype.name != manifest.dtype:
         yield f"{path}: holds {read.header.dtype.name}, the manifest says {manifest.dtype}"

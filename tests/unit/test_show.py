@@ -12,6 +12,7 @@ import tiny
 from rich.text import Text
 from tokenizers import Tokenizer
 
+from launcher.cli import main
 from launcher.config.loading import load_recipe
 from launcher.errors import TokenizerError, UsageError
 from launcher.feed import open_data
@@ -26,6 +27,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("shown")
     tiny.make_shards(made)
     return made
+
+
+def test_json_tells_what_went_wrong_too(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shards = Path(shutil.copytree(folder / "shards", tmp_path / "shards"))
+    path = shards / "train-00000.bin"
+    path.write_bytes(bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:])
+    assert main(["show", str(shards), "--json"]) == 2
+    told = capsys.readouterr()
+    damage = "the bytes are not those that were written: block 0 (bytes 0 on)"
+    assert json.loads(told.out) == {"folder": str(shards), "problems": [f"{path}: {damage}"]}
+    assert told.err.startswith(f"ShardError: {damage}\n  where: {path}\n")
+    assert main(["show", str(shards)]) == 2
+    assert capsys.readouterr().out == ""
 
 
 def shown(folder: Path, model: str, section: dict[str, Any]) -> list[tuple[dict[str, Any], Text]]:

@@ -109,7 +109,9 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: (f / MANIFEST).write_text((f / MANIFEST).read_text()[:-1]),
         f"{MANIFEST}: the manifest is not what was written",
     ),
-    "no manifest": (lambda f: (f / MANIFEST).unlink(), "there are no shards here"),
+    "no manifest": (lambda f: (f / MANIFEST).unlink(), f"{MANIFEST}: the manifest is missing"),
+    "nothing": (lambda f: shutil.rmtree(f), "there are no shards here"),
+    "a file where the folder was": (lambda f: (shutil.rmtree(f), f.touch()), "there are no shards here"),
 }
 
 
