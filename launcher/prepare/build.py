@@ -21,6 +21,7 @@ from launcher import units
 from launcher.errors import ShardError, TokenizerError
 from launcher.prepare.dedupe import find_duplicates
 from launcher.prepare.encoders import EncodeOptions
+from launcher.prepare.hub import without_revision
 from launcher.prepare.merge import corpus_fingerprint, go_on_completing, merge
 from launcher.prepare.parity import Choice, choose_encoder
 from launcher.prepare.part import (
@@ -158,8 +159,8 @@ def _existing(request: BuildRequest, decides: dict[str, Any], sources: Sequence[
             Split(out, split, manifest)
     except ShardError as error:
         raise ShardError(f"the shards here are damaged: {error.what}", error.where, fix) from None
-    named = [(source.path, source.num_bytes) for source in manifest.sources]
-    if [(source.name, source.num_bytes) for source in sources] == named:
+    named = [(without_revision(source.path), source.num_bytes) for source in manifest.sources]
+    if [(without_revision(source.name), source.num_bytes) for source in sources] == named:
         found = corpus_fingerprint(decides, manifest.segmenter, _read_again(request, sources, manifest))
         if found == manifest.fingerprint:
             return manifest
@@ -176,9 +177,6 @@ def _read_again(
         found = []
         for entry in part:
             segment = Segment(source=entry.source, start=entry.start, end=entry.end)
-            if sources[entry.source].kind == "hub":  # has no bytes to compare: its name must do
-                found.append(entry)
-                continue
             with SegmentReader(sources[entry.source], segment, request.reading) as reader:
                 reader.skim()
                 found.append(replace(entry, xxh3=reader.xxh3))
@@ -206,8 +204,8 @@ def _choose(
 
 
 def _is_small(sources: Sequence[SourceFile]) -> bool:
-    """Whether the reference is through before a faster encoder is found; of the hub nobody knows how much there is."""
-    return sum(source.num_bytes for source in sources) < FAST_FROM and all(source.kind != "hub" for source in sources)
+    """Whether the reference is through before a faster encoder is found."""
+    return sum(source.num_bytes for source in sources) < FAST_FROM and all(source.is_measured for source in sources)
 
 
 def _sample(
@@ -267,7 +265,7 @@ def _plan(
     )
     decided = {**decides, "encoder": f"{choice.name} {choice.version}", "segmenter": segmenter}
     if request.dedupe:  # what is a duplicate depends on every other part
-        decided["corpus"] = [[source.name, source.num_bytes, source.mtime_ns] for source in sources]
+        decided["corpus"] = [source.identity for source in sources]
     parts = tuple(Part(n, part, part_key(settings, decided, part)) for n, part in enumerate(segments))
     return Plan(request=request, handle=handle, decides=decides, settings=settings, parts=parts, encoder=choice.record)
 

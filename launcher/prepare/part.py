@@ -113,7 +113,7 @@ def part_key(settings: PartSettings, decides: dict[str, Any], segments: tuple[Se
         segments: What the part reads.
     """
     reads = [
-        [source.name, source.num_bytes, source.mtime_ns, segment.start, segment.end]
+        [*source.identity, segment.start, segment.end]
         for segment in segments
         for source in (settings.sources[segment.source],)
     ]

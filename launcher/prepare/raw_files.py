@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 import xxhash
 
@@ -54,7 +54,19 @@ def opened(name: str, compression: str | None, meter: Meter) -> Iterator[Readabl
         CorpusError: It cannot be opened, or, while it is read, is damaged or cut off.
     """
     with reading(name), Path(name).open("rb") as file:
-        yield _Unmarked(_decompressed(_Metered(file, meter), compression))
+        yield decompressed(file, compression, meter)
+
+
+def decompressed(file: Readable, compression: str | None, meter: Meter) -> Readable:
+    """What is in a file that is open, without the mark that some put before UTF-8.
+
+    Args:
+        file: Its bytes, from the first on.
+        compression: Of `COMPRESSIONS`.
+        meter: Told of the bytes of the file.
+    """
+    metered = _Metered(file, meter)
+    return _Unmarked(metered if compression is None else _unpacked(metered, compression))
 
 
 @contextmanager
@@ -107,9 +119,7 @@ def not_utf8(where: str, error: UnicodeDecodeError) -> CorpusError:
     )
 
 
-def _decompressed(file: _Metered, compression: str | None) -> Readable:
-    if compression is None:
-        return file
+def _unpacked(file: _Metered, compression: str) -> Readable:
     if compression == "xz":
         return _Xz(file)
     import pyarrow as pa
@@ -149,13 +159,11 @@ class _Xz:
 class _Metered:
     """A file that tells a meter what passes."""
 
-    def __init__(self, file: IO[bytes], meter: Meter) -> None:
-        self._file, self._meter = file, meter
+    closed = False
+    """Whether it is, as pyarrow asks: whoever opened it closes it, when nobody reads any more."""
 
-    @property
-    def closed(self) -> bool:
-        """Whether it is, as pyarrow asks."""
-        return self._file.closed
+    def __init__(self, file: Readable, meter: Meter) -> None:
+        self._file, self._meter = file, meter
 
     def close(self) -> None:
         """Nothing: pyarrow closes what it reads from, and here whoever opened the file does."""

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import orjson
 
 from launcher.errors import CorpusError, UsageError, did_you_mean
-from launcher.prepare.hub import hub_records
+from launcher.prepare.hub import content_digest, hub_records, opened_array
 from launcher.prepare.lines import LineStretch, line_lists, lines_before
 from launcher.prepare.raw_files import READ_BYTES, Meter, Readable, not_utf8, opened
 from launcher.prepare.sources import Segment, SourceFile, is_cut_by_lines
@@ -108,20 +108,20 @@ class SegmentReader:
     @property
     def xxh3(self) -> str | None:
         """xxh3-128 of the bytes the segment lies in, as they are on the disk (of a table: of the columns read), once it
-        is exhausted; None of a hub's.
+        is exhausted; of a hub's see `content_digest`.
         """
-        return self._meter.digest.hexdigest() if self._done and self._source.kind != "hub" else None
+        if not self._done:
+            return None
+        return self._meter.digest.hexdigest() if self._source.hub is None else content_digest(self._source.hub)
 
     def skim(self) -> None:
         """Read the bytes without looking into them: `xxh3` is as after reading, `num_rows` stays 0."""
         source, segment = self._source, self._segment
-        if source.kind == "hub":
-            raise ValueError("a hub's data set has no bytes of its own")
         if source.kind == "parquet":
             hash_parquet(source.name, segment.start, segment.end, self._options.columns, self._meter)
         elif source.kind == "arrow":
             hash_arrow(source.name, segment.start, None if source.num_units is None else segment.end, self._meter)
-        else:
+        elif source.hub is None:
             with self._opened(None) as file:
                 while file.read(READ_BYTES):
                     pass
@@ -181,22 +181,25 @@ class SegmentReader:
             raise CorpusError(f"the line is not JSON: {error}", self._where(number), _NOT_JSON) from None
 
     def _array(self) -> Iterator[Record]:
+        with self._opened(self._source.compression) as file:
+            yield from self._items(file)
+
+    def _items(self, file: Readable) -> Iterator[Record]:
         import ijson
 
         meter = self._meter
-        with self._opened(self._source.compression) as file:
-            try:
-                for record in ijson.items(file, "item"):
-                    meter.num_rows += 1
-                    yield Record(meter.num_rows, _plain(record))
-            except (ijson.JSONError, UnicodeDecodeError, RecursionError) as error:
-                first = error.args[0]  # of ijson's sometimes the bytes around the place
-                told = first.decode("utf-8", "replace") if isinstance(first, bytes) else str(error)
-                raise CorpusError(
-                    f"the array is not JSON after record {meter.num_rows}: {' '.join(told.split())}",
-                    self._where(meter.num_rows + 1),
-                    "mend the file; `python -m json.tool FILE` names the line",
-                ) from None
+        try:
+            for record in ijson.items(file, "item"):
+                meter.num_rows += 1
+                yield Record(meter.num_rows, _plain(record))
+        except (ijson.JSONError, UnicodeDecodeError, RecursionError) as error:
+            first = error.args[0]  # of ijson's sometimes the bytes around the place
+            told = first.decode("utf-8", "replace") if isinstance(first, bytes) else str(error)
+            raise CorpusError(
+                f"the array is not JSON after record {meter.num_rows}: {' '.join(told.split())}",
+                self._where(meter.num_rows + 1),
+                "mend the file; `python -m json.tool FILE` names the line",
+            ) from None
 
     def _text(self) -> Iterator[Record]:
         with self._opened(self._source.compression) as file:
@@ -219,9 +222,17 @@ class SegmentReader:
         return self._numbered(arrow_records(name, segment.start, segment.end, columns, self._meter))
 
     def _hub(self) -> Iterator[Record]:
-        for number, fields in enumerate(hub_records(self._source.name, self._options.columns), start=1):
+        shard = self._source.hub
+        if shard is None:
+            raise ValueError(f"{self._source.name} is no shard of a hub's data set")
+        with opened_array(shard, self._meter) as file:
+            if file is not None:
+                yield from self._items(file)
+                return
+        for number, fields in enumerate(hub_records(shard, self._options.columns), start=1):
             self._meter.num_rows = number
             yield Record(number, fields)
+        self._meter.bytes_done = self._source.num_bytes  # how far it is on the way `datasets` does not tell
 
     def _numbered(self, records: Iterator[dict[str, Any]]) -> Iterator[Record]:
         for number, fields in enumerate(records, start=1):

@@ -11,7 +11,7 @@ from stat import S_ISDIR, S_ISREG
 from typing import Literal
 
 from launcher.errors import CorpusError
-from launcher.prepare.hub import HUB, parse_hub_name
+from launcher.prepare.hub import HUB, HubShard, hub_shards, without_revision
 from launcher.prepare.raw_files import COMPRESSIONS, Meter, damaged, mode_of, opened, reading
 from launcher.prepare.tables import arrow_files, is_saved_dataset, num_record_batches, num_row_groups, saved_dataset
 
@@ -34,20 +34,34 @@ _FIX = "give JSON, JSONL, text, parquet or arrow files, a folder of them, a glob
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """One file, saved data set or hub name."""
+    """One file, saved data set or shard of a hub's."""
 
     name: str
-    """As it was given."""
+    """As it was given; of the hub's its file."""
     kind: Kind
     """What is in it."""
     compression: str | None
     """`gzip`, `zstd` or `xz`."""
     num_bytes: int
-    """Size; 0 of a hub name."""
+    """Size; 0 also of a hub's where nobody tells."""
     mtime_ns: int
-    """When it was written last."""
+    """When it was written last; 0 of a hub's."""
     num_units: int | None = None
     """Row groups of a parquet file, record batches of arrow: where it can be cut. None where bytes are counted."""
+    hub: HubShard | None = None
+    """What it is to `datasets`."""
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether its size is known."""
+        return self.hub is None or self.num_bytes > 0
+
+    @property
+    def identity(self) -> list[str | int]:
+        """What tells it, as it is now, from any other and from itself after a change."""
+        if self.hub is None:
+            return [self.name, self.num_bytes, self.mtime_ns]
+        return [without_revision(self.name), self.num_bytes, self.hub.content]
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +92,8 @@ def find_sources(corpus: Sequence[str], inside: Path | None = None) -> list[Sour
     found: dict[str, SourceFile] = {}
     for word in corpus:
         if word.startswith(HUB):
-            parse_hub_name(word)
-            found[word] = SourceFile(word, "hub", None, 0, 0)
+            for shard in hub_shards(word):
+                found[shard.name] = SourceFile(shard.name, "hub", None, shard.num_bytes, 0, hub=shard)
             continue
         path = Path(word)
         paths = [one for one in _paths(path, word) if inside is None or inside not in one.resolve().parents]
@@ -134,7 +148,7 @@ def _pieces(number: int, source: SourceFile, part_bytes: int, txt: str) -> Itera
             end = min(start + step, source.num_units)
             yield Segment(number, start, end), int((end - start) * per_unit)
     else:
-        yield Segment(number, 0, source.num_bytes), source.num_bytes
+        yield Segment(number, 0, source.num_bytes), source.num_bytes if source.is_measured else part_bytes
 
 
 def _paths(path: Path, word: str) -> list[Path]:

@@ -46,7 +46,7 @@ def sample_texts(corpus: Sequence[str], num_bytes: int, read: ReadOptions | None
     sources = find_sources(corpus)
     total = sum(source.num_bytes for source in sources)
     parts = cut(sources, max(total // SAMPLE_PLACES, 1), read.txt)
-    is_small = total <= num_bytes and not any(source.compression or source.kind == "hub" for source in sources)
+    is_small = total <= num_bytes and not any(source.compression or source.hub for source in sources)
     share = WHOLE if is_small else max(num_bytes // len(parts), 1)
     for segments in parts:
         left = share

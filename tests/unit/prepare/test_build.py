@@ -329,16 +329,22 @@ def test_the_gate_sees_enough_documents_also_where_a_part_has_few(
         assert min(documents, 200) <= len(sample) < 220
 
 
-def test_what_the_hub_holds_is_not_taken_for_small(
-    request_: BuildRequest, tmp_path: Path, texts: list[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("fast_from", "wanted"), [(32 << 20, "tokenizers"), (1000, "auto")])
+def test_a_data_set_of_the_hub_is_as_large_as_its_files(
+    fast_from: int,
+    wanted: str,
+    request_: BuildRequest,
+    tmp_path: Path,
+    texts: list[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Nobody says how many bytes it has, and the reference would take the whole of it."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(build, "FAST_FROM", fast_from)
     lines = "".join(f'{{"completion": "{text}"}}\n' for text in texts * 3)
     (tmp_path / "hub").mkdir()
     (tmp_path / "hub" / "train.jsonl").write_text(lines, encoding="utf-8")
-    wanted, sample = chosen(replace(request_, corpus=(f"hub:{tmp_path / 'hub'}",)), monkeypatch)
-    assert (wanted, sample) == ("auto", (texts * 3)[:200])
+    asked = chosen(replace(request_, corpus=(f"hub:{tmp_path / 'hub'}",)), monkeypatch)
+    assert asked == (wanted, (texts * 3)[:200])
 
 
 def test_filters_count_what_they_drop(request_: BuildRequest, texts: list[str]) -> None:

@@ -55,14 +55,27 @@ def write(path: Path, num_records: int) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["x.jsonl", "x.json", "x.txt", "x.jsonl.gz", "x.json.gz", "x.json.zst", "x.json.xz", "x.parquet", "x.arrow"],
+    [
+        "x.jsonl",
+        "x.json",
+        "x.txt",
+        "x.jsonl.gz",
+        "x.json.gz",
+        "x.json.zst",
+        "x.json.xz",
+        "x.parquet",
+        "x.arrow",
+        "hub:x.json",
+    ],
 )
 def test_memory_does_not_grow_with_the_source(tmp_path: Path, name: str) -> None:
+    is_hub, name = name.startswith("hub:"), name.removeprefix("hub:")
     small, large = tmp_path / "small" / name, tmp_path / "large" / name
     for path, num_records in ((small, 4_000), (large, 40_000)):  # 6 and 64 MB
         path.parent.mkdir()
         write(path, num_records)
-    done = subprocess.run([sys.executable, "-c", PEAKS, small, large], capture_output=True, text=True, check=True)
+    words = [f"hub:{path.parent}" if is_hub else path for path in (small, large)]
+    done = subprocess.run([sys.executable, "-c", PEAKS, *words], capture_output=True, text=True, check=True)
     (few, before), (many, after) = (map(int, line.split()) for line in done.stdout.splitlines())
     assert (few, many) == (4_000, 40_000)
     assert after - before < 16  # MB

@@ -15,6 +15,7 @@ import pytest
 from pyarrow import parquet
 
 from launcher.errors import CorpusError
+from launcher.prepare.hub import HubShard
 from launcher.prepare.sources import Segment, SourceFile, cut, find_sources
 
 
@@ -289,6 +290,10 @@ def test_a_hub_name_that_cannot_be_is_refused_without_reaching_out(word: str, me
         find_sources([word])
 
 
+def shard(num_bytes: int) -> SourceFile:
+    return SourceFile("a", "hub", None, num_bytes, 0, hub=HubShard("hub:o/n", "c", "a", 0, 1, num_bytes, ""))
+
+
 def lines(*sizes: int) -> list[SourceFile]:
     return [SourceFile(f"{number}.jsonl", "lines", None, size, 0) for number, size in enumerate(sizes)]
 
@@ -319,7 +324,16 @@ def lines(*sizes: int) -> list[SourceFile]:
         pytest.param(
             [SourceFile("a", "parquet", None, 90, 0, num_units=0)], [], id="a table without rows has nothing to read"
         ),
-        pytest.param([SourceFile("hub:a/b", "hub", None, 0, 0)], [(Segment(0, 0, 0),)], id="a data set of the hub"),
+        pytest.param(
+            [shard(40), shard(40), shard(900)],
+            [(Segment(0, 0, 40), Segment(1, 0, 40)), (Segment(2, 0, 900),)],
+            id="files of the hub stay whole",
+        ),
+        pytest.param(
+            [shard(0), shard(0)],
+            [(Segment(0, 0, 0),), (Segment(1, 0, 0),)],
+            id="of which nobody says how large each is",
+        ),
     ],
 )
 def test_a_corpus_is_cut_into_parts_of_about_a_size(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+import xxhash
 from pyarrow import parquet
 from reading import RECORDS, numbered, read, readers, texts, write_dictionary, write_feather, write_stream
 
@@ -70,8 +71,11 @@ def test_a_folder_is_streamed_by_the_datasets_library_where_the_hub_is_named(
     assert read("hub:./@test", ReadOptions(columns=("completion",)))[1] == Record(2, {"completion": "test 1"})
     (reader,) = readers(find_sources(["hub:./"]), ReadOptions())
     assert len(numbered(reader)) == 3
-    assert (reader.num_rows, reader.bytes_done, reader.xxh3) == (3, 0, None)
-    with pytest.raises(CorpusError, match=r"the data set cannot be read: [\s\S]*hub:\./@dev[\s\S]*fix:"):
+    raw = (tmp_path / "train.jsonl").read_bytes()
+    assert (reader.num_rows, reader.bytes_done, reader.xxh3) == (3, len(raw), xxhash.xxh3_128_hexdigest(raw))
+    with pytest.raises(
+        CorpusError, match=r"there is no split 'dev'[\s\S]*hub:\./@dev[\s\S]*one of (train, test|test, train)"
+    ):
         read("hub:./@dev")
 
 
