@@ -112,7 +112,7 @@ def _take_steps(run: Run, metrics: Log, guard: Guard) -> Reason | None:
     for result in train_steps(run.engine, batches, recipe, progress.step + 1, length, guard, run.watch.stop):
         pulse.end_step(result.step_s)
         metrics.step(result)
-        refuse_to_learn_nothing(result)
+        refuse_to_learn_nothing(result, recipe.objective.has_pairs)
         run.ledger.step(result.step, result.step_s, result.data_wait_s)
         progress.step = result.step
         progress.tokens += result.step_tokens

@@ -154,9 +154,7 @@ class BackgroundSaver(Saver):
         self._copy: Copy | None = None
         self._priority = Priority()
         self._blocked_s = 0.0
-        for optimizer in (engine.basic_optimizer, getattr(engine.optimizer, "backup_optimizer", None)):
-            if optimizer is not None:  # the second steps what `offload_optimizer.ratio` leaves on the device
-                optimizer.register_step_pre_hook(self._let_the_copy_be_made)
+        engine.basic_optimizer.register_step_pre_hook(self._let_the_copy_be_made)
 
     def save(self, state: Mapping[str, Any], texts: Mapping[str, str]) -> None:
         """Begin to copy and write everything; where the save before is still being written, wait for it first.

@@ -28,6 +28,11 @@ class Objective(Record):
         """Share of the tokens on which the output layer computes."""
         return 1.0
 
+    @property
+    def has_pairs(self) -> bool:
+        """Whether samples are pairs of texts, of which a second head has something to tell."""
+        return False
+
 
 class MaskedObjective(Objective):
     """Masked language modelling (Devlin et al. 2018)."""
@@ -55,6 +60,11 @@ class MaskedObjective(Objective):
     def predicted_share(self) -> float:
         """Share of the tokens on which the output layer computes."""
         return self.mask_share
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether samples are pairs of texts, of which a second head has something to tell."""
+        return self.sentence_pairs != "none"
 
 
 class CausalObjective(Objective):

@@ -17,7 +17,7 @@ from launcher.config.batch import BatchPlan, BatchSchedule, BatchStage, plan_bat
 from launcher.config.data import DataConfig
 from launcher.config.guards import GuardsConfig
 from launcher.config.model import ModelConfig
-from launcher.config.objectives import MaskedObjective, ObjectiveConfig
+from launcher.config.objectives import ObjectiveConfig
 from launcher.config.record import Decay, FolderPath, Record, Share
 from launcher.errors import RecipeError
 
@@ -225,7 +225,7 @@ class Recipe(Record):
 
     @model_validator(mode="after")
     def _pairs_are_of_one_document(self) -> Recipe:
-        if not isinstance(self.objective, MaskedObjective) or self.objective.sentence_pairs == "none":
+        if not self.objective.has_pairs:
             return self
         wanted = {"packing": "concat", "documents": "joined"}
         for field, only in wanted.items():

@@ -21,6 +21,8 @@ ENOUGH = WINDOW // 2
 """Fewer tell nothing yet: assumption."""
 FLOOR = 0.01
 """Of the median: on a plateau the losses of a large batch differ so little that everything would be a spike."""
+LEARNT = 1e-3
+"""Nats: of a smaller loss nothing is left to learn, and its gradient can be too small for fp16: assumption."""
 
 NO_LOSS = "the loss is no finite number"
 NO_GRADIENT = "the gradient is no finite number"
@@ -43,20 +45,21 @@ class Guard:
         self._limits = limits
         self.health = health
         self._verdict = ""
-        both = (
-            engine.basic_optimizer,
-            getattr(engine.optimizer, "backup_optimizer", None),
-        )  # the second: offload.ratio
-        self._optimizers = [optimizer for optimizer in both if optimizer is not None]
 
     def __enter__(self) -> Guard:
-        for optimizer in self._optimizers:
-            self._stand_before(optimizer)
+        optimizer = self._engine.basic_optimizer
+        update = optimizer.step
+
+        def step(*arguments: Any) -> Any:
+            if not self._verdict and not self._is_norm_finite():
+                self._verdict = NO_GRADIENT
+            return None if self._verdict else update(*arguments)
+
+        optimizer.step = step
         return self
 
     def __exit__(self, *_: object) -> None:
-        for optimizer in self._optimizers:
-            del optimizer.step  # the class has its own
+        del self._engine.basic_optimizer.step  # the class has its own
 
     def before_update(self, loss: float, norm: float | None) -> None:
         """Judge a step by its loss, and by the norm of its gradient where it is known before the update."""
@@ -90,30 +93,27 @@ class Guard:
         health, limits = self.health, self._limits
         return health.bad_in_a_row >= limits.max_bad_steps or health.overflows_in_a_row >= limits.max_overflows
 
-    def _stand_before(self, optimizer: Any) -> None:
-        update = optimizer.step
-
-        def step(*arguments: Any) -> Any:
-            if not self._verdict and not self._is_norm_finite():
-                self._verdict = NO_GRADIENT
-            return None if self._verdict else update(*arguments)
-
-        optimizer.step = step
-
     def _is_norm_finite(self) -> bool:
         told = getattr(self._engine.optimizer, "_global_grad_norm", None)
         norm = 0.0 if told is None else float(told)
         return math.isfinite(norm) and norm >= 0  # -1 is DeepSpeed's word for inf
 
 
-def refuse_to_learn_nothing(result: StepResult) -> None:
+def refuse_to_learn_nothing(result: StepResult, has_pairs: bool) -> None:
     """End a run whose weights learn nothing, at the step that shows it: nothing else tells before the cluster's bill.
 
+    A step shows it whose batch has something to learn for every head: with `model.freeze` only one of them may learn.
+
+    Args:
+        result: Of the step.
+        has_pairs: Whether there is a head for pairs of sentences.
+
     Raises:
-        DivergedError: There was something to predict and an update was made, of a gradient that is exactly zero (seen:
+        DivergedError: There was something to learn and an update was made, of a gradient that is exactly zero (seen:
             DeepSpeed's hooks compiled away).
     """
-    if result.grad_norm == 0.0 and result.loss > 0.0 and result.left_out is None:
+    losses = (result.loss, result.pair_loss or 0.0) if has_pairs else (result.loss,)
+    if result.grad_norm == 0.0 and min(losses) > LEARNT and result.left_out is None:
         raise DivergedError(
             f"the model learns nothing: at a loss of {result.loss:.4f} the norm of its gradient is exactly 0",
             f"step {result.step}",

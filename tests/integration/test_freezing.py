@@ -34,6 +34,21 @@ def exported(run: Path) -> dict[str, Any]:
     return load_file(run / "export" / "model.safetensors")
 
 
+def test_a_step_whose_batch_tells_nothing_to_what_is_left_to_learn_is_no_fault(tmp_path: Path) -> None:
+    """Rows this short hold pairs that nobody can label: whole batches, of tokens to predict all the same."""
+    shards = tiny.make_shards(tmp_path, sentences=True)
+    data = {"shards": str(shards), "seq_len": 8}
+    tree = tiny.pair_tree("nsp", shards, tmp_path, data=data, batch={"global_batch": 2}, train__num_steps=14)
+    tree["model"]["freeze"] = ["bert.*", "cls.predictions.*"]
+    recipe = tiny.write_recipe(tmp_path / "r.yaml", tree)
+    assert run_ranks(jobs.train, 2, ["--ds_config", "zero2", "--recipe", str(recipe)]) == [0, 0]
+    steps = [line for line in read_metrics(tmp_path / "tiny" / "metrics.jsonl") if "batch_digest" in line]
+    idle = [line for line in steps if line["grad_norm"] == 0.0]
+    assert any(line["loss"] > 1.0 for line in idle)
+    assert all("pair_loss" not in line for line in idle)
+    assert len(idle) < len(steps) / 2
+
+
 @pytest.mark.parametrize(
     ("stage", "ranks", "precision"),
     [

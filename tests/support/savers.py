@@ -49,7 +49,8 @@ def saver_of(
         before_writing: Called when everything has been checked and the first byte is about to be written.
     """
     monkeypatch.setattr(save, "Ranks", Alone)
-    saver = kind(SimpleNamespace(basic_optimizer=None, optimizer=None), folder, CheckpointConfig(retry_s=retry_s))
+    idle = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.0)
+    saver = kind(SimpleNamespace(basic_optimizer=idle, optimizer=idle), folder, CheckpointConfig(retry_s=retry_s))
     described = [(str(number), tensor.dtype, tuple(tensor.shape)) for number, tensor in enumerate(tensors)]
     part = Mock(spec=Part, layout=Layout(described), tensors=lambda: iter(tensors))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,7 +47,7 @@ def result(**fields: Any) -> StepResult:
 
 def test_a_run_that_learns_nothing_ends_at_its_first_step() -> None:
     with pytest.raises(DivergedError) as raised:
-        refuse_to_learn_nothing(result(grad_norm=0.0))
+        refuse_to_learn_nothing(result(grad_norm=0.0), has_pairs=False)
     assert str(raised.value).splitlines()[0].endswith("at a loss of 2.5000 the norm of its gradient is exactly 0")
     assert "where: step 7" in str(raised.value)
     assert "try model.compile=false" in str(raised.value)
@@ -59,11 +60,26 @@ def test_a_run_that_learns_nothing_ends_at_its_first_step() -> None:
         {"grad_norm": None},  # of a gradient that is no number
         {"grad_norm": 0.0, "left_out": OVERFLOW},  # none was computed
         {"grad_norm": 0.0, "loss": 0.0},  # nothing to predict: every document of the step is excluded
+        {"grad_norm": 0.0, "loss": 1e-6},  # nothing left to learn, and fp16's smallest number is 6e-8
     ],
     ids=str,
 )
 def test_other_steps_go_on(fields: dict[str, Any]) -> None:
-    refuse_to_learn_nothing(result(**fields))
+    refuse_to_learn_nothing(result(**fields), has_pairs=False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "ends"),
+    [
+        ({"pair_loss": 0.7}, True),
+        ({"pair_loss": None}, False),  # no pair of the step has a label, and its head may be all that learns
+        ({"pair_loss": 0.7, "loss": 0.0}, False),  # no token is hidden
+    ],
+    ids=str,
+)
+def test_of_two_heads_both_must_have_had_something_to_learn(fields: dict[str, Any], ends: bool) -> None:
+    with pytest.raises(DivergedError) if ends else nullcontext():
+        refuse_to_learn_nothing(result(grad_norm=0.0, **fields), has_pairs=True)
 
 
 class Optimizer:
