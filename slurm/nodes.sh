@@ -81,12 +81,13 @@ requeue() { # SECONDS NODE…: end this life; the next begins after so many seco
 
 # With spares the run goes on in place. The node at fault leaves the job, or Slurm would end all of it on its account.
 go_on_without() { # NODE…
-    local left=() node
+    local left=() node own
     [ $# -eq 0 ] || say "at fault: $*"
     for node in "${nodes[@]}"; do [[ " $* " == *" $node "* ]] || left+=("$node"); done
     [ ${#left[@]} -ge "$wanted" ] || return 1
-    [[ " $* " == *" ${SLURMD_NODENAME:-} "* ]] && return 1 # this script runs there
     if [ $# -gt 0 ]; then
+        own=${SLURMD_NODENAME:-$(of_job BatchHost)}
+        [[ " $* " != *" $own "* ]] || return 1 # this script runs there
         (cd "$PRETRAIN_LOGS" && scontrol update JobId="$job" NodeList="$(joined "${left[@]}")" >/dev/null &&
             rm -f "slurm_job_${job}_resize".*) || return 1
         say "$(joined "$@") left the job"

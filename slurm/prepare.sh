@@ -12,11 +12,15 @@
 #SBATCH --open-mode=append
 set -uo pipefail
 
-# sbatch runs a copy of this script from its spool folder: the project is where the job was submitted.
-root=${SLURM_SUBMIT_DIR:?this is a batch script: sbatch slurm/prepare.sh}
-[ -f "$root/launcher/cli.py" ] || root=$PWD # sbatch --chdir
+# sbatch runs a copy of this script from its spool folder: the project is where the job was submitted, or where --chdir
+# lets it begin.
+: "${SLURM_SUBMIT_DIR:?this is a batch script: sbatch slurm/prepare.sh}"
+root=$PWD
+[ -f "$root/launcher/cli.py" ] || root=$SLURM_SUBMIT_DIR
 if [ ! -f "$root/launcher/cli.py" ]; then
-    echo "prepare.sh: there is no launcher/cli.py in $SLURM_SUBMIT_DIR: submit from the project's folder" >&2
+    [ "$PWD" = "$root" ] || root="$PWD or $root"
+    echo "prepare.sh: there is no launcher/cli.py in $root: submit from the project's folder, or name it:" \
+        "sbatch --chdir=FOLDER" >&2
     exit 2
 fi
 cd "$root" || exit 2

@@ -48,11 +48,15 @@ refuse() {
     exit 2
 }
 
-# sbatch runs a copy of this script from its spool folder: the project is where the job was submitted.
-root=${SLURM_SUBMIT_DIR:?this is a batch script: sbatch slurm/pretrain.sh}
-[ -f "$root/launcher/train.py" ] || root=$PWD # sbatch --chdir
-[ -f "$root/launcher/train.py" ] || refuse "there is no launcher/train.py in $SLURM_SUBMIT_DIR: submit from the project's folder," \
-    "or name it: sbatch --chdir=FOLDER"
+# sbatch runs a copy of this script from its spool folder: the project is where the job was submitted, or where --chdir
+# lets it begin.
+: "${SLURM_SUBMIT_DIR:?this is a batch script: sbatch slurm/pretrain.sh}"
+root=$PWD
+[ -f "$root/launcher/train.py" ] || root=$SLURM_SUBMIT_DIR
+if [ ! -f "$root/launcher/train.py" ]; then
+    [ "$PWD" = "$root" ] || root="$PWD or $root"
+    refuse "there is no launcher/train.py in $root: submit from the project's folder, or name it: sbatch --chdir=FOLDER"
+fi
 cd "$root" || exit 2
 for number in RESTARTS BACKOFF_S PROBE_S LINGER_S; do
     [[ ${!number} =~ ^(0|[1-9][0-9]{0,8})$ ]] || refuse "PRETRAIN_$number '${!number}' is no whole number"

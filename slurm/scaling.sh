@@ -12,10 +12,15 @@
 ##SBATCH --account=…
 set -uo pipefail
 
-root=${SLURM_SUBMIT_DIR:?this is a batch script: sbatch slurm/scaling.sh}
-[ -f "$root/launcher/train.py" ] || root=$PWD # sbatch --chdir
+# sbatch runs a copy of this script from its spool folder: the project is where the job was submitted, or where --chdir
+# lets it begin.
+: "${SLURM_SUBMIT_DIR:?this is a batch script: sbatch slurm/scaling.sh}"
+root=$PWD
+[ -f "$root/launcher/train.py" ] || root=$SLURM_SUBMIT_DIR
 if [ ! -f "$root/launcher/train.py" ]; then
-    echo "scaling.sh: there is no launcher/train.py in $SLURM_SUBMIT_DIR: submit from the project's folder" >&2
+    [ "$PWD" = "$root" ] || root="$PWD or $root"
+    echo "scaling.sh: there is no launcher/train.py in $root: submit from the project's folder, or name it:" \
+        "sbatch --chdir=FOLDER" >&2
     exit 2
 fi
 cd "$root" || exit 2

@@ -161,12 +161,32 @@ def test_submitted_from_inside_of_another_job_it_gets_what_it_asks_for(
     assert "is of the job that this one was submitted from: left out" in told
 
 
-def test_a_job_may_be_submitted_from_elsewhere_with_chdir(cluster: Cluster, tmp_path: Path) -> None:
-    (tmp_path / "my project").mkdir()
+@pytest.mark.parametrize(
+    ("submitted_in", "begins_in", "code", "reason"),
+    [
+        ("elsewhere", "my project", 0, "the project is named"),
+        ("other project", "my project", 0, "another one is named than that in which it is submitted"),
+        ("my project", "elsewhere", 0, "the folder is for what Slurm writes"),
+        ("elsewhere", "another place", 2, "there is no project"),
+    ],
+)
+def test_the_project_is_where_chdir_lets_a_job_begin_or_where_it_was_submitted(
+    submitted_in: str, begins_in: str, code: int, reason: str, cluster: Cluster, tmp_path: Path
+) -> None:
+    for name in ("my project", "other project", "elsewhere", "another place"):
+        (tmp_path / name).mkdir()
     folder, output = project(tmp_path / "my project", WHERE), tmp_path / "out"
-    code = cluster.submit(SCRIPT, *WORDS, output=output, folder=tmp_path, options=(*TWO, f"--chdir={folder}"))
-    assert code == 0, output.read_text()
-    assert "stub on" in output.read_text()
+    project(tmp_path / "other project", "raise SystemExit('of another project')")
+    options = (*TWO, f"--chdir={tmp_path / begins_in}")
+    how = {"output": output, "folder": tmp_path / submitted_in, "options": options}
+    assert cluster.submit(SCRIPT, *WORDS, PRETRAIN_LOGS="", **how) == code, f"{reason}: {output.read_text()}"
+    told = output.read_text()
+    if code == 0:
+        assert "stub on" in told
+        assert len(list((folder / "logs").glob("pretrain-*/rank-00000.log"))) == 1
+    else:
+        places = f"{tmp_path / begins_in} or {tmp_path / submitted_in}"
+        assert f"no launcher/train.py in {places}: submit from the project's folder, or name it" in told
 
 
 def test_the_real_check_is_ended_by_a_signal_as_well(cluster: Cluster, tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from fake_slurm import FakeSlurm
+from slurm_cluster import ROOT
 
 WORDS = ("gpt2", "batch.global_batch=8")
 
@@ -143,6 +145,57 @@ def test_a_life_after_which_too_few_nodes_are_left_in_place_counts_once(slurm: F
     assert excluded(slurm) == "node2,node3"
     (life,) = (slurm.folder / "logs" / "lives.tsv").read_text().splitlines()
     assert life.endswith("\tnode2 node3")
+
+
+def test_a_run_with_spares_goes_on_in_place_where_slurm_does_not_tell_the_scripts_own_node(slurm: FakeSlurm) -> None:
+    srun, folder = slurm.folder / "bin" / "srun", slurm.folder
+    first = f"if mkdir '{folder}/first' 2>/dev/null; then exit 75; fi"
+    srun.write_text(srun.read_text().replace("*launcher.train*)", f"*launcher.train*) {first};"))
+    variables = {**WITH_A_SPARE, "FAKE_CODE": "0", "SLURMD_NODENAME": "", "PRETRAIN_BACKOFF_S": "0"}
+    code, told = slurm.run("pretrain.sh", "--spares", "1", *WORDS, **variables)
+    assert code == 0, told
+    assert sum("launcher.train" in step for step in slurm.steps()) == 2, told
+    assert slurm.calls() == []
+
+
+def test_a_node_at_fault_on_which_the_script_runs_cannot_leave_the_job(slurm: FakeSlurm) -> None:
+    """Its name is Slurm's, whether the environment has it or not."""
+    slurm.states(node1="drain", node2="alloc", node3="alloc", node4="idle", node5="idle")
+    slurm.describe(BatchHost="node1")
+    code, told = slurm.run("pretrain.sh", "--spares", "1", *WORDS, **{**WITH_A_SPARE, "SLURMD_NODENAME": ""})
+    assert code == 0, told
+    assert slurm.calls()[:1] == ["requeue 7"], told
+    assert excluded(slurm) == "node1"
+
+
+def with_a_project(folder: Path) -> Path:
+    (folder / "launcher").mkdir(parents=True)
+    (folder / "launcher" / "train.py").touch()
+    (folder / "slurm").mkdir()
+    for name in ("environment.sh", "nodes.sh"):
+        (folder / "slurm" / name).symlink_to(ROOT / "slurm" / name)
+    return folder
+
+
+@pytest.mark.parametrize("is_elsewhere", [False, True], ids=["submitted in another project", "chdir to another place"])
+def test_chdir_chooses_among_two_projects_and_one_without_any_keeps_the_submitting_folder(
+    is_elsewhere: bool, slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    other = with_a_project(tmp_path / "other project")
+    (tmp_path / "nothing").mkdir()
+    here = tmp_path / "nothing" if is_elsewhere else slurm.project  # where sbatch --chdir lets the script begin
+    process = subprocess.run(
+        ["bash", str(ROOT / "slurm" / "pretrain.sh"), *WORDS],
+        cwd=here,
+        env=slurm.environment(SLURM_SUBMIT_DIR=str(other), PRETRAIN_LOGS=""),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    logs = {folder.name for folder in (other, slurm.project) if (folder / "logs" / "pretrain-7").is_dir()}
+    assert logs == {other.name if is_elsewhere else slurm.project.name}
 
 
 def test_what_a_rank_of_the_life_before_ends_with_does_not_end_the_one_in_place(slurm: FakeSlurm) -> None:
