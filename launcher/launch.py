@@ -24,7 +24,14 @@ from launcher.cluster.submit import submit
 from launcher.config.arguments import positive
 from launcher.config.deepspeed import load_ds_config
 from launcher.config.loading import LoadedRecipe, load_recipe
-from launcher.errors import EXIT_DONE, ClusterError, MissingDependencyError, RequeueError, UsageError
+from launcher.errors import (
+    EXIT_DONE,
+    ClusterError,
+    LauncherError,
+    MissingDependencyError,
+    RequeueError,
+    UsageError,
+)
 
 OVER_SSH = ("hostfile", "ssh", "torchrun")
 END_S = 150.0
@@ -171,8 +178,9 @@ def start_all(starts: list[Start]) -> int:
         The exit code of the first that failed.
 
     Raises:
-        ClusterError: ssh or a launcher itself failed before anything ran.
+        ClusterError: ssh failed before anything ran.
         RequeueError: A connection or a rank was lost on the way.
+        LauncherError: A launcher failed that asks no other machine.
     """
     began = time.monotonic()
     running: dict[subprocess.Popen[bytes], Start] = {}
@@ -213,7 +221,10 @@ def _judge(code: int, start: Start, lived_s: float) -> int:
             raise ClusterError(f"ssh to {where} failed", where, f"try: ssh -o BatchMode=yes {where} true")
         raise RequeueError(f"the connection to {where} was lost", where, "run the same command again")
     if code == SSH_FAILED:  # of a launcher that ended with -1, or with what its own ssh did
-        told = f"{Path(start.argv[0]).name} ended with {code}: it failed, or its ssh to a host did"
+        told = f"{Path(start.argv[0]).name} ended with {code}"
+        if not start.by_ssh:
+            raise LauncherError(told, where, "see what it said; the same command goes on from the last checkpoint")
+        told += ": it failed, or its ssh to a host did"
         if at_once:
             raise ClusterError(told, where, "see what it said; try: ssh -o BatchMode=yes HOST true")
         raise RequeueError(told, where, "run the same command again")

@@ -28,6 +28,8 @@ class Start:
     host: str = ""
     """Machine it starts ranks on, where it is another one and the command is ssh. Then its standard input is held open
     for as long as the ranks shall live."""
+    by_ssh: bool = False
+    """Whether it starts ranks on other machines by an ssh of its own."""
     secrets: tuple[tuple[str, str], ...] = ()
     """Variables it is told over standard input, so that no process list shows them."""
 
@@ -98,7 +100,7 @@ def render_openmpi(job: Job) -> list[Start]:
     hosts = ",".join(f"{host.name}:{host.slots}" for host in job.hosts)
     names = [word for name, _ in job.env for word in ("-x", name)]
     argv = ("mpirun", "-np", str(job.world_size), "--host", hosts, "--bind-to", "none", *names, *_rank_of_mpi(job))
-    return [Start(argv=argv, env=_set_here(job))]
+    return [Start(argv=argv, env=_set_here(job), by_ssh=job.hostfile is not None)]
 
 
 def render_hydra(job: Job) -> list[Start]:
@@ -122,7 +124,8 @@ def render_hydra(job: Job) -> list[Start]:
     hosts = ",".join(host.name for host in job.hosts)
     argv = ("mpiexec.hydra", "-n", str(job.world_size), "-ppn", str(job.hosts[0].slots), "-hosts", hosts)
     last = (("PRETRAIN_LAST", "1"),) if secrets else ()
-    return [Start(argv=(*argv, *named, *pairs, *_rank_of_mpi(job)), env=(*env, *last))]
+    words = (*argv, *named, *pairs, *_rank_of_mpi(job))
+    return [Start(argv=words, env=(*env, *last), by_ssh=job.hostfile is not None)]
 
 
 def render_slurm(job: Job) -> list[Start]:

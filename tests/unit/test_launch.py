@@ -16,7 +16,7 @@ from launcher.cli import main
 from launcher.cluster.render import Start
 from launcher.cluster.submit import REFUSALS, explain_refusal
 from launcher.config import places
-from launcher.errors import ClusterError, RequeueError
+from launcher.errors import ClusterError, LauncherError, RequeueError
 from launcher.launch import start_all
 
 HOSTFILE = "hostfiles/two_nodes"
@@ -203,9 +203,21 @@ def test_a_signal_is_told_from_either_way_of_counting_it(code: int, number: int)
 
 def test_255_is_no_signal_but_the_code_of_a_launcher_whose_ssh_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     told = "sh ended with 255: it failed, or its ssh to a host did"
-    failing = Start(argv=("sh", "-c", "exit 255"))
+    failing = Start(argv=("sh", "-c", "exit 255"), by_ssh=True)
     with pytest.raises(ClusterError, match=told):
         start_all([failing])
     monkeypatch.setattr(launch, "END_S", 0.0)  # so that it has lived
     with pytest.raises(RequeueError, match=told):
         start_all([failing])
+
+
+@pytest.mark.parametrize("end_s", [launch.END_S, 0.0], ids=["at once", "after a while"])
+def test_255_of_a_launcher_that_asks_no_other_machine_is_no_fault_of_the_cluster(
+    end_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "END_S", end_s)
+    with pytest.raises(LauncherError, match="sh ended with 255") as raised:
+        start_all([Start(argv=("sh", "-c", "exit 255"))])
+    assert type(raised.value) is LauncherError
+    assert raised.value.exit_code == 1
+    assert "ssh" not in str(raised.value)

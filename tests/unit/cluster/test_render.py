@@ -72,6 +72,17 @@ def test_every_back_end_has_a_text() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
+def test_mpi_alone_reaches_the_hosts_of_a_hostfile_by_an_ssh_of_its_own(name: str) -> None:
+    via, job = CASES[name]
+    assert {start.by_ssh for start in RENDERERS[via](job)} == {via in ("mpi", "mpich", "intelmpi")}
+
+
+@pytest.mark.parametrize("via", ["mpi", "mpich", "intelmpi"])
+def test_mpi_on_this_machine_asks_no_ssh(via: str) -> None:
+    assert [start.by_ssh for start in RENDERERS[via](ALONE)] == [False]
+
+
+@pytest.mark.parametrize("name", CASES)
 def test_no_command_and_no_text_holds_a_secret(name: str) -> None:
     via, job = CASES[name]
     starts = RENDERERS[via](job)
