@@ -17,7 +17,8 @@ from launcher.cluster.rank import FIRST_PORT, NUM_PORTS
 from launcher.config.command_line import parse
 from launcher.config.deepspeed import load_ds_config
 from launcher.config.loading import load_recipe
-from launcher.errors import EXIT_DONE, LauncherError
+from launcher.errors import EXIT_DONE, LauncherError, RecipeError, RequeueError
+from launcher.shards import faults
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -34,10 +35,22 @@ def main(arguments: Sequence[str]) -> int:
         recipe.cut_batch(options.ranks)
         steps = complete_steps(recipe.run_folder / "checkpoints")
         print(free_port(FIRST_PORT + options.job % NUM_PORTS), steps[-1] if steps else 0)
-    except LauncherError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
+    except (LauncherError, OSError) as error:
+        told = error if isinstance(error, LauncherError) else _of_file_system(error)
+        print(told, file=sys.stderr)
+        return told.exit_code
     return EXIT_DONE
+
+
+def _of_file_system(error: OSError) -> LauncherError:
+    where = str(error.filename or "")
+    if faults.is_of_place(error):
+        return RequeueError(f"the file system failed: {error.strerror}", where, "the next life looks again")
+    return RecipeError(
+        f"the run's folder cannot be looked into: {error.strerror}",
+        where,
+        "name a place that is open to you (runs=FOLDER), or another run (name=NAME)",
+    )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.cluster.processes import pid_space, started_at
-from launcher.errors import RunInUseError
+from launcher.errors import RecipeError, RunInUseError
+from launcher.shards import faults
 
 LOCK, HOLDER = ".lock", ".holder.json"
 WRITE_EVERY_S = 5.0
@@ -49,6 +50,7 @@ class RunLock:
 
     Raises:
         RunInUseError: On entering, if another process holds it.
+        RecipeError: On entering, if it cannot be made, or not written to.
     """
 
     def __init__(self, folder: Path, env: Mapping[str, str], on_loss: Callable[[RunInUseError], None]) -> None:
@@ -90,11 +92,9 @@ class RunLock:
 
         Raises:
             RunInUseError: Another process holds one of them.
+            RecipeError: There can be no such folder here.
         """
-        self._made = self._made or [path for path in (self._folder, *self._folder.parents) if not path.exists()]
-        self._folder.mkdir(parents=True, exist_ok=True)
-        # Held by the kernel until this process ends, however it ends.
-        self._descriptor = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        self._open()
         try:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -107,6 +107,21 @@ class RunLock:
         other = self._other()
         if other is not None:  # both found it free at the same moment
             self._refuse(other)
+
+    def _open(self) -> None:
+        try:
+            self._made = self._made or [path for path in (self._folder, *self._folder.parents) if not path.exists()]
+            self._folder.mkdir(parents=True, exist_ok=True)
+            # Held by the kernel until this process ends, however it ends.
+            self._descriptor = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            if faults.is_of_place(error):
+                raise
+            raise RecipeError(
+                f"the run's folder cannot be made: {error.strerror}",
+                str(self._folder),
+                "name a place where you may write (runs=FOLDER), or another run (name=NAME)",
+            ) from None
 
     def __exit__(self, *_: object) -> None:
         self.release()

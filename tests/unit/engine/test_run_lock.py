@@ -17,7 +17,7 @@ import pytest
 
 from launcher.engine import run_lock
 from launcher.engine.run_lock import HOLDER, RunLock
-from launcher.errors import RunInUseError
+from launcher.errors import RecipeError, RunInUseError
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -41,6 +41,49 @@ def left_behind(folder: Path) -> dict[str, object]:
     process.start()
     process.join()
     return json.loads((folder / HOLDER).read_text())  # type: ignore[no-any-return]
+
+
+def told_of(folder: str, answers: multiprocessing.Queue[str]) -> None:
+    """What is said to one who is not root."""
+    if os.geteuid() == 0:
+        os.setuid(65534)
+    try:
+        RunLock(Path(folder), {}, never).__enter__()
+    except Exception as error:
+        answers.put(str(error))
+
+
+def test_a_folder_that_may_not_be_made_is_the_users_to_mend(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o500)
+    answers = SPAWN.Queue()
+    process = SPAWN.Process(target=told_of, args=(str(tmp_path / "closed" / "runs" / "mine"), answers))
+    process.start()
+    told = answers.get(timeout=60)
+    process.join()
+    assert told.startswith("RecipeError: the run's folder cannot be made: Permission denied")
+    assert "runs=" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "why"), [("a file/mine", "Not a directory"), ("x" * 300, "File name too long"), ("a file", "File exists")]
+)
+def test_a_folder_that_cannot_be_is_told_with_its_name(name: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "a file").touch()
+    with pytest.raises(RecipeError) as refused, RunLock(tmp_path / name, {}, never):
+        pass
+    assert str(refused.value).splitlines()[:2] == [
+        f"RecipeError: the run's folder cannot be made: {why}",
+        f"  where: {tmp_path / name}",
+    ]
+
+
+def test_a_full_disk_is_no_fault_of_the_folders_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(OSError, match="No space"), RunLock(tmp_path / "mine", {}, never):
+        pass
 
 
 def test_the_second_is_refused_and_told_who_is_at_work(tmp_path: Path) -> None:
