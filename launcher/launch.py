@@ -168,7 +168,9 @@ def _port(name: str, is_here: bool) -> int:
 
 def _check_program(name: str) -> None:
     if shutil.which(name) is None:
-        raise MissingDependencyError(f"there is no {name} here", "PATH", "install it, or use another --via")
+        program = Path(name)
+        where = str(program.parent) if program.is_absolute() else "PATH"
+        raise MissingDependencyError(f"there is no {program.name} here", where, "install it, or use another --via")
 
 
 def start_all(starts: list[Start]) -> int:

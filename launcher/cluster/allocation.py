@@ -62,14 +62,15 @@ def _of_slurm(env: Mapping[str, str]) -> list[Host]:
             "environment",
             "run it in the job's own script or shell (sbatch, salloc), with its variables untouched",
         )
-    names = expand_nodelist(text)
+    names = expand_nodelist(text, "SLURM_JOB_NODELIST")
     gpus = env.get("SLURM_GPUS_PER_NODE") or env.get("SLURM_GPUS_ON_NODE")
     if gpus:
         count = gpus.rpartition(":")[2]
         if not count.isdecimal() or int(count) < 1:
             raise ClusterError(f"{gpus!r} is no number of GPUs", "SLURM_GPUS_PER_NODE", "use --slots N")
         return [Host(name, int(count)) for name in names]
-    tasks = tasks_per_node(env.get("SLURM_TASKS_PER_NODE", "1" if len(names) == 1 else f"1(x{len(names)})"))
+    variable = "SLURM_TASKS_PER_NODE"
+    tasks = tasks_per_node(env.get(variable, "1" if len(names) == 1 else f"1(x{len(names)})"), variable)
     if len(tasks) != len(names):
         raise ClusterError(
             f"{len(names)} hosts, but tasks of {len(tasks)}",

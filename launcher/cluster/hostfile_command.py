@@ -11,7 +11,7 @@ from launcher.cluster.hostfile import Host, read_hostfile
 from launcher.cluster.hosts import check_names, check_reach
 from launcher.cluster.rank import in_mpi, names_over_mpi
 from launcher.config.arguments import positive
-from launcher.errors import ClusterError
+from launcher.errors import ClusterError, UsageError
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -29,7 +29,21 @@ def run(options: argparse.Namespace) -> None:
 
     Raises:
         ClusterError: The hostfile is wrong, a host is not reached, or this is no allocation.
+        UsageError: Options do not go together.
     """
+    of_writing = [f"--{name}" for name in ("slots", "out") if getattr(options, name) is not None]
+    if options.file is not None and of_writing:
+        raise UsageError(
+            f"a hostfile is checked as it is, without {', '.join(of_writing)}",
+            "command line",
+            f"leave {options.file} out to write one from the allocation, or edit it",
+        )
+    if options.file is None and options.reach:
+        raise UsageError(
+            "--reach asks the hosts of a file, and none is named",
+            "command line",
+            "write it with --out FILE, then: pretrain hostfile FILE --reach",
+        )
     if options.file is not None:
         check(options.file, reach=options.reach)
         return

@@ -144,4 +144,8 @@ def free_port(first: int = FIRST_PORT) -> int:
         port = FIRST_PORT + (first - FIRST_PORT + number) % NUM_PORTS
         if is_free(port):
             return port
-    raise ClusterError(f"{TRIES} ports from {first} on are taken", socket.gethostname(), "set MASTER_PORT")
+    raise ClusterError(
+        f"{TRIES} ports from {first} on are taken",
+        socket.gethostname(),
+        "end what holds them, or name a port: MASTER_PORT, or --port of pretrain launch",
+    )

@@ -183,6 +183,16 @@ def command(folder: Path, name: str, script: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", f"{file.parent}:{os.environ['PATH']}")
 
 
+def test_a_launcher_that_is_missing_beside_python_is_told_with_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert main(["launch", "law-bert-zh", "--via", "torchrun", "--slots", "2"]) == 2
+    told = capsys.readouterr().err
+    assert "there is no torchrun here" in told
+    assert f"where: {tmp_path}\n" in told
+
+
 def test_what_sbatch_warns_of_is_passed_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.cli import main
+from launcher.cluster import hosts
 from launcher.cluster.allocation import allocated_hosts
 from launcher.cluster.hostfile import Host, given_hostfile, read_hostfile
 from launcher.cluster.hosts import check_names, check_reach, is_free
@@ -215,6 +216,11 @@ def test_torques_accelerators_come_before_its_cores(tmp_path: Path) -> None:
             "2 hosts, but tasks of 1",
         ),
         ({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a", "SLURM_GPUS_ON_NODE": "x"}, "'x' is no number of GPUs"),
+        ({"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a["}, "where: SLURM_JOB_NODELIST\n"),
+        (
+            {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "a", "SLURM_TASKS_PER_NODE": "x"},
+            "where: SLURM_TASKS_PER_NODE\n",
+        ),
         ({"PBS_NODEFILE": "/no/such/file"}, "the allocation's list of hosts cannot be read"),
         ({"PBS_NODEFILE": "/dev/null"}, "the allocation's list of hosts is empty"),
         ({"LSB_MCPU_HOSTS": "a b"}, "is no list of hosts and slots"),
@@ -239,6 +245,27 @@ def test_a_written_hostfile_is_read_back(tmp_path: Path, monkeypatch: pytest.Mon
     assert main(["hostfile", "--out", str(tmp_path / "hosts"), "--slots", "2"]) == 0
     assert read_hostfile(tmp_path / "hosts")[0] == Host("n08", 2)
     assert main(["hostfile", "--out", str(tmp_path / "no" / "hosts")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["two_nodes", "--slots", "4", "--out", "x"], "a hostfile is checked as it is, without --slots, --out"),
+        (["--reach"], "--reach asks the hosts of a file, and none is named"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(HOSTFILES)
+    assert main(["hostfile", *words]) == 2
+    assert capsys.readouterr().err.startswith(f"UsageError: {message}")
+
+
+def test_where_all_ports_are_taken_both_ways_to_name_one_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hosts, "is_free", lambda port: False)
+    with pytest.raises(ClusterError, match="MASTER_PORT, or --port of pretrain launch"):
+        hosts.free_port()
 
 
 def answer(code: int, out: str = "", err: str = "") -> subprocess.CompletedProcess[str]:
