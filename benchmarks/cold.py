@@ -1,8 +1,9 @@
 """Random reads from a cold cache: ours, told ahead what comes, against np.memmap as everybody opens it.
 
-    python -m benchmarks.cold [--folder DIR] [--gigabytes 3] [--json]
+    python -m benchmarks.cold [--corpus FILE.jsonl] [--folder DIR] [--gigabytes 3] [--json]
 
-Each side reads the same windows from the same file of random tokens, which is thrown out of the page cache before every
+Each side reads the same windows from the same file of tokens (the corpus's, again and
+again, or random ones), which is thrown out of the page cache before every
 turn (posix_fadvise; `mincore` says how much of it is still there). Ours goes through the samples as training does: the
 next 32 rows are announced (`advise`) before the last 32 are read. With `verify: touch`, the default, the whole 64 KiB
 block around a window is read and held against its checksum; `verify: off` reads the window alone. The bar follows from
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.made_shards import make_shards
+from benchmarks.made_shards import make_shards_of_size
 from benchmarks.rounds import Timing, Value, compared
 from benchmarks.support import Ratio, parser, show
 from launcher.samples.windows import Windows
@@ -50,7 +51,7 @@ def main() -> None:
     results: list[Ratio | Value] = []
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name) / "shards"
-        make_shards(folder, int(options.gigabytes * 1e9 / 2 / MEAN_TOKENS), MEAN_TOKENS)
+        make_shards_of_size(folder, int(options.gigabytes * 1e9 / 2), MEAN_TOKENS, options.corpus)
         path = folder / "train-00000.bin"
         read_ahead = read_ahead_kb(path)
         bar = BAR_LARGE if (read_ahead or 0) >= LARGE_READ_AHEAD_KB else BAR_SMALL

@@ -1,6 +1,6 @@
 """A thousand random damages of a folder of shards: how many are found, and how many wrong tokens are served.
 
-    python -m benchmarks.corruption [--damages 1000] [--json]
+    python -m benchmarks.corruption [--corpus FILE.jsonl] [--damages 1000] [--json]
 
 Truncations, bit flips and swapped files, over every file of the folder. Each is held against `pretrain verify`, and
 against training's own reading: every token, document and sample of the folder is asked for until something is refused.
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.made_shards import make_shards
+from benchmarks.made_shards import make_shards_of_size
 from benchmarks.support import machine, parser
 from launcher.errors import LauncherError
 from launcher.samples.windows import Windows
@@ -84,7 +84,7 @@ def main() -> None:
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "shards"
-        make_shards(folder, 2_000, 200)
+        make_shards_of_size(folder, 400_000, 200, options.corpus)
         truth = np.fromfile(folder / "train-00000.bin", dtype=np.uint16).astype(np.int64)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         for _ in range(options.damages):

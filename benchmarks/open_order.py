@@ -1,6 +1,6 @@
 """Opening a corpus and its order: ours against megatron-core's index of documents, samples and shuffle.
 
-    python -m benchmarks.open_order [--documents 10000000] [--peer-python PATH] [--json]
+    python -m benchmarks.open_order [--corpus FILE.jsonl] [--documents 10000000] [--peer-python PATH] [--json]
 
 Four epochs of rows of 2,048 tokens. Each side runs in a process of its own; what counts is cpu time and the growth of
 its peak memory over opening and asking for the first 4,096 samples, and the bytes of index it leaves on the disk.
@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.made_shards import make_shards
-from benchmarks.rounds import Value, add_peer_python, compared
+from benchmarks.made_shards import documents_of, make_shards
+from benchmarks.rounds import PeerError, Value, add_peer_python, compared, installed
 from benchmarks.support import Ratio, parser, show
 
 LENGTH, EPOCHS = 2048, 4
@@ -86,14 +86,17 @@ def memory_mb(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 1024
 
 
-def run(side: str, folder: Path, python: Path) -> dict[str, float] | None:
-    """What a side took; None where it is not installed."""
+def run(side: str, folder: Path, python: Path) -> dict[str, float]:
+    """What a side took.
+
+    Raises:
+        PeerError: It failed.
+    """
     before = {path for path in folder.rglob("*") if path.is_file()}
     command = [str(python), "-m", "benchmarks.open_order", "--measure", side, "--folder", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
-        print(f"{side}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
-        return None
+        raise PeerError(f"{side}: {done.stderr.strip()[-2000:]}")
     left = [path for path in folder.rglob("*") if path.is_file() and path not in before]
     told: dict[str, float] = json.loads(done.stdout.strip().splitlines()[-1])
     told["index_bytes"] = sum(path.stat().st_size for path in left)
@@ -117,17 +120,18 @@ def main() -> None:
         measure(options.measure, options.folder)
         return
     results: list[Ratio | Value] = []
+    has_peer = installed(options.peer_python, "megatron-core")
     for num_documents in options.documents:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name) / "shards"
-            make_shards(folder, num_documents, max(2, min(500, TOKENS // num_documents)))
-            ours, peers = Path(sys.executable), options.peer_python
-            with_peer = num_documents <= options.peer_documents
-            pairs = [
-                (run("ours", folder, ours), run("megatron-core", folder, peers) if with_peer else None)
-                for _ in range(options.rounds)
-            ]
-        results += told(num_documents, [one for one, _ in pairs if one], [two for _, two in pairs if two])
+            mean = max(2, min(500, TOKENS // num_documents))
+            make_shards(folder, num_documents, mean, documents_of(options.corpus, mean) if options.corpus else None)
+            with_peer = has_peer and num_documents <= options.peer_documents
+            ours, theirs = [], []
+            for _ in range(options.rounds):
+                ours.append(run("ours", folder, Path(sys.executable)))
+                theirs += [run("megatron-core", folder, options.peer_python)] if with_peer else []
+        results += told(num_documents, ours, theirs)
     show("open_order", results, as_json=options.json, packages=("numpy",), settings={"epochs": EPOCHS, "row": LENGTH})
 
 

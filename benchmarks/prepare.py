@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from benchmarks.rounds import Timing, Value, add_peer_python, compared, in_turn, run
+from benchmarks.rounds import Timing, Value, add_peer_python, compared, in_turn, installed, run
 from benchmarks.support import TEXT_FIELDS, Ratio, parser, read_texts, show
-from benchmarks.tokenizing import WORKERS, Command, Part, cut_part, peers_of
+from benchmarks.tokenizing import PACKAGES, WORKERS, Command, Part, cut_part, peers_of
 from launcher.prepare.tokenizer import load_tokenizer, save_tokenizer
 from launcher.prepare.tokenizer_training import train_tokenizer
 from launcher.shards.reader import open_split
@@ -53,14 +53,16 @@ def main() -> None:
         scratch = Path(name)
         part = cut_part(options.corpus, options.peer_megabytes * 10**6, scratch / "part")
         start = cut_part(options.corpus, None, scratch / "start")
+        present = [key for key, package in PACKAGES.items() if installed(options.peer_python, package)]
         for kind in options.kinds:
             given = {"bpe": options.bpe, "wordpiece": options.wordpiece}[kind]
-            bench = Bench(kind, options.corpus, part, start, scratch / kind, given, options.peer_python)
-            if options.only_fallback:
+            bench = Bench(kind, options.corpus, part, start, scratch / kind, given, options.peer_python, present)
+            if not options.only_fallback:
+                results += bench.against_peers(options.rounds)
+            if "tokenizers" in present:
                 results.append(bench.fallback(options.rounds))
+            if options.only_fallback:
                 continue
-            results += bench.against_peers(options.rounds)
-            results.append(bench.fallback(options.rounds))
             results.append(bench.equal_ids())
             results += bench.sizes()
     settings = {
@@ -75,7 +77,15 @@ class Bench:
     """One kind of tokenizer."""
 
     def __init__(
-        self, kind: str, corpus: Path, part: Part, start: Part, scratch: Path, given: Path | None, python: Path
+        self,
+        kind: str,
+        corpus: Path,
+        part: Part,
+        start: Part,
+        scratch: Path,
+        given: Path | None,
+        python: Path,
+        present: Sequence[str],
     ) -> None:
         self.kind, self.corpus, self.part, self.start, self.scratch = kind, corpus, part, start, scratch
         scratch.mkdir()
@@ -90,6 +100,7 @@ class Bench:
         self._shards: Path | None = None
         self._startup: dict[str, Timing] = {}
         self.peers = peers_of(python, scratch / "tokenizer", self.handle, self.field)
+        self.peers = tuple(peer for peer in self.peers if peer.key in present)
 
     def against_peers(self, rounds: int) -> list[Ratio | Value]:
         """Ours and all peers, in turn."""

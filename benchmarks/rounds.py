@@ -9,11 +9,12 @@ from __future__ import annotations
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
 import time
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,11 @@ from typing import Any, Literal
 from benchmarks.support import Call, Ratio, timed
 
 ROOT = Path(__file__).resolve().parent.parent
+
+INSTALL = (
+    "python -m venv .venv-peers, .venv-peers/bin/pip install torch==2.13.0, then -r benchmarks/requirements.txt, then"
+    " --no-deps -r benchmarks/requirements-peers.txt; and give --peer-python .venv-peers/bin/python"
+)
 
 Timing = tuple[float, float]
 """Elapsed and process seconds."""
@@ -225,15 +231,31 @@ def compared(
     )
 
 
+def installed(python: Path, package: str) -> bool:
+    """Whether an environment has a package; where it has not, a line on stderr says how it gets there."""
+    code = f"import importlib.metadata; importlib.metadata.version({package!r})"
+    if subprocess.run([str(python), "-c", code], capture_output=True).returncode == 0:
+        return True
+    told = f"left out: {package} is not installed for {python}\n  fix:   {INSTALL}"
+    print(told, file=sys.stderr)
+    return False
+
+
 def add_peer_python(parser: ArgumentParser) -> None:
     """`--peer-python`."""
     parser.add_argument(
         "--peer-python",
-        type=Path,
+        type=_program,
         default=Path(sys.executable),
         metavar="PATH",
         help="python of the environment that benchmarks/requirements.txt describes (default: the running one)",
     )
+
+
+def _program(word: str) -> Path:
+    if shutil.which(word) is None:
+        raise ArgumentTypeError(f"there is no program {word}; {INSTALL}")
+    return Path(word)
 
 
 def environment(**variables: str) -> dict[str, str]:

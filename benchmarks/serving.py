@@ -1,10 +1,10 @@
 """Serving tokens in random order from a warm cache: ours against np.memmap slices and Megatron's GPTDataset.
 
-    python -m benchmarks.serving [--peer-python PATH] [--rounds N] [--json]
+    python -m benchmarks.serving [--corpus FILE.jsonl] [--peer-python PATH] [--rounds N] [--json]
 
 int64 out on both sides. Ours works out the order (Feistel) on the way and has its blocks checked already; np.memmap is
 given its permutation for nothing. The datasets of megatron-core, litdata, datatrove and mosaicml-streaming serve the
-same tokens in a process of their own; one that cannot be imported there is left out. What counts is cpu time.
+same tokens in a process of their own; one that is not installed there is left out. What counts is cpu time.
 The last lines are one pass over a split whose blocks are checked when they are first touched, against one unchecked:
 served bare, and made into masked batches with digests, as a run asks for them.
 """
@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.made_shards import make_shards
-from benchmarks.rounds import Peer, PeerError, Timing, add_peer_python, compared, in_turn
+from benchmarks.made_shards import make_shards_of_size
+from benchmarks.rounds import Peer, PeerError, Timing, add_peer_python, compared, in_turn, installed
 from benchmarks.support import Ratio, parser, show, timed
 from launcher.objectives.mlm import MaskedLM
 from launcher.samples.digest import digest
@@ -34,7 +34,13 @@ SHAPES = ((512, 32, 4.0), (2048, 8, 4.0), (8192, 4, 3.0))
 """Tokens of a row, rows, and the bar against np.memmap."""
 MEGATRON_BAR = 40.0
 CALLS, PEER_CALLS = 1000, 20
-PEERS = ("megatron", "litdata", "datatrove", "streaming")
+PEERS = {
+    "megatron": "megatron-core",
+    "litdata": "litdata",
+    "datatrove": "datatrove",
+    "streaming": "mosaicml-streaming",
+}
+"""Their packages, by name."""
 
 
 def ours(folder: Path, length: int, num_rows: int, verify: Any = "touch") -> Callable[[], object]:
@@ -69,7 +75,7 @@ def memmap(folder: Path, length: int, num_rows: int) -> Callable[[], object]:
 def against_peer(
     name: str, python: Path, folder: Path, shape: tuple[int, int], serve: Callable[[], object], rounds: int
 ) -> Ratio | None:
-    """Against a dataset in a process of its own, in cpu time; None where its environment does not have it."""
+    """Against a dataset in a process of its own, in cpu time; None where it breaks down."""
     length, num_rows = shape
     try:
         with Peer(python, "benchmarks.peers.datasets", name) as peer:
@@ -135,12 +141,13 @@ def main() -> None:
     """Measure and print."""
     made = parser(__doc__, rounds=9)
     add_peer_python(made)
-    made.add_argument("--peers", nargs="*", default=list(PEERS), metavar="NAME", help="datasets to measure against")
+    made.add_argument("--peers", nargs="*", choices=PEERS, default=list(PEERS), help="datasets to measure against")
     options = made.parse_args()
+    peers = [name for name in options.peers if installed(options.peer_python, PEERS[name])]
     results: list[Ratio] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "shards"
-        make_shards(folder, 100_000, 500)
+        make_shards_of_size(folder, 50_000_000, 500, options.corpus)
         for length, num_rows, bar in SHAPES:
             serve = ours(folder, length, num_rows)
             split_batches = open_split(folder, "train").num_tokens // length // num_rows
@@ -159,7 +166,7 @@ def main() -> None:
                     bar=bar,
                 )
             )
-            for name in options.peers:
+            for name in peers:
                 found = against_peer(name, options.peer_python, folder, (length, num_rows), serve, options.rounds)
                 results += [] if found is None else [found]
         results.append(first_touch("", ours, folder, options.rounds))

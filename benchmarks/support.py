@@ -88,7 +88,9 @@ def parser(description: str | None, *, rounds: int = 30) -> argparse.ArgumentPar
     made = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    made.add_argument("--corpus", type=Path, metavar="FILE", help="JSONL with a text in each line; made up if left out")
+    made.add_argument(
+        "--corpus", type=_file, metavar="FILE", help="JSONL with a text in each line; made up if left out"
+    )
     made.add_argument("--rounds", type=int, default=rounds, metavar="N", help=f"timings of each (default {rounds})")
     made.add_argument("--json", action="store_true", help="print one JSON object")
     return made
@@ -153,6 +155,12 @@ def show(
 def milliseconds(seconds: float) -> str:
     """Three digits in milliseconds: 0.00015 → `0.15 ms`."""
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds * 1e3:.0f} ms"
+
+
+def _file(word: str) -> Path:
+    if not Path(word).is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {word}; benchmarks.make_corpus makes a corpus")
+    return Path(word)
 
 
 def _process_s() -> float:

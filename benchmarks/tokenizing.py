@@ -35,6 +35,10 @@ class Peer:
     """From its input, and a folder that does not exist yet."""
 
 
+PACKAGES = {"megatron": "megatron-core", "datatrove": "datatrove", "tokenizers": "tokenizers"}
+"""What a peer needs, by its key."""
+
+
 def peers_of(python: Path, tokenizer: Path, handle: TokenizerHandle, field: str) -> tuple[Peer, ...]:
     """The programs to measure against."""
     end = str(handle.tokenizer.id_to_token(handle.info.special.document_end))
