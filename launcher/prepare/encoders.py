@@ -25,6 +25,7 @@ from tokenizers import Encoding, Tokenizer
 from tokenizers.models import BPE, Model, WordPiece
 
 from launcher.errors import TokenizerError
+from launcher.prepare.tokenizer import UNKNOWN_FIX
 from launcher.prepare.wordpiece import VERSION, CachedWordPiece, fits
 from launcher.prepare.young_characters import with_young_characters
 
@@ -219,8 +220,7 @@ def typed() -> Iterator[None]:
         if type(error) is not Exception:  # the Rust library raises nothing more special
             raise
         told = " ".join(str(error).split())
-        fix = "give it an unknown token (`unk_token` or `unk_id` of the model in tokenizer.json), or train another"
-        raise TokenizerError(f"the tokenizer fails on a text: {told}", "--tokenizer", fix) from None
+        raise TokenizerError(f"the tokenizer fails on a text: {told}", "--tokenizer", UNKNOWN_FIX) from None
 
 
 def resident_bytes() -> int:

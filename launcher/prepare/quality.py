@@ -54,7 +54,8 @@ def cure_of(handle: TokenizerHandle, pieces: Sequence[str]) -> str:
         return train
     return (
         "the vocabulary has them in lower case only (as bert-base-chinese has all Latin): set "
-        f'"do_lower_case": true in its tokenizer_config.json,\n        or {train}'
+        '"do_lower_case": true in its tokenizer_config.json (where no class of BERT is named there or in config.json: '
+        f'"lowercase": true in the normalizer of its tokenizer.json),\n        or {train}'
     )
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE, WordPiece
 
 from launcher.errors import TokenizerError
+from launcher.prepare.tokenizer_config import follow, read_config
 from launcher.shards.identity import tokenizer_sha256
 from launcher.shards.manifest import SpecialTokens, TokenizerInfo
 
@@ -26,6 +27,7 @@ ROLES = {
     "bos": ("<s>", "<|begin_of_text|>"),
     "eos": ("</s>", "<|endoftext|>", "<|end_of_text|>"),
 }
+UNKNOWN_FIX = "give it an unknown token (`unk_token` or `unk_id` of the model in tokenizer.json), or train another"
 SENTINEL = re.compile(r"^<extra_id_(\d+)>$")
 # Ours and StarCoder's, Qwen's, InCoder-like spellings, Code Llama's, DeepSeek's.
 FILL_IN = {
@@ -53,13 +55,13 @@ def load_tokenizer(folder: Path) -> TokenizerHandle:
     Raises:
         TokenizerError: There is no tokenizer in it, it cannot be read, or it has no token to end a document with.
     """
-    config = _read_config(folder)
+    config = read_config(folder)
     try:
         if (folder / "tokenizer.json").is_file():
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            _follow(tokenizer, config)
         elif (folder / "vocab.txt").is_file():
-            tokenizer = _bert(folder / "vocab.txt", bool(config.get("do_lower_case", True)))
+            tokenizer = _bert(folder / "vocab.txt")
+            config["tokenizer_class"] = "BertTokenizer"
         elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
             tokenizer = _gpt2(folder)
         else:
@@ -68,6 +70,7 @@ def load_tokenizer(folder: Path) -> TokenizerHandle:
                 str(folder),
                 "give one, or train one: pretrain tokenizer CORPUS --kind wordpiece --vocab-size N --out DIR",
             )
+        config = follow(tokenizer, config, str(folder))
     except TokenizerError:
         raise
     except Exception as error:  # the Rust library raises bare Exceptions
@@ -143,6 +146,33 @@ def save_tokenizer(handle: TokenizerHandle, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(text + "\n", encoding="utf-8")
 
 
+def require_unknown(handle: TokenizerHandle, where: str) -> None:
+    """See that the tokenizer has ids for every text: others fail at the first word that they do not know, which may
+    be the last of a terabyte.
+
+    Args:
+        handle: The tokenizer.
+        where: Its folder.
+
+    Raises:
+        TokenizerError: It has no token for what it does not know, and no other way to write it.
+    """
+    model = json.loads(handle.json)["model"]
+    if model.get("byte_fallback"):
+        return
+    if model["type"] == "Unigram":
+        lacking = "its model has no unk_id" if model.get("unk_id") is None else ""
+    else:
+        unk, vocabulary = model.get("unk_token"), model["vocab"]
+        # BPE leaves out what it does not know where it names no token for it; of bytes it knows all.
+        is_bpe = model["type"] == "BPE"
+        is_spared = is_bpe and (unk is None or vocabulary.keys() >= set(pre_tokenizers.ByteLevel.alphabet()))
+        is_lacking = unk not in vocabulary and not is_spared
+        lacking = f"its model names {unk!r}, which is not in its vocabulary" if is_lacking else ""
+    if lacking:
+        raise TokenizerError(f"the tokenizer has no token for what it does not know: {lacking}", where, UNKNOWN_FIX)
+
+
 @dataclass(frozen=True, slots=True)
 class TokenizerReport:
     """How a tokenizer does on a text."""
@@ -164,19 +194,6 @@ def measure_tokenizer(handle: TokenizerHandle, texts: Iterable[str]) -> Tokenize
     return TokenizerReport(num_tokens / max(num_bytes, 1), num_unknown / max(num_tokens, 1))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    config: dict[str, Any] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        path = folder / name
-        if not path.is_file():
-            continue
-        try:
-            config |= json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, TypeError) as error:
-            raise TokenizerError(f"the file is not a JSON object: {error}", str(path), "restore the file") from None
-    return config
-
-
 def _role_id(tokenizer: Tokenizer, role: str, config: dict[str, Any]) -> int | None:
     named = config.get(f"{role}_token")
     if isinstance(named, dict):  # {"content": "[PAD]", "lstrip": false, …}
@@ -193,14 +210,7 @@ def _first_of(tokenizer: Tokenizer, names: Iterable[str]) -> int | None:
     return next((int(token_id) for token_id in ids if token_id is not None), None)
 
 
-def _follow(tokenizer: Tokenizer, config: dict[str, Any]) -> None:
-    """Let BERT's normalizer lower-case or not as the configuration says, over the JSON: so does transformers."""
-    lowercase = config.get("do_lower_case")
-    if isinstance(lowercase, bool) and isinstance(tokenizer.normalizer, normalizers.BertNormalizer):
-        tokenizer.normalizer.lowercase = lowercase
-
-
-def _bert(vocab: Path, lowercase: bool) -> Tokenizer:
+def _bert(vocab: Path) -> Tokenizer:
     # not splitlines(): U+2028 and U+0085 end a line there, and are tokens of some vocabularies
     tokens = vocab.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     ids = {token: number for number, token in enumerate(tokens)}
@@ -208,9 +218,6 @@ def _bert(vocab: Path, lowercase: bool) -> Tokenizer:
     if lacking:
         raise TokenizerError(f"the vocabulary lacks {', '.join(lacking)}", str(vocab), "give a BERT vocabulary")
     tokenizer = Tokenizer(WordPiece(ids, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
     tokenizer.add_special_tokens([token for token in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if token in ids])
     tokenizer.post_processor = bert_template(ids["[CLS]"], ids["[SEP]"])
     return tokenizer

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from tokenizers import Tokenizer, pre_tokenizers
-from tokenizers.models import WordLevel
+from tokenizers.models import BPE, Model, Unigram, WordLevel, WordPiece
 
 from launcher import units
 from launcher.cli import main
 from launcher.errors import CorpusError, TokenizerError
 from launcher.prepare.quality import cure_of, unknown_characters, warn_unknown
-from launcher.prepare.tokenizer import describe_tokenizer, load_tokenizer, measure_tokenizer, save_tokenizer
+from launcher.prepare.tokenizer import (
+    describe_tokenizer,
+    load_tokenizer,
+    measure_tokenizer,
+    require_unknown,
+    save_tokenizer,
+)
 from launcher.prepare.tokenizer_training import train_tokenizer
 
 KINDS = [("wordpiece", 300), ("bpe", 500), ("unigram", 250)]
@@ -108,15 +115,18 @@ def test_berts_vocabulary_is_read(tmp_path: Path) -> None:
     assert load_tokenizer(tmp_path).tokenizer.encode("LAW").ids == [2, 1, 3]
 
 
-@pytest.mark.parametrize("layout", ["vocab.txt", "tokenizer.json"])
+@pytest.mark.parametrize("layout", ["vocab.txt", "tokenizer.json", "tokenizer.json of no class"])
 def test_capitals_that_a_vocabulary_lacks_are_cured_by_what_the_warning_says(tmp_path: Path, layout: str) -> None:
     """bert-base-chinese comes in both layouts."""
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n法\n律\nl\n##a\n##w\n", encoding="utf-8")
     config = tmp_path / "tokenizer_config.json"
     config.write_text('{"do_lower_case": false}')
-    if layout == "tokenizer.json":
-        load_tokenizer(tmp_path).tokenizer.save(str(tmp_path / layout))
+    saved = tmp_path / "tokenizer.json"
+    if layout != "vocab.txt":
+        load_tokenizer(tmp_path).tokenizer.save(str(saved))
         (tmp_path / "vocab.txt").unlink()
+    if layout == "tokenizer.json":
+        (tmp_path / "config.json").write_text('{"model_type": "bert"}')
 
     def warning(text: str) -> str:
         handle = load_tokenizer(tmp_path)
@@ -126,7 +136,11 @@ def test_capitals_that_a_vocabulary_lacks_are_cured_by_what_the_warning_says(tmp
 
     assert 'set "do_lower_case": true in its tokenizer_config.json' in warning("法律 Law")
     assert "lower" not in warning("法律 ♡ Z"), "that is unknown in lower case too"
-    config.write_text('{"do_lower_case": true}')
+    if layout == "tokenizer.json of no class":
+        assert '"lowercase": true in the normalizer of its tokenizer.json' in warning("法律 Law")
+        saved.write_text(saved.read_text().replace('"lowercase": false', '"lowercase": true'))
+    else:
+        config.write_text('{"do_lower_case": true}')
     assert warning("法律 Law") == ""
     assert "lower" not in warning("法律 LAW♡"), "it does already"
 
@@ -259,3 +273,48 @@ def test_who_waits_for_a_tokenizer_is_told_how_much_it_is_made_from(
     size = units.size(sum(len(text.encode()) for text in texts))
     assert f"training {kind} on {size} of text" in said.getvalue()
     assert ("it takes about" in said.getvalue()) == (kind == "unigram")  # whose trainer is slow
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        pytest.param(WordPiece({"law": 0}, unk_token="[UNK]"), r"its model names '\[UNK\]'", id="wordpiece"),
+        pytest.param(WordLevel({"law": 0}, unk_token="[UNK]"), r"its model names '\[UNK\]'", id="wordlevel"),
+        pytest.param(BPE({"l": 0}, [], unk_token="<unk>"), "its model names '<unk>'", id="bpe"),
+        pytest.param(Unigram([("law", -1.0)]), "its model has no unk_id", id="unigram"),
+    ],
+)
+def test_a_tokenizer_that_fails_on_what_it_does_not_know_is_refused_before_any_text(
+    model: Model, told: str, tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of the corpus it knows nothing; were it to know all, a larger one would be refused by the gate, or fail late."""
+    tokenizer = Tokenizer(model)
+    tokenizer.add_special_tokens(["[UNK]", "<unk>", "</s>"])  # an added token is none that the model takes
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    code = main(["prepare", str(corpus), "--tokenizer", str(tmp_path), "--out", str(tmp_path / "shards")])
+    said = capsys.readouterr().err
+    assert (code, "the tokenizer has no token for what it does not know" in said) == (2, True)
+    assert re.search(told, said)
+    assert f"where: {tmp_path}" in said
+    assert not (tmp_path / "shards").exists()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        pytest.param(WordPiece({"[UNK]": 0}, unk_token="[UNK]"), id="it has one"),
+        pytest.param(BPE({"l": 0}, []), id="bpe leaves it out"),
+        pytest.param(
+            BPE(
+                {letter: number for number, letter in enumerate(pre_tokenizers.ByteLevel.alphabet())}, [], unk_token="?"
+            ),
+            id="it knows all bytes",
+        ),
+        pytest.param(Unigram([("law", -1.0)], byte_fallback=True), id="it falls back to bytes"),
+        pytest.param(Unigram([("<unk>", -1.0)], unk_id=0), id="unigram has one"),
+    ],
+)
+def test_a_tokenizer_that_has_ids_for_every_text_is_taken(model: Model) -> None:
+    tokenizer = Tokenizer(model)
+    tokenizer.add_special_tokens(["</s>"])
+    require_unknown(describe_tokenizer(tokenizer, "t"), "t")

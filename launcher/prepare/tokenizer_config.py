@@ -1,0 +1,180 @@
+"""What `transformers.AutoTokenizer` does about a `tokenizer.json` for the files beside it, without transformers, whose
+import takes 9 s of CPU.
+
+A generic class takes `tokenizer.json` as it is, whatever `tokenizer_config.json` says of lower case. A class of a model
+takes no more than the vocabulary and makes the rest anew, from options of `tokenizer_config.json` and defaults of its
+own. Known here are BERT's and GPT-2's; of any other class `tokenizer.json` is taken as it is, which its own saved files
+agree with. Then all classes add the tokens that are named and missing. Source: transformers 5.23,
+`models/auto/tokenization_auto.py` and `tokenization_utils_tokenizers.py`; a test holds the ids against its.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE, WordPiece
+
+from launcher.errors import TokenizerError
+
+ROLE_KEYS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+BERT = (
+    ("unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
+    ("[UNK]", "[SEP]", "[PAD]", "[CLS]", "[MASK]"),
+)
+GPT2 = ("unk_token", "bos_token", "eos_token"), ("<|endoftext|>",) * 3
+ROBERTA = ROLE_KEYS, ("<s>", "</s>", "<unk>", "</s>", "<pad>", "<s>", "<mask>")
+BERT_CLASSES = frozenset(
+    f"{name}Tokenizer" for name in ("Bert", "DistilBert", "Electra", "LayoutLM", "Lxmert", "MobileBert", "SqueezeBert")
+)
+"""Not ConvBert's, which is generic: it has no code of its own."""
+ROBERTA_CLASSES = frozenset(f"{name}Tokenizer" for name in ("Roberta", "Bart", "LED", "Mvp", "Longformer"))
+CLASS_OF_MODEL = {
+    **dict.fromkeys(
+        ("bert", "convbert", "distilbert", "electra", "ernie", "layoutlm", "megatron-bert", "nezha", "nomic_bert"),
+        "BertTokenizer",
+    ),
+    **dict.fromkeys(("lxmert", "mobilebert", "qdqbert", "realm", "retribert", "squeezebert"), "BertTokenizer"),
+    **dict.fromkeys(("codegen", "gpt2", "gpt_neo", "gptj", "opt", "phi", "starcoder2"), "GPT2Tokenizer"),
+    **dict.fromkeys(("bart", "led", "longformer", "mvp", "roberta", "roberta-prelayernorm"), "RobertaTokenizer"),
+}
+"""By `model_type` of `config.json`, where no class is named."""
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`tokenizer_config.json`, with what other files add to it.
+
+    Raises:
+        TokenizerError: A file holds no JSON object.
+    """
+    config = _json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:  # written since 2023, and then the others are of no account
+        config |= _json(folder / "special_tokens_map.json")
+        added = _json(folder / "added_tokens.json")
+        special = {_content(config.get(key)) for key in ROLE_KEYS} | set(map(_content, _extra(config)))
+        config["added_tokens_decoder"] = {
+            str(number): {"content": token, "normalized": token not in special, "special": token in special}
+            for token, number in added.items()
+        }
+    if not config.get("tokenizer_class"):
+        model = _json(folder / "config.json")
+        config["tokenizer_class"] = model.get("tokenizer_class") or CLASS_OF_MODEL.get(str(model.get("model_type")))
+    return config
+
+
+def follow(tokenizer: Tokenizer, config: dict[str, Any], where: str) -> dict[str, Any]:
+    """Make a `tokenizer.json` what the class makes of it that is named beside it.
+
+    Args:
+        tokenizer: As it stands in the file; changed.
+        config: Of `read_config`.
+        where: The folder.
+
+    Returns:
+        The configuration with the roles of tokens that the class knows by itself.
+
+    Raises:
+        TokenizerError: An option is neither true nor false.
+    """
+    name = str(config.get("tokenizer_class")).removesuffix("Fast")
+    defaults: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
+    if name in BERT_CLASSES and isinstance(tokenizer.model, WordPiece):
+        defaults = BERT
+        tokenizer.normalizer = bert_normalizer(config, where)
+        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        tokenizer.decoder = decoders.WordPiece()
+    elif name in ROBERTA_CLASSES | {"GPT2Tokenizer"} and isinstance(tokenizer.model, BPE):
+        defaults = GPT2 if name == "GPT2Tokenizer" else ROBERTA
+        tokenizer.normalizer = None
+        tokenizer.pre_tokenizer = byte_level(config, where)
+        tokenizer.decoder = decoders.ByteLevel()
+    config = dict(zip(*defaults, strict=True)) | config
+    _add_missing(tokenizer, config, where)
+    return config
+
+
+def bert_normalizer(config: Mapping[str, Any], where: str) -> normalizers.BertNormalizer:
+    """BERT's normalizer by the options of `tokenizer_config.json`.
+
+    Raises:
+        TokenizerError: An option is neither true nor false.
+    """
+    strip_accents = config.get("strip_accents")  # null: as lower case is
+    return normalizers.BertNormalizer(
+        lowercase=_flag(config, "do_lower_case", default=True, where=where),
+        strip_accents=None if strip_accents is None else _flag(config, "strip_accents", default=True, where=where),
+        handle_chinese_chars=_flag(config, "tokenize_chinese_chars", default=True, where=where),
+    )
+
+
+def byte_level(config: Mapping[str, Any], where: str) -> pre_tokenizers.ByteLevel:
+    """GPT-2's and RoBERTa's cutting of words by the options of `tokenizer_config.json`.
+
+    Raises:
+        TokenizerError: An option is neither true nor false.
+    """
+    return pre_tokenizers.ByteLevel(add_prefix_space=_flag(config, "add_prefix_space", default=False, where=where))
+
+
+def _flag(config: Mapping[str, Any], key: str, *, default: bool, where: str) -> bool:
+    value = config.get(key, default)
+    if isinstance(value, bool):
+        return value
+    raise TokenizerError(
+        f"{key} is neither true nor false, but {json.dumps(value)}", where, "mend tokenizer_config.json"
+    )
+
+
+def _add_missing(tokenizer: Tokenizer, config: Mapping[str, Any], where: str) -> None:
+    """Add the tokens that the configuration names; of those that the vocabulary has only the marks change."""
+    known = tokenizer.get_added_tokens_decoder().values()
+    marked, contents = {repr(token) for token in known}, {token.content for token in known}
+    roles = [config[key] for key in ROLE_KEYS if key in config]
+    wanted: list[AddedToken] = []
+    try:
+        for _, fields in sorted((int(key), fields) for key, fields in config.get("added_tokens_decoder", {}).items()):
+            token = AddedToken(**fields)
+            if repr(token) not in marked:
+                wanted.append(token)
+        for named in [*roles, *_extra(config)]:
+            name = _content(named)
+            if name and name not in contents and name not in {token.content for token in wanted}:
+                wanted.append(_special(named))
+    except (TypeError, ValueError, AttributeError) as error:
+        told = f"the added tokens cannot be read: {error}"
+        raise TokenizerError(told, where, "mend tokenizer_config.json") from None
+    for token in wanted:
+        token.special = token.special or token.content in map(_content, roles)
+    tokenizer.add_tokens(wanted)
+
+
+def _special(named: str | dict[str, Any]) -> AddedToken:
+    if isinstance(named, str):
+        return AddedToken(named, special=True, normalized=False)
+    marks = {key: named[key] for key in ("single_word", "lstrip", "rstrip", "normalized") if key in named}
+    return AddedToken(named["content"], special=True, **marks)
+
+
+def _extra(config: Mapping[str, Any]) -> Iterator[Any]:
+    """Special tokens that have no role of their own, under their name of today and that of before."""
+    extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
+    yield from extra.values() if isinstance(extra, dict) else extra
+
+
+def _content(named: Any) -> str:
+    return str(named.get("content", "")) if isinstance(named, dict) else str(named or "")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TokenizerError(f"the file is not a JSON object: {error}", str(path), "restore the file") from None
+    if not isinstance(tree, dict):
+        raise TokenizerError("the file is not a JSON object", str(path), "restore the file")
+    return tree
