@@ -26,7 +26,8 @@ from benchmarks.rounds import Value
 from benchmarks.support import parser, read_texts, show
 from launcher.config.batch import plan_batch
 from launcher.config.recipe import Recipe
-from launcher.feed import Data, open_data, step_batches
+from launcher.feed.batches import step_batches
+from launcher.feed.data import Data, open_data
 from launcher.prepare.build import build_shards
 from launcher.prepare.readers import ReadOptions
 from launcher.prepare.request import BuildRequest

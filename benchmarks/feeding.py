@@ -21,7 +21,8 @@ from benchmarks.support import Ratio, parser, read_texts, show
 from launcher.config.batch import BatchPlan, plan_batch
 from launcher.config.recipe import Recipe
 from launcher.engine.records import StepBatch
-from launcher.feed import Data, made_batches, open_data, step_batches
+from launcher.feed.batches import made_batches, step_batches
+from launcher.feed.data import Data, open_data
 
 GLOBAL_BATCH, MICRO_BATCH, SEQ_LEN = 64, 32, 512
 NUM_TEXTS = 3000

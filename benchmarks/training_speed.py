@@ -124,7 +124,8 @@ def measure(side: dict[str, Any]) -> dict[str, Any]:
     from launcher.config.deepspeed import load_ds_config, resolve_ds_config
     from launcher.config.loading import check_recipe
     from launcher.engine.process import device_model, join_ranks
-    from launcher.feed import open_data, step_batches
+    from launcher.feed.batches import step_batches
+    from launcher.feed.data import open_data
     from launcher.models.build import build_model, parameters_per_token
     from launcher.models.configuration import build_config
     from launcher.objectives.base import longest_sequence

@@ -24,7 +24,8 @@ from launcher.engine.records import Progress, StepResult
 from launcher.engine.routing import TOLD_EVERY_STEPS, ExpertLoad
 from launcher.engine.steps import StopAsked, evaluate, train_steps
 from launcher.engine.watch import Watch
-from launcher.feed import Data, bytes_per_token, step_batches, validation_batches
+from launcher.feed.batches import bytes_per_token, step_batches, validation_batches
+from launcher.feed.data import Data
 from launcher.models.build import parameters_per_token
 from launcher.plan.flops import flops_per_token, peak_flops
 from launcher.rewind import Reason, bad_steps, bad_validation, rewind, tell_left_out

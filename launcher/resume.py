@@ -18,7 +18,8 @@ from launcher.engine.completion import completed_step
 from launcher.engine.ledger import Ledger
 from launcher.engine.length import FittedLength, FixedLength, Length, refuse_without_budget
 from launcher.engine.records import Progress, StepBatch
-from launcher.feed import Data, longest_step, pass_over
+from launcher.feed.batches import longest_step
+from launcher.feed.data import Data, pass_over
 from launcher.samples.cursor import Cursor
 from launcher.samples.passed_over import forget
 from launcher.units import size

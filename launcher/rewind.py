@@ -21,7 +21,7 @@ from launcher.engine.metrics import Log
 from launcher.engine.process import share
 from launcher.engine.records import EvalResult, Health, Progress, StepResult
 from launcher.errors import DivergedError
-from launcher.feed import Data, pass_over
+from launcher.feed.data import Data, pass_over
 from launcher.samples.cursor import Cursor
 from launcher.samples.passed_over import Kept, moved_on, read_kept, with_changes, with_window
 

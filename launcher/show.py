@@ -25,7 +25,7 @@ from launcher.config.objectives import (
 )
 from launcher.config.recipe import Recipe
 from launcher.errors import LauncherError, UsageError
-from launcher.feed import Data, open_data
+from launcher.feed.data import Data, open_data
 from launcher.objectives.base import IGNORE_INDEX
 from launcher.objectives.mixed import PART_IDS
 from launcher.shards.identity import open_tokenizer

@@ -20,7 +20,7 @@ from launcher.config.loading import check_recipe, read_yaml
 from launcher.config.recipe import Recipe
 from launcher.engine.records import read_metrics
 from launcher.errors import CheckpointError, ShardError, UsageError
-from launcher.feed import Data, open_data, pass_over
+from launcher.feed.data import Data, open_data, pass_over
 from launcher.samples.digest import combine, digest
 from launcher.samples.loader import SampleBatch
 from launcher.samples.passed_over import Kept, moved_on, put_back, read_kept

@@ -46,7 +46,7 @@ from launcher.engine.run_lock import RunLock
 from launcher.engine.steady import SteadyStream
 from launcher.engine.watch import Watch, end_process
 from launcher.errors import EXIT_DONE, EXIT_INTERRUPTED, EXIT_OURS, LauncherError, RequeueError, UsageError
-from launcher.feed import Data, open_data, wasted
+from launcher.feed.data import Data, open_data, wasted
 from launcher.objectives.base import longest_sequence
 from launcher.prepare.ready import check_tokenizer, ensure_shards
 from launcher.report import show_summary

@@ -21,7 +21,7 @@ from launcher.config.loading import resolved_yaml
 from launcher.config.recipe import Recipe
 from launcher.engine.records import Progress
 from launcher.errors import CheckpointError, UsageError
-from launcher.feed import open_data
+from launcher.feed.data import open_data
 from launcher.models.build import AUTO_CLASSES
 from launcher.models.configuration import build_config
 from launcher.models.local import code_texts, runs_code

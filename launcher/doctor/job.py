@@ -26,7 +26,7 @@ from launcher.doctor.machine import look_at_hub
 from launcher.doctor.slurm import Wanted, look_at_slurm, of_script
 from launcher.doctor.space import World, look_at_packages, look_at_space
 from launcher.errors import LauncherError, UsageError
-from launcher.feed import build_objective, one_tokenizer, refuse_unkept
+from launcher.feed.data import build_objective, one_tokenizer, refuse_unkept
 from launcher.prepare.hub import HUB
 from launcher.prepare.quickstart import QUICKSTART_FOLDER
 from launcher.prepare.ready import check_tokenizer, ensure_shards

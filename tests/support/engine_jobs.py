@@ -45,7 +45,7 @@ def live_logits(arguments: list[str]) -> Any:
     from launcher.engine.ledger import Ledger
     from launcher.engine.length import FixedLength
     from launcher.engine.watch import Watch
-    from launcher.feed import validation_batches
+    from launcher.feed.batches import validation_batches
 
     program = runpy.run_module("launcher.train", run_name="launcher_train")
     recipe, data, engine = begin(program, arguments)
@@ -75,7 +75,7 @@ def held(arguments: list[str]) -> tuple[list[int], dict[str, int], dict[str, int
     from launcher.engine.length import FixedLength
     from launcher.engine.records import Health
     from launcher.engine.steps import train_steps
-    from launcher.feed import step_batches
+    from launcher.feed.batches import step_batches
 
     program = runpy.run_module("launcher.train", run_name="launcher_train")
     recipe, data, engine = begin(program, arguments)
@@ -158,7 +158,7 @@ def _steps(arguments: list[str]) -> Iterator[tuple[Any, Any]]:
     from launcher.engine.length import FixedLength
     from launcher.engine.records import Health
     from launcher.engine.steps import train_steps
-    from launcher.feed import step_batches
+    from launcher.feed.batches import step_batches
 
     program = runpy.run_module("launcher.train", run_name="launcher_train")
     recipe, data, engine = begin(program, arguments)

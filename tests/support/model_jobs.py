@@ -12,7 +12,7 @@ import tiny
 def drawn_weights(recipe_path: str) -> dict[str, Any]:
     """Parameter → its values before the first step, as numpy arrays."""
     from launcher.config.loading import load_recipe
-    from launcher.feed import open_data
+    from launcher.feed.data import open_data
     from launcher.models.build import build_model
     from launcher.models.configuration import build_config
 

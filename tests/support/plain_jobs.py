@@ -32,7 +32,8 @@ def plain_run(recipe_path: str, device: str = "cpu") -> dict[str, Any]:
     from launcher.config.batch import plan_batch
     from launcher.config.loading import load_recipe
     from launcher.engine.schedule import learning_rate
-    from launcher.feed import open_data, step_batches, validation_batches
+    from launcher.feed.batches import step_batches, validation_batches
+    from launcher.feed.data import open_data
     from launcher.models.build import build_model
     from launcher.models.configuration import build_config
 

@@ -39,7 +39,7 @@ PRELOAD = [
     "launcher.engine.start",
     "launcher.engine.steps",
     "launcher.export",
-    "launcher.feed",
+    "launcher.feed.batches",
     "launcher.loop",
     "launcher.models.build",
     "launcher.objectives.build",

@@ -17,16 +17,8 @@ from launcher.config.loading import check_recipe
 from launcher.config.objectives import part_names
 from launcher.config.recipe import BatchConfig, Recipe
 from launcher.errors import ShardError, TokenizerError
-from launcher.feed import (
-    Data,
-    made_batches,
-    model_inputs,
-    open_data,
-    pass_over,
-    step_batches,
-    validation_batches,
-    wasted,
-)
+from launcher.feed.batches import made_batches, model_inputs, step_batches, validation_batches
+from launcher.feed.data import Data, open_data, pass_over, wasted
 from launcher.objectives.base import IGNORE_INDEX
 from launcher.samples.digest import combine, digest
 from launcher.samples.passed_over import moved_on

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 from launcher.cli import main
 from launcher.config.loading import load_recipe
 from launcher.errors import TokenizerError, UsageError
-from launcher.feed import open_data
+from launcher.feed.data import open_data
 from launcher.prepare.build import build_shards
 from launcher.prepare.request import BuildRequest
 from launcher.prepare.tokenizer import load_tokenizer

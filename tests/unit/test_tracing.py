@@ -13,7 +13,7 @@ from token_shards import random_documents, text_hash, write_shards
 
 from launcher import tracing
 from launcher.config.loading import check_recipe, resolved_yaml
-from launcher.feed import open_data
+from launcher.feed.data import open_data
 from launcher.samples.digest import combine, digest
 
 GLOBAL_BATCH = 24

@@ -1,0 +1,1 @@
+"""Samples and objective put together: a run's data, and the batches made of it."""
