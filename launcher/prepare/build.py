@@ -191,17 +191,19 @@ def _choose(
     segments: Sequence[tuple[Segment, ...]],
 ) -> Choice:
     """The program that tokenizes."""
-    wanted = request.encoder
-    if request.words or request.sentences:  # they need each token's place in the text
+    wanted, why = request.encoder, ""
+    if request.words or request.sentences:
+        option = "--words" if request.words else "--sentences"
+        why = f"it alone tells where in the text a token lies, as {option} needs"
         if wanted not in ("auto", "tokenizers"):
-            option = "--words" if request.words else "--sentences"
             fix = f"leave --encoder to auto, or {option} out"
             raise TokenizerError(f"{wanted} does not tell where in the text a token lies", "--encoder", fix)
         wanted = "tokenizers"
     elif wanted == "auto" and _is_small(sources):
-        wanted = "tokenizers"
+        wanted, why = "tokenizers", "it is through with so little text before a faster one is found"
     sample = partial(_sample, request, sources, segments)
-    return choose_encoder(handle.json, handle.info.sha256, sample, wanted)
+    choice = choose_encoder(handle.json, handle.info.sha256, sample, wanted)
+    return replace(choice, reason=f"{choice.reason}: {why}", record=f"{choice.record}: {why}") if why else choice
 
 
 def _is_small(sources: Sequence[SourceFile]) -> bool:

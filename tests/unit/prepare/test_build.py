@@ -299,7 +299,10 @@ def test_an_encoder_that_cannot_tell_places_is_refused_where_they_are_needed(
         build_shards(wanted)
     manifest = build_shards(replace(wanted, encoder="auto"))
     assert manifest is not None
-    assert manifest.encoder.endswith("the reference")
+    assert manifest.encoder.endswith(f": it alone tells where in the text a token lies, as --{option} needs")
+    small = build_shards(replace(request_, out=request_.out.with_name("small")))
+    assert small is not None
+    assert small.encoder.endswith(": it is through with so little text before a faster one is found")
 
 
 def chosen(request: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[str]]:
