@@ -230,3 +230,40 @@ def test_the_classes_of_models_are_those_of_transformers() -> None:
         assert tokenizer_class_from_name(TOKENIZER_MAPPING_NAMES[model_type]).__name__ == name, model_type
     for name in BERT_CLASSES:
         assert tokenizer_class_from_name(name).__name__ in ("BertTokenizer", name), name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "Llama",
+        "Qwen2",
+        "T5",
+        "XLMRoberta",
+        "Albert",
+        "Gemma",
+        "GPTNeoX",
+        "Deberta",
+        "MPNet",
+        "Herbert",
+        "GPT2",
+    ],
+)
+def test_what_any_class_saves_is_read_as_it_was_meant(name: str, tmp_path: Path) -> None:
+    """Of classes that are not known here tokenizer.json is taken as it is."""
+    import transformers
+
+    of_class = getattr(transformers, f"{name}Tokenizer")
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *SPECIAL, "<|endoftext|>"]
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    kind = of_class.model.__name__
+    if kind == "BPE":
+        tokens = [*special, *letters, *"法律▁", "ĠL", "La"]
+        made = of_class(vocab={token: n for n, token in enumerate(tokens)}, merges=[("Ġ", "L"), ("L", "a")])
+    elif kind == "WordPiece":
+        made = of_class(vocab={token: number for number, token in enumerate([*special, *PIECES[5:]])})
+    else:
+        pieces = ["▁", *"LlawAW法律éecfyYxX,", "▁Law"]
+        scores = {**dict.fromkeys(special, 0.0), **{piece: -3.0 - n / 100 for n, piece in enumerate(pieces)}}
+        made = of_class(vocab=list(scores.items()))
+    made.save_pretrained(tmp_path)
+    assert_same(tmp_path)
