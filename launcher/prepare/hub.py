@@ -13,21 +13,24 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import orjson
 import xxhash
 
 from launcher.errors import CorpusError, LauncherError, RequeueError
 from launcher.prepare.raw_files import COMPRESSIONS, READ_BYTES, Meter, Readable, decompressed, opened
 
 HUB = "hub:"
+JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
+Layout = Literal["lines", "array"]
 _FORM = "write hub:OWNER/NAME, hub:OWNER/NAME/CONFIGURATION@SPLIT, or hub:./FOLDER"
 _FIX = "see its name, configuration and split on the hub, and the network"
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 _REVISION = re.compile(r"^(hf://datasets/[^@]+)@[^/]+/")
 _TOO_MANY, _SERVER_ERROR = 429, 500
-_LOOK_AT = 4096
-"""Bytes that tell what a JSON file holds."""
+_LOOK_AT = 1 << 16
+"""Bytes read at once to tell how a JSON file is laid out (assumption: a line, mostly)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,8 @@ class HubShard:
     """Its size; 0 where nobody tells."""
     content: str
     """What the hub calls its bytes by; of a file of a folder when it was written; empty where nobody tells."""
+    is_json: bool = False
+    """Whether it is a JSON file about which `datasets` has no orders (a field to look into, columns to make)."""
 
 
 def parse_hub_name(word: str) -> HubName:
@@ -97,21 +102,29 @@ def hub_shards(word: str) -> list[HubShard]:
         CorpusError: There is no such data set, it cannot be reached or read, or the hub is not to be reached.
     """
     name = parse_hub_name(word)
-    _split.cache_clear()  # of a folder that is another by now
+    for cached in (_builder, _rows):  # of a folder that is another by now
+        cached.cache_clear()
     with _told(word):
         revision = None if name.is_local else _present_revision(name, word)
-        split = _split(word, name, revision)
-        num_shards = split.rows.num_shards
-        if num_shards != len(split.files):  # what it is made of is its own business
-            contents = [_content(file) for file in split.files]
-            num_bytes = sum(size for size, _ in contents) // num_shards
-            content = " ".join(name for _, name in contents)
-            named = [f"{word} {number + 1} of {num_shards}" for number in range(num_shards)]
-            return [HubShard(word, revision, one, n, num_shards, num_bytes, content) for n, one in enumerate(named)]
-        return [
-            HubShard(word, revision, file, number, num_shards, *_content(file))
-            for number, file in enumerate(split.files)
-        ]
+        config = _builder(name, revision).config
+        if not config.data_files:
+            raise CorpusError("the data set is not made of files", word, _FIX)
+        if name.split not in config.data_files:
+            fix = f"write @ and one of {', '.join(map(str, config.data_files))}"
+            raise CorpusError(f"there is no split {name.split!r}", word, fix)
+        files = _files(name, revision)
+        is_json = _is_json_without_orders(_builder(name, revision))
+        num_shards = len(files) if is_json else _rows(name, revision).num_shards
+        contents = [_content(file) for file in files]
+        if num_shards == len(files):
+            return [
+                HubShard(word, revision, file, number, num_shards, size, content, is_json and _has_json_name(file))
+                for number, (file, (size, content)) in enumerate(zip(files, contents, strict=True))
+            ]
+        # What such a data set is made of is its own business.
+        num_bytes, content = sum(size for size, _ in contents) // num_shards, " ".join(one for _, one in contents)
+        named = [f"{word} {number + 1} of {num_shards}" for number in range(num_shards)]
+        return [HubShard(word, revision, one, n, num_shards, num_bytes, content) for n, one in enumerate(named)]
 
 
 def hub_records(shard: HubShard, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
@@ -126,36 +139,70 @@ def hub_records(shard: HubShard, columns: Sequence[str] | None) -> Iterator[dict
         RequeueError: The connection was lost on the way, and did not come back.
     """
     with _told(shard.name), _reached(shard.name):
-        rows = _split_of(shard).rows.shard(shard.of, shard.number)
+        rows = _rows_of(shard).shard(shard.of, shard.number)
         if columns is not None and rows.column_names is not None and set(columns) <= set(rows.column_names):
             rows = rows.select_columns(list(columns))
         yield from rows
 
 
 @contextmanager
-def opened_array(shard: HubShard, meter: Meter) -> Iterator[Readable | None]:
-    """The bytes of a file that holds one JSON array of objects, decompressed; None of any other.
+def opened_json(shard: HubShard, meter: Meter) -> Iterator[tuple[Layout, Readable] | None]:
+    """How a JSON file is laid out, and its bytes, decompressed; None of any other, which is for `hub_records`.
 
-    `datasets` reads such a file at once (measured, 5.2: 8 bytes of memory for each of its).
+    `datasets` holds an array at once (measured, 5.2: 8 bytes of memory for each of its), and refuses lines with other
+    keys than the first file's.
 
     Raises:
         CorpusError: It cannot be read.
         RequeueError: The connection was lost on the way, and did not come back.
     """
+    if not shard.is_json:
+        yield None
+        return
     with _told(shard.name), _reached(shard.name):
-        if not _split_of(shard).is_plain_json:
-            yield None
-            return
         from datasets.utils.file_utils import xopen  # tries again when a connection is lost
 
-        compression = COMPRESSIONS.get(Path(shard.name).suffix.lower())
         with xopen(shard.name, "rb") as file:
-            start = decompressed(file, compression, Meter()).read(_LOOK_AT).lstrip()
-        if start[:1] != b"[" or start[1:].lstrip()[:1] != b"{":
-            yield None
-            return
-        with xopen(shard.name, "rb") as file:
-            yield decompressed(file, compression, meter)
+            stream = decompressed(file, COMPRESSIONS.get(Path(shard.name).suffix.lower()), meter)
+            start = _first_line(stream)
+            layout = _layout(start)
+            yield None if layout is None else (layout, _Begun(start, stream))
+
+
+def _first_line(stream: Readable) -> bytes:
+    """The bytes up to a first line that says something, and some more; of an endless one the beginning."""
+    start = b""
+    while len(start) < READ_BYTES and b"\n" not in start.lstrip():
+        block = stream.read(_LOOK_AT)
+        if not block:
+            break
+        start += block
+    return start
+
+
+def _layout(start: bytes) -> Layout | None:
+    text = start.lstrip()
+    if text[:1] == b"[":
+        return "array" if text[1:].lstrip()[:1] in (b"{", b"") else None
+    try:
+        orjson.loads(text.partition(b"\n")[0])
+    except orjson.JSONDecodeError:
+        return None if text else "lines"
+    return "lines"
+
+
+class _Begun:
+    """A stream of which the beginning was read."""
+
+    def __init__(self, start: bytes, stream: Readable) -> None:
+        self._start, self._stream = start, stream
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes."""
+        if not self._start:
+            return self._stream.read(size)
+        block, self._start = self._start[:size], self._start[size:]
+        return block
 
 
 def content_digest(shard: HubShard) -> str | None:
@@ -172,44 +219,41 @@ def content_digest(shard: HubShard) -> str | None:
     return xxhash.xxh3_128_hexdigest(shard.content.encode()) if shard.content else None
 
 
-@dataclass(frozen=True, slots=True)
-class _Split:
-    """A split as `datasets` has it."""
+@lru_cache(maxsize=8)
+def _builder(name: HubName, revision: str | None) -> Any:
+    """What `datasets` knows of a data set: once in a process, as it takes several questions to the hub."""
+    import datasets
 
-    rows: Any
-    """Its `IterableDataset`."""
-    files: tuple[str, ...]
-    """Paths or URLs."""
-    is_plain_json: bool
-    """Whether files hold objects and nothing is to be done about them."""
+    return datasets.load_dataset_builder(name.repository, name.config, revision=revision)
 
 
 @lru_cache(maxsize=8)
-def _split(word: str, name: HubName, revision: str | None) -> _Split:
-    """A split at a revision: once in a process, as it takes several questions to the hub."""
-    import datasets
+def _rows(name: HubName, revision: str | None) -> Any:
+    """The `IterableDataset` of a split; its first file tells it the columns."""
+    return _builder(name, revision).as_streaming_dataset(split=name.split)
 
-    builder = datasets.load_dataset_builder(name.repository, name.config, revision=revision)
-    files = builder.config.data_files
-    if not files:
-        raise CorpusError("the data set is not made of files", word, _FIX)
-    if name.split not in files:
-        raise CorpusError(f"there is no split {name.split!r}", word, f"write @ and one of {', '.join(map(str, files))}")
+
+def _files(name: HubName, revision: str | None) -> list[str]:
+    return [str(file) for file in _builder(name, revision).config.data_files[name.split]]
+
+
+def _rows_of(shard: HubShard) -> Any:
+    name = parse_hub_name(shard.word)
+    files, rows = _files(name, shard.revision), _rows(name, shard.revision)
+    if rows.num_shards != shard.of or (shard.of == len(files) and files[shard.number] != shard.name):
+        raise CorpusError("other files are there than a moment ago", shard.name, "run the same command again")
+    return rows
+
+
+def _is_json_without_orders(builder: Any) -> bool:
     config = builder.config
     is_json = type(builder).__module__.startswith("datasets.packaged_modules.json.")
-    return _Split(
-        builder.as_streaming_dataset(split=name.split),
-        tuple(map(str, files[name.split])),
-        is_json and config.field is None and config.features is None and config.encoding == "utf-8",
-    )
+    return bool(is_json and config.field is None and config.features is None and config.encoding == "utf-8")
 
 
-def _split_of(shard: HubShard) -> _Split:
-    split = _split(shard.word, parse_hub_name(shard.word), shard.revision)
-    is_file = shard.of == len(split.files)
-    if split.rows.num_shards != shard.of or (is_file and split.files[shard.number] != shard.name):
-        raise CorpusError("other files are there than a moment ago", shard.name, "run the same command again")
-    return split
+def _has_json_name(file: str) -> bool:
+    path = Path(file)
+    return (Path(path.stem) if path.suffix.lower() in COMPRESSIONS else path).suffix.lower() in JSON_SUFFIXES
 
 
 def _present_revision(name: HubName, word: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from decimal import Decimal
 from types import TracebackType
@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import orjson
 
 from launcher.errors import CorpusError, UsageError, did_you_mean
-from launcher.prepare.hub import content_digest, hub_records, opened_array
+from launcher.prepare.hub import content_digest, hub_records, opened_json
 from launcher.prepare.lines import LineStretch, line_lists, lines_before
 from launcher.prepare.raw_files import READ_BYTES, Meter, Readable, not_utf8, opened
 from launcher.prepare.sources import Segment, SourceFile, is_cut_by_lines
@@ -79,6 +79,7 @@ class SegmentReader:
         self._source, self._segment, self._options = source, segment, options
         self._meter = Meter()
         self._records: Generator[Record, None, None] | None = None
+        self._stream: Readable | None = None
         self._done = False
 
     def __enter__(self) -> SegmentReader:
@@ -147,6 +148,8 @@ class SegmentReader:
         self._done = True
 
     def _opened(self, compression: str | None) -> AbstractContextManager[Readable]:
+        if self._stream is not None:
+            return nullcontext(self._stream)
         source, segment = self._source, self._segment
         if is_cut_by_lines(source, self._options.txt):
             return LineStretch(source.name, source.num_bytes, segment.start, segment.end, self._meter)
@@ -181,25 +184,22 @@ class SegmentReader:
             raise CorpusError(f"the line is not JSON: {error}", self._where(number), _NOT_JSON) from None
 
     def _array(self) -> Iterator[Record]:
-        with self._opened(self._source.compression) as file:
-            yield from self._items(file)
-
-    def _items(self, file: Readable) -> Iterator[Record]:
         import ijson
 
         meter = self._meter
-        try:
-            for record in ijson.items(file, "item"):
-                meter.num_rows += 1
-                yield Record(meter.num_rows, _plain(record))
-        except (ijson.JSONError, UnicodeDecodeError, RecursionError) as error:
-            first = error.args[0]  # of ijson's sometimes the bytes around the place
-            told = first.decode("utf-8", "replace") if isinstance(first, bytes) else str(error)
-            raise CorpusError(
-                f"the array is not JSON after record {meter.num_rows}: {' '.join(told.split())}",
-                self._where(meter.num_rows + 1),
-                "mend the file; `python -m json.tool FILE` names the line",
-            ) from None
+        with self._opened(self._source.compression) as file:
+            try:
+                for record in ijson.items(file, "item"):
+                    meter.num_rows += 1
+                    yield Record(meter.num_rows, _plain(record))
+            except (ijson.JSONError, UnicodeDecodeError, RecursionError) as error:
+                first = error.args[0]  # of ijson's sometimes the bytes around the place
+                told = first.decode("utf-8", "replace") if isinstance(first, bytes) else str(error)
+                raise CorpusError(
+                    f"the array is not JSON after record {meter.num_rows}: {' '.join(told.split())}",
+                    self._where(meter.num_rows + 1),
+                    "mend the file; `python -m json.tool FILE` names the line",
+                ) from None
 
     def _text(self) -> Iterator[Record]:
         with self._opened(self._source.compression) as file:
@@ -225,9 +225,10 @@ class SegmentReader:
         shard = self._source.hub
         if shard is None:
             raise ValueError(f"{self._source.name} is no shard of a hub's data set")
-        with opened_array(shard, self._meter) as file:
-            if file is not None:
-                yield from self._items(file)
+        with opened_json(shard, self._meter) as found:
+            if found is not None:
+                layout, self._stream = found
+                yield from READERS[layout](self)
                 return
         for number, fields in enumerate(hub_records(shard, self._options.columns), start=1):
             self._meter.num_rows = number

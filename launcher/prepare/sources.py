@@ -11,12 +11,11 @@ from stat import S_ISDIR, S_ISREG
 from typing import Literal
 
 from launcher.errors import CorpusError
-from launcher.prepare.hub import HUB, HubShard, hub_shards, without_revision
+from launcher.prepare.hub import HUB, JSON_SUFFIXES, HubShard, hub_shards, without_revision
 from launcher.prepare.raw_files import COMPRESSIONS, Meter, damaged, mode_of, opened, reading
 from launcher.prepare.tables import arrow_files, is_saved_dataset, num_record_batches, num_row_groups, saved_dataset
 
 Kind = Literal["lines", "array", "text", "parquet", "arrow", "hub"]
-JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 TABLES: dict[str, Kind] = {".parquet": "parquet", ".arrow": "arrow"}
 OTHER_COMPRESSIONS = (".bz2", ".lz4", ".lzma", ".br", ".zip", ".7z")
 PACKED = (

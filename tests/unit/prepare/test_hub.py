@@ -21,7 +21,13 @@ from launcher.shards.verify import verify
 
 pytest.importorskip("datasets")
 
-FILES = [f"data/train-{number:05d}-of-00004.jsonl" for number in range(4)]
+
+def named(kind: str) -> list[str]:
+    return [f"data/train-{number:05d}-of-00004.{kind}" for number in range(4)]
+
+
+FILES = named("jsonl")
+BY_WHOM = pytest.mark.parametrize("hub", ["jsonl", "parquet"], indirect=True)
 TEST_FILE = "data/test-00000-of-00001.jsonl"
 README = b"---\nlicense: cc0-1.0\n---\n# Law\n"
 BUILD = """
@@ -40,10 +46,21 @@ def as_lines(texts: list[str]) -> bytes:
     return "".join(json.dumps({"completion": text, "source": "law"}) + "\n" for text in texts).encode()
 
 
-@pytest.fixture
-def hub(texts: list[str]) -> Iterator[Hub]:
-    files = {name: as_lines(texts[30 * number : 30 * number + 30]) for number, name in enumerate(FILES)}
-    with hub_of({**files, "README.md": README, TEST_FILE: as_lines(["test"])}) as hub:
+def as_parquet(texts: list[str]) -> bytes:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    sink = pa.BufferOutputStream()
+    parquet.write_table(pa.table({"completion": texts, "source": ["law"] * len(texts)}), sink, row_group_size=7)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+@pytest.fixture(params=["jsonl"])
+def hub(request: pytest.FixtureRequest, texts: list[str]) -> Iterator[Hub]:
+    """The texts in four files, read by this program (JSON) or by `datasets` (all others)."""
+    written = as_lines if request.param == "jsonl" else as_parquet
+    files = {name: written(texts[30 * number : 30 * number + 30]) for number, name in enumerate(named(request.param))}
+    with hub_of({**files, "README.md": README}) as hub:
         yield hub
 
 
@@ -52,6 +69,7 @@ class Builds:
 
     def __init__(self, hub: Hub, folder: Path, tokenizer: Path) -> None:
         self.hub, self.folder, self._tokenizer = hub, folder, tokenizer
+        self.files = [name for name in hub.files if name.startswith("data/train")]
         self._script = folder / "prepare.py"
         self._script.write_text(BUILD)
 
@@ -83,28 +101,30 @@ def builds(hub: Hub, tmp_path: Path, tokenizer_folder: Path) -> Builds:
     return Builds(hub, tmp_path, tokenizer_folder)
 
 
+@BY_WHOM
 def test_every_file_is_a_part_and_the_documents_keep_the_order_of_the_stream(builds: Builds, texts: list[str]) -> None:
     assert (builds.run()[0], builds.run("two", workers=2)[0]) == (0, 0)
     assert builds.contents() == builds.contents("two")
     manifest = read_manifest(builds.folder / "shards")
     address = f"hf://datasets/{OWNER_NAME}@{builds.hub.revision}"
-    assert [source.path for source in manifest.sources] == [f"{address}/{name}" for name in FILES]
+    assert [source.path for source in manifest.sources] == [f"{address}/{name}" for name in builds.files]
     assert [[entry.source for entry in part] for part in manifest.parts] == [[0], [1], [2], [3]]
     split = open_split(builds.folder / "shards", "train")
     origins = [split.origin(number) for number in range(split.num_documents)]
-    places = [(FILES.index(origin.source.removeprefix(f"{address}/")), origin.number) for origin in origins]
+    places = [(builds.files.index(origin.source.removeprefix(f"{address}/")), origin.number) for origin in origins]
     assert places == sorted(places)
     assert len(places) == manifest.splits["train"].num_documents > 80
-    name = f"{address}/{FILES[2]}:7"
+    name = f"{address}/{builds.files[2]}:7"
     held_out = open_split(builds.folder / "shards", "validation")
     assert len(find_documents(split, [name])[name] + find_documents(held_out, [name])[name]) == 1
 
 
+@BY_WHOM
 def test_killed_with_two_workers_and_started_again_finished_files_are_kept_and_the_bytes_are_the_same(
     builds: Builds,
 ) -> None:
     assert builds.run("whole")[0] == 0
-    builds.hub.held = {FILES[3]}
+    builds.hub.held = {builds.files[3]}
     process = builds.start(workers=2)
     while len(builds.finished()) < 3 and process.poll() is None:
         time.sleep(0.02)
@@ -115,7 +135,7 @@ def test_killed_with_two_workers_and_started_again_finished_files_are_kept_and_t
     builds.hub.reads.clear()
     code, told = builds.run(workers=2)
     assert (code, "3 of 4 parts are there already" in told) == (0, True)
-    assert set(builds.hub.reads) == {FILES[0], FILES[3]}  # of the first its head, for the names of columns
+    assert set(builds.hub.reads) - {builds.files[0]} == {builds.files[3]}  # `datasets` asks the first for its columns
     assert builds.contents() == builds.contents("whole")
 
 
@@ -127,12 +147,13 @@ def test_a_connection_that_is_cut_is_made_again(builds: Builds) -> None:
     assert builds.contents() == builds.contents("whole")
 
 
+@BY_WHOM
 def test_a_hub_that_is_lost_on_the_way_asks_for_the_same_command_again(builds: Builds) -> None:
-    builds.hub.refused = {FILES[2]: 507}
+    builds.hub.refused = {builds.files[2]: 507}
     code, told = builds.run()
     assert code == 75
     assert "RequeueError: the connection was lost, and did not come back" in told
-    assert f"{FILES[2]}\n  fix:   run the same command again" in told
+    assert f"{builds.files[2]}\n  fix:   run the same command again" in told
     assert builds.finished() == ["part-00000", "part-00001"]
     builds.hub.refused = {}
     code, told = builds.run()
@@ -208,6 +229,23 @@ def test_what_the_hub_does_not_have_is_told(word: str, message: str, builds: Bui
     assert told.startswith("CorpusError: ")
     assert message in told
     assert f"where: {word}" in told
+
+
+def test_lines_may_have_other_keys_than_those_of_the_first_file_which_may_be_empty(builds: Builds) -> None:
+    builds.hub.files = {
+        FILES[0]: b"",
+        FILES[1]: as_lines(["法律"] * 20),
+        FILES[2]: b'{"completion": "law", "score": [1]}\n',
+        FILES[3]: b'\xef\xbb\xbf\n{"score": "none", "completion": "law"}',
+    }
+    assert builds.run()[0] == 0
+    assert read_manifest(builds.folder / "shards").filters["read"] == 22
+
+
+def test_one_object_over_many_lines_is_left_to_datasets(builds: Builds) -> None:
+    builds.hub.files = {"a.json": json.dumps({"completion": "法律" * 50}, indent=4).encode()}
+    assert builds.run()[0] == 0
+    assert read_manifest(builds.folder / "shards").filters["read"] == 1
 
 
 def test_the_other_split_is_another_stream(builds: Builds, texts: list[str]) -> None:

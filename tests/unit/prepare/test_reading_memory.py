@@ -66,6 +66,7 @@ def write(path: Path, num_records: int) -> None:
         "x.parquet",
         "x.arrow",
         "hub:x.json",
+        "hub:x.jsonl.gz",
     ],
 )
 def test_memory_does_not_grow_with_the_source(tmp_path: Path, name: str) -> None:
