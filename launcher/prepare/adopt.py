@@ -169,8 +169,8 @@ def _check_index(
 def _datatrove(path: Path) -> TokenFile:
     index, metadata = path.with_name(path.name + ".index"), path.with_name(path.name + ".metadata")
     try:
-        ends = np.fromfile(index, "<u8").astype(np.int64)
-    except OSError as error:
+        ends = np.frombuffer(index.read_bytes(), "<u8").astype(np.int64)  # raises ValueError for half a number
+    except (OSError, ValueError) as error:
         raise ShardError(f"datatrove's index cannot be read: {error}", str(index), "restore the files") from None
     try:  # the tokenizer's name, "|", bytes of a token; then counts
         size = int(metadata.read_text(encoding="utf-8").split("\n")[0].rpartition("|")[2]) if metadata.is_file() else 0

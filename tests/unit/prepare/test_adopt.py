@@ -157,6 +157,7 @@ BAD = {
     "a hole": (lambda f: _broken_index(f, 34 + 4 * 40 + 8, struct.pack("<q", 4)), {}, "one after another"),
     "documents that go back": (lambda f: _broken_index(f, 34 + 12 * 40 + 8, struct.pack("<q", 39)), {}, "does not run"),
     "datatrove without index": (lambda f: _without(datatrove(f)), {}, "datatrove's index cannot be read"),
+    "datatrove's index and a byte more": (lambda f: _and_a_byte(datatrove(f)), {}, "datatrove's index cannot be read"),
     "datatrove's metadata": (
         lambda f: _nonsense(datatrove(f)),
         {},
@@ -177,6 +178,12 @@ BAD = {
 
 def _without(path: Path) -> Path:
     path.with_name(path.name + ".index").unlink()
+    return path
+
+
+def _and_a_byte(path: Path) -> Path:
+    with path.with_name(path.name + ".index").open("ab") as file:
+        file.write(b"\0")
     return path
 
 
