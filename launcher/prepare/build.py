@@ -289,8 +289,11 @@ def _build(plan: Plan, workers: Workers, console: Console) -> list[PartRecord]:
     finished = _finished(plan)
     mine = [part for part in plan.parts if part.number % request.tasks == request.task]
     left = [part for part in mine if part.number not in finished]
-    if finished:
+    strangers = _built_otherwise(plan) if left and request.tasks == 1 else 0
+    if finished or strangers:
         told = f"{len(finished)} of {len(plan.parts)} parts are there already"
+        if strangers:
+            told += f"; {strangers} of the others are of another text or encoder than now, and are built anew"
         console.print(f"shards     {request.out}: {told}", highlight=False, soft_wrap=True)
     if left:
         if request.words:

@@ -175,7 +175,7 @@ def test_a_data_set_that_changes_between_two_starts_is_not_mixed(builds: Builds,
     builds.hub.refused = {}
     builds.hub.files[FILES[1]] = as_lines(["另一条", *texts[:5]])
     code, told = builds.run()
-    assert (code, "2 of 4 parts are there already" in told) == (0, True)
+    assert (code, "2 of 4 parts are there already; 1 of the others are of another text" in told) == (0, True)
     assert builds.run("new")[0] == 0
     assert builds.contents() == builds.contents("new")
 
