@@ -28,7 +28,8 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"
 
 # Submitted from inside of another job (a shell on a node, the end of a batch script), this one has that job's requests in its
-# environment as well, and srun would take them for its own: what Slurm does not know of this job is left out.
+# environment as well, and srun would take them for its own: what Slurm does not know of this job is left out. Likewise the
+# other's number in an array, and its lives.
 forget_other_job() {
     local told laid_out of_step
     told=$(scontrol show job "$SLURM_JOB_ID") || return 0
@@ -52,6 +53,10 @@ forget_other_job() {
     is_of SLURM_MEM_PER_NODE 'MinMemoryNode=[1-9]'
     is_of SLURM_MEM_PER_CPU 'MinMemoryCPU=[1-9]'
     is_of SLURM_MEM_PER_GPU 'MemPerTres=[^ ]*gpu'
+    is_of SLURM_ARRAY_JOB_ID "ArrayJobId=${SLURM_ARRAY_JOB_ID:-} "
+    [ -n "${SLURM_ARRAY_JOB_ID:-}" ] || unset "${!SLURM_ARRAY_@}"
+    is_of SLURM_RESTART_COUNT "Restarts=${SLURM_RESTART_COUNT:-} "
+    is_of SLURM_HET_SIZE 'HetJobId=[1-9]'
     of_step=("${!SLURM_STEP@}" "${!SLURM_PTY_@}")
     # srun tells these to whatever it starts; cores of the other job would be asked for here, and refused.
     [ -z "${SLURM_STEP_ID:-}" ] || of_step+=(SLURM_DISTRIBUTION "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}")

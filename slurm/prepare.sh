@@ -37,6 +37,7 @@ done
 prologue=slurm/prologue.sh
 # shellcheck source=slurm/environment.sh
 . slurm/environment.sh
+forget_other_job
 
 # Tasks are numbered from 0 here, whatever the array counts from; its step is 1 unless somebody says otherwise.
 task=$(((${SLURM_ARRAY_TASK_ID:-0} - ${SLURM_ARRAY_TASK_MIN:-0}) / ${SLURM_ARRAY_TASK_STEP:-1}))

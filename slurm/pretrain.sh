@@ -61,7 +61,6 @@ cd "$root" || exit 2
 for number in RESTARTS BACKOFF_S PROBE_S LINGER_S; do
     [[ ${!number} =~ ^(0|[1-9][0-9]{0,8})$ ]] || refuse "PRETRAIN_$number '${!number}' is no whole number"
 done
-[ -z "${SLURM_HET_SIZE:-}" ] || refuse "a job of $SLURM_HET_SIZE different parts cannot be one run: submit it without ':'"
 
 # ─── this script's words ─────────────────────────────────────────────────────────────────────────────────────────────
 spares=0 prologue=slurm/prologue.sh
@@ -100,6 +99,7 @@ done
 # shellcheck source=slurm/nodes.sh
 . slurm/nodes.sh
 forget_other_job
+[ -z "${SLURM_HET_SIZE:-}" ] || refuse "a job of $SLURM_HET_SIZE different parts cannot be one run: submit it without ':'"
 own_port=${MASTER_PORT:-}
 # Training asks nobody outside and reports to nobody.
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}" HF_HUB_DISABLE_TELEMETRY=1 DO_NOT_TRACK=1

@@ -7,8 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
-from slurm_cluster import Cluster
+import tiny
+from slurm_cluster import ROOT, Cluster
 from slurm_project import SCRIPT, STUB, project, tiny_recipe
+
+from launcher.shards.verify import verify
 
 pytestmark = pytest.mark.cluster
 WORDS = ("gpt2", "batch.global_batch=8")
@@ -159,6 +162,28 @@ def test_submitted_from_inside_of_another_job_it_gets_what_it_asks_for(
     assert re.search(rf"stub on node\S+ {ranks}\n", told), reason
     assert "cpu binding" not in told
     assert "is of the job that this one was submitted from: left out" in told
+
+
+def test_submitted_by_a_task_of_an_array_it_is_none(cluster: Cluster, tmp_path: Path) -> None:
+    """One would build a fourth of the shards and say that all is well, the other requeue the job that submitted it."""
+    tiny.make_shards(tmp_path)
+    built = tmp_path / "built"
+    folder = project(tmp_path, STUB.format(codes=[75, 0]))
+    words = f"{tmp_path}/corpus.jsonl --tokenizer {tmp_path}/tokenizer --out {built}"
+    lines = [
+        "#!/bin/bash",
+        "[ $SLURM_ARRAY_TASK_ID = 3 ] || exit 0",
+        f"sbatch --wait --output={tmp_path}/prepared {ROOT}/slurm/prepare.sh {words}",
+        f"sbatch --parsable --output={tmp_path}/out {SCRIPT} {' '.join(WORDS)} >{tmp_path}/job",
+    ]
+    (tmp_path / "outer.sh").write_text("\n".join(lines) + "\n")
+    how = {"output": tmp_path / "outer-%a", "folder": folder, "options": ("--array=0-3",)}
+    job = cluster.sbatch(tmp_path / "outer.sh", **how)
+    assert cluster.wait(f"{job}_3", tmp_path / "outer-3")["JobState"] == "COMPLETED"
+    assert "task 0 of 1" in told_of(tmp_path / "prepared")
+    assert verify(built) == []
+    fields = cluster.wait((tmp_path / "job").read_text().strip(), tmp_path / "out")
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), told_of(tmp_path / "out")
 
 
 @pytest.mark.parametrize(

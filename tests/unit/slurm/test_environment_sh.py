@@ -49,6 +49,7 @@ def test_the_projects_environment_comes_after_modules_and_gives_way_to_one_that_
     assert done.stdout.splitlines() == [str(places[chosen] / "python"), str(root)], reason
 
 
+ARRAY = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MAX": "3"}
 BOUND = {"SLURM_CPU_BIND": "quiet,mask_cpu:0x8", "SLURM_CPU_BIND_LIST": "0x8", "SLURM_MEM_BIND": "quiet,none"}
 
 
@@ -62,6 +63,13 @@ BOUND = {"SLURM_CPU_BIND": "quiet,mask_cpu:0x8", "SLURM_CPU_BIND_LIST": "0x8", "
         ("NumTasks=1 CPUs/Task=1", {"SLURM_NTASKS": "1", "SLURM_TASKS_PER_NODE": "64"}, False, "of a shell on a node"),
         ("", {"SLURM_STEP_ID": "0", "SLURM_DISTRIBUTION": "block", **BOUND}, False, "of a shell on a node"),
         ("", BOUND, True, "the user's wish"),
+        ("ArrayJobId=5 ArrayTaskId=3 JobName=x", ARRAY, True, "a task of an array"),
+        ("JobName=x", ARRAY, False, "submitted by a task of an array"),
+        ("ArrayJobId=50 ArrayTaskId=3 JobName=x", ARRAY, False, "likewise"),
+        ("Requeue=1 Restarts=2 BatchFlag=1", {"SLURM_RESTART_COUNT": "2"}, True, "its own"),
+        ("Requeue=1 Restarts=0 BatchFlag=1", {"SLURM_RESTART_COUNT": "2"}, False, "of one that had been requeued"),
+        ("HetJobId=7 HetJobOffset=0", {"SLURM_HET_SIZE": "2"}, True, "its own"),
+        ("", {"SLURM_HET_SIZE": "2"}, False, "submitted by one of several parts"),
     ],
 )
 def test_what_slurm_does_not_know_of_this_job_is_left_out(

@@ -31,6 +31,7 @@ def test_a_file_system_that_refuses_for_good_does_not_requeue_for_ever(
     life: int, code: int, calls: list[str], slurm: FakeSlurm
 ) -> None:
     restarts = {"SLURM_RESTART_COUNT": str(life)} if life else {}
+    slurm.describe(Restarts=str(life))
     ended, told = slurm.run("prepare.sh", "corpus.jsonl", **restarts)
     assert (ended, slurm.calls()) == (code, calls), told
     assert ("given up after 6 lives" in told) == (code == 75)
@@ -47,7 +48,8 @@ def test_a_budget_that_is_no_number_is_refused_before_anything_runs(name: str, v
 
 def array(task: int, first: int, last: int, step: int, count: int) -> dict[str, str]:
     numbers = {"ID": task, "MIN": first, "MAX": last, "STEP": step, "COUNT": count}
-    return {f"SLURM_ARRAY_TASK_{name}": str(number) for name, number in numbers.items()}
+    tasks = {f"SLURM_ARRAY_TASK_{name}": str(number) for name, number in numbers.items()}
+    return {"SLURM_ARRAY_JOB_ID": "5", **tasks}
 
 
 @pytest.mark.parametrize(
@@ -63,13 +65,21 @@ def array(task: int, first: int, last: int, step: int, count: int) -> dict[str, 
 def test_a_task_builds_its_share_whatever_the_array_counts_from(
     slurm: FakeSlurm, tmp_path: Path, variables: dict[str, str], told: str
 ) -> None:
+    slurm.describe(ArrayJobId="5")
     ended, output = slurm.run("prepare.sh", "c.jsonl", "--out", "o", FAKE_CODE="0", **variables)
     assert ended == 0, output
     assert (tmp_path / "steps").read_text() == f"-m launcher.cli prepare c.jsonl --out o {told}\n"
 
 
 def test_an_array_with_holes_is_refused_as_nobody_would_build_their_parts(slurm: FakeSlurm, tmp_path: Path) -> None:
+    slurm.describe(ArrayJobId="5")
     ended, output = slurm.run("prepare.sh", "c.jsonl", "--out", "o", **array(4, 1, 9, 1, 3))
     assert ended == 2
     assert "the array's 3 tasks do not follow one another" in output
     assert not (tmp_path / "steps").exists()
+
+
+def test_submitted_by_a_task_of_an_array_it_builds_everything(slurm: FakeSlurm, tmp_path: Path) -> None:
+    ended, output = slurm.run("prepare.sh", "c.jsonl", "--out", "o", FAKE_CODE="0", **array(3, 0, 3, 1, 4))
+    assert ended == 0, output
+    assert (tmp_path / "steps").read_text() == "-m launcher.cli prepare c.jsonl --out o --task 0 --tasks 1\n"
