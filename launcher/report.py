@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich.console import Console
@@ -61,11 +62,11 @@ def show_summary(console: Console, recipe: Recipe, state: dict[str, Any], checkp
     rows = [
         ("model", f"{run / 'export'}/", "a transformers folder"),
         ("checkpoint", f"{checkpoint}/", "the same command goes on from here"),
-        ("metrics", f"{run / 'metrics.jsonl'}", f"or: tensorboard --logdir {run / 'tensorboard'}"),
-        ("ask it", f'pretrain {verb} {run} "{text}"', trust),
+        ("metrics", quote(f"{run / 'metrics.jsonl'}"), f"or: tensorboard --logdir {quote(f'{run}/tensorboard')}"),
+        ("ask it", f'pretrain {verb} {quote(str(run))} "{text}"', trust),
         (
             "train on",
-            f"deepspeed launcher/train.py --ds_config zero3.json --recipe {run / 'recipe.yaml'}",
+            f"deepspeed launcher/train.py --ds_config zero3.json --recipe {quote(f'{run}/recipe.yaml')}",
             f"train.num_steps={2 * state['step']}",
         ),
     ]
