@@ -34,14 +34,24 @@ BERT_CLASSES = frozenset(
 ROBERTA_CLASSES = frozenset(f"{name}Tokenizer" for name in ("Roberta", "Bart", "LED", "Mvp", "Longformer"))
 CLASS_OF_MODEL = {
     **dict.fromkeys(
-        ("bert", "convbert", "distilbert", "electra", "ernie", "layoutlm", "megatron-bert", "nezha", "nomic_bert"),
+        (
+            *("bert", "convbert", "distilbert", "electra", "ernie", "layoutlm", "lxmert", "megatron-bert"),
+            *("mobilebert", "nomic_bert", "squeezebert"),
+        ),
         "BertTokenizer",
     ),
-    **dict.fromkeys(("lxmert", "mobilebert", "qdqbert", "realm", "retribert", "squeezebert"), "BertTokenizer"),
     **dict.fromkeys(("codegen", "gpt2", "gpt_neo", "gptj", "opt", "phi", "starcoder2"), "GPT2Tokenizer"),
     **dict.fromkeys(("bart", "led", "longformer", "mvp", "roberta", "roberta-prelayernorm"), "RobertaTokenizer"),
 }
 """By `model_type` of `config.json`, where no class is named."""
+GENERIC_MODELS = frozenset(
+    (
+        *("ernie4_5", "ernie4_5_moe", "flex_olmo", "glm", "glm4", "glm4_moe", "gpt_bigcode", "granite", "granitemoe"),
+        *("jamba", "minimax_m2", "ministral", "mistral", "mixtral", "modernbert", "modernbert-decoder", "nemotron"),
+        *("nystromformer", "olmo2", "olmo3", "persimmon", "phi3", "phimoe", "stablelm", "xlm-roberta-xl"),
+    )
+)
+"""Models whose class is generic, whatever is named."""
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -59,9 +69,10 @@ def read_config(folder: Path) -> dict[str, Any]:
             str(number): {"content": token, "normalized": token not in special, "special": token in special}
             for token, number in added.items()
         }
-    if not config.get("tokenizer_class"):
-        model = _json(folder / "config.json")
-        config["tokenizer_class"] = model.get("tokenizer_class") or CLASS_OF_MODEL.get(str(model.get("model_type")))
+    model = _json(folder / "config.json")
+    model_type = str(model.get("model_type"))
+    named = config.get("tokenizer_class") or model.get("tokenizer_class") or CLASS_OF_MODEL.get(model_type)
+    config["tokenizer_class"] = None if model_type in GENERIC_MODELS else named
     return config
 
 

@@ -13,7 +13,7 @@ from tokenizers.models import BPE, WordPiece
 
 from launcher.errors import TokenizerError
 from launcher.prepare.tokenizer import load_tokenizer
-from launcher.prepare.tokenizer_config import BERT_CLASSES, CLASS_OF_MODEL
+from launcher.prepare.tokenizer_config import BERT_CLASSES, CLASS_OF_MODEL, GENERIC_MODELS
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [*SPECIAL, *"法律LlAaWwéeÉEYyXx,", "法律", "Law", "law", "café", "cafe", "Caf", "caf"]
@@ -117,12 +117,37 @@ def test_options_of_bert_count_where_its_class_is_named(
     assert_same(tmp_path)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "electra", "distilbert", "megatron-bert", "nezha", "mobilebert"])
+@pytest.mark.parametrize("model_type", [name for name in CLASS_OF_MODEL if "Bert" in CLASS_OF_MODEL[name]])
 @pytest.mark.parametrize("options", [{}, {"do_lower_case": False}], ids=str)
 def test_where_no_class_is_named_the_model_is(options: dict[str, Any], model_type: str, tmp_path: Path) -> None:
     files = {"tokenizer_config.json": options, "config.json": {"model_type": model_type}}
-    write(tmp_path, wordpiece(lowercase=not options), None, files)
+    write(tmp_path, wordpiece(lowercase=bool(options)), None, files)  # the other way round than BERT's class has it
     assert_same(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", sorted(GENERIC_MODELS))
+@pytest.mark.parametrize("name", ["BertTokenizer", "GPT2TokenizerFast", None])
+def test_some_models_take_the_file_as_it_is_whatever_is_named(
+    name: str | None, model_type: str, tmp_path: Path
+) -> None:
+    files = {"tokenizer_config.json": BERT_ROLES, "config.json": {"model_type": model_type}}
+    write(tmp_path, wordpiece(lowercase=False), name, files)
+    assert_same(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name"),
+    [("gpt2", "BertTokenizer"), ("llama", "BertTokenizerFast"), ("bert", "PreTrainedTokenizerFast")],
+)
+def test_else_the_class_that_is_named_is_taken(model_type: str, name: str, tmp_path: Path) -> None:
+    """Most Chinese GPTs are so."""
+    for named_by in ("tokenizer_config.json", "config.json"):
+        folder = tmp_path / named_by
+        folder.mkdir()
+        model = {"model_type": model_type, **({"tokenizer_class": name} if named_by == "config.json" else {})}
+        files = {"tokenizer_config.json": BERT_ROLES, "config.json": model}
+        write(folder, wordpiece(lowercase=False), name if named_by != "config.json" else None, files)
+        assert_same(folder)
 
 
 @pytest.mark.parametrize(
@@ -224,8 +249,10 @@ def test_added_tokens_that_are_none_are_told(tmp_path: Path) -> None:
 
 
 def test_the_classes_of_models_are_those_of_transformers() -> None:
+    from transformers import CONFIG_MAPPING
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
+    assert CONFIG_MAPPING.keys() >= {*CLASS_OF_MODEL, *GENERIC_MODELS}
     for model_type, name in CLASS_OF_MODEL.items():
         assert tokenizer_class_from_name(TOKENIZER_MAPPING_NAMES[model_type]).__name__ == name, model_type
     for name in BERT_CLASSES:
