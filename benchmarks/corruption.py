@@ -4,12 +4,11 @@
 
 Truncations, bit flips and swapped files, over every file of the folder. Each is held against `pretrain verify`, and
 against training's own reading: every token, document and sample of the folder is asked for until something is refused.
-Its peer is np.memmap, which serves what it finds.
+Its peer is np.memmap, which is asked for the tokens of the same damaged folder and serves what it finds.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import tempfile
 from collections import Counter
@@ -18,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.made_shards import make_shards_of_size
-from benchmarks.support import machine, parser
+from benchmarks.rounds import Value
+from benchmarks.support import parser, show
 from launcher.errors import LauncherError
 from launcher.samples.windows import Windows
 from launcher.shards.manifest import read_manifest
@@ -26,6 +26,7 @@ from launcher.shards.reader import Split
 from launcher.shards.verify import tokenizer_problems, verify
 
 ROW = 512
+TOKENS = "train-00000.bin"
 
 
 def damage(rng: random.Random, path: Path, others: list[Path]) -> str:
@@ -75,38 +76,50 @@ def served(folder: Path, truth: np.ndarray) -> tuple[bool, int]:
     return False, wrong
 
 
+def served_by_memmap(path: Path, truth: np.ndarray) -> tuple[bool, int]:
+    """The same of np.memmap, as everybody opens a file of tokens; what is missing counts as wrong."""
+    try:
+        tokens = np.memmap(path, dtype=np.uint16, mode="r")
+    except (OSError, ValueError):
+        return True, 0
+    both = min(len(tokens), len(truth))
+    return False, int(np.count_nonzero(tokens[:both] != truth[:both])) + abs(len(tokens) - len(truth))
+
+
 def main() -> None:
     """Damage, ask, restore; a thousand times."""
     made = parser(__doc__)
     made.add_argument("--damages", type=int, default=1000, metavar="N", help="how many (default 1000)")
     options = made.parse_args()
     rng = random.Random(7)
-    counts: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    verified = refused = wrong = noticed = wrong_of_memmap = 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "shards"
         make_shards_of_size(folder, 400_000, 200, options.corpus)
-        truth = np.fromfile(folder / "train-00000.bin", dtype=np.uint16).astype(np.int64)
+        truth = np.fromfile(folder / TOKENS, dtype=np.uint16).astype(np.int64)
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         for _ in range(options.damages):
             path = rng.choice(files)
             before = path.read_bytes()
-            kind = damage(rng, path, files)
-            counts[kind] += 1
-            counts["found by verify"] += found_by_verify(folder)
-            refused, wrong = served(folder, truth)
-            counts["found by reading"] += refused
-            counts["wrong tokens served"] += wrong
+            kinds[damage(rng, path, files)] += 1
+            verified += found_by_verify(folder)
+            told, served_wrong = served(folder, truth)
+            told_by_memmap, served_by_it = served_by_memmap(folder / TOKENS, truth)
+            refused, wrong = refused + told, wrong + served_wrong
+            noticed, wrong_of_memmap = noticed + told_by_memmap, wrong_of_memmap + served_by_it
             path.write_bytes(before)
-    report = {"benchmark": "corruption", "machine": machine(("numpy",)), "damages": options.damages, **counts}
-    if options.json:
-        print(json.dumps(report, indent=2))
-        return
-    for key, value in report.items():
-        print(f"{key}: {value}")
-    met = (
-        counts["found by verify"] == counts["found by reading"] == options.damages and not counts["wrong tokens served"]
-    )
-    print(f"bar: all {options.damages} found, 0 served: {'met' if met else 'MISSED'}")
+    every = float(options.damages)
+    results = [
+        Value("found by pretrain verify", verified, "damages", every, at_most=False),
+        Value("found by reading", refused, "damages", every, at_most=False),
+        Value("wrong tokens served", wrong, "", 0.0),
+        Value("found by np.memmap", noticed, "damages"),
+        Value("wrong or missing tokens of np.memmap", wrong_of_memmap, ""),
+        Value("damages found, times those that np.memmap finds", refused / max(noticed, 1), ""),
+    ]
+    settings = {"damages": options.damages, **kinds}
+    show("corruption", results, as_json=options.json, packages=("numpy",), settings=settings)
 
 
 if __name__ == "__main__":
