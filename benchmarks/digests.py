@@ -1,13 +1,15 @@
 """Global batch digests over every cut of a run: world sizes, micro batches, resumes, longer runs, more epochs.
 
-    python -m benchmarks.digests [--corpus FILE.jsonl] [--json]
+    python -m benchmarks.digests [--corpus FILE.jsonl] [--peer-python PATH] [--json]
 
 The digest of a step covers every array the model is given of every sample, masks and noise among them, and each
 sample's position. It is worked out here as training does, rank by rank in one process, for every objective, every way
 to pack, and a mixture of two corpora whose weights change on the way; all cuts of a run must give the same ones, and
-another seed must give none of them. Its peers are told in words: Megatron keeps the order at another world size, but
-none of the first 200 samples when the run is extended to three epochs; mosaicml-streaming keeps global batches at
-worlds of 2, 4 and 8 (both measured, not here).
+another seed must give none of them.
+
+Beside it, how many of the first samples of one epoch keep their places when the run is extended to three: here, and in
+the dataset of megatron-core, which keeps its order at other world sizes. (mosaicml-streaming keeps global batches at
+worlds of 2, 4 and 8; measured, not here.)
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ import itertools
 import json
 import random
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
-from benchmarks.rounds import Value
+from benchmarks.rounds import Peer, Value, add_peer_python, installed
 from benchmarks.support import parser, read_texts, show
 from launcher.config.batch import plan_batch
 from launcher.config.recipe import Recipe
@@ -32,6 +35,7 @@ from launcher.prepare.build import build_shards
 from launcher.prepare.readers import ReadOptions
 from launcher.prepare.request import BuildRequest
 from launcher.prepare.tokenizer_training import train_tokenizer
+from launcher.shards.reader import open_split
 
 GLOBAL_BATCH, SEQ_LEN, NUM_STEPS = 24, 64, 18
 WORLDS = (1, 2, 3, 4, 8)
@@ -39,6 +43,7 @@ MICRO_BATCHES = (1, 2, 3, 4, 6, 8, 12, 24, None)
 NUM_RESUMES = 12
 NUM_TEXTS = 240
 EPOCHS = 3
+NUM_FIRST = 200
 PACKINGS = ("concat", "bestfit", "pad")
 FAMILIES = {"mlm": "bert", "clm": "gpt2", "span": "t5"}
 MODULUS = 1 << 64
@@ -48,6 +53,7 @@ def main() -> None:
     """Build, cut in all ways, compare."""
     made = parser(__doc__)
     made.add_argument("--seed", type=int, default=0, metavar="N", help="of the resumes (default 0)")
+    add_peer_python(made)
     options = made.parse_args()
     rng = random.Random(options.seed)
     results = []
@@ -58,6 +64,7 @@ def main() -> None:
             title = f"{kind}, {packing}, {'a mixture that changes' if mixed else 'one corpus'}: equal of {compared}"
             results.append(Value(title, equal, "steps", compared, at_most=False))
         results.append(Value("with another seed, equal", with_another_seed(shards), "steps", 0))
+        results += kept_when_extended(shards[0], options.peer_python)
     settings = {"worlds": WORLDS, "global_batch": GLOBAL_BATCH, "steps": NUM_STEPS, "resumes": NUM_RESUMES}
     show("digests", results, as_json=options.json, packages=("numpy", "xxhash"), settings=settings)
 
@@ -96,6 +103,36 @@ def with_another_seed(shards: tuple[Path, Path]) -> int:
     other = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": recipe.train.seed + 1})})
     one, two = (list(global_digests(open_data(each), 1, None, 0, NUM_STEPS)) for each in (recipe, other))
     return sum(a == b for a, b in zip(one, two, strict=True)) + NUM_STEPS - len(set(one))
+
+
+def kept_when_extended(shards: Path, python: Path) -> list[Value]:
+    """Of the first samples of one epoch, those that a run of three epochs has as well: ours and megatron-core's."""
+    split = open_split(shards, "train")
+    num_samples = split.num_tokens // SEQ_LEN - 2
+    count = min(NUM_FIRST, num_samples)
+    title = f"of the first {count} samples of one epoch, the same in a run of {EPOCHS}"
+
+    def ours(num_steps: int) -> list[bytes]:
+        recipe = recipe_of("clm", "concat", (shards, shards), mixed=False)
+        recipe = recipe.model_copy(update={"train": recipe.train.model_copy(update={"num_steps": num_steps})})
+        rows = open_data(recipe).train.fetch(np.arange(count, dtype=np.int64)).tokens_BL
+        return [row.tobytes() for row in rows]
+
+    steps = -(-num_samples // GLOBAL_BATCH)
+    results = [Value(f"{title}: ours", _equal(ours(steps), ours(EPOCHS * steps)), "", count, at_most=False)]
+    if installed(python, "megatron-core"):
+        with Peer(python, "benchmarks.peers.datasets", "megatron") as peer:
+            found = []
+            for epochs in (1, EPOCHS):
+                prefix = str(shards / "train-00000")
+                peer.ask("open", prefix=prefix, length=SEQ_LEN, num_rows=1, num_samples=epochs * num_samples)
+                found.append(peer.ask("first", count=count)["sums"])
+            results.append(Value(f"{title}: {peer.about['name']}'s dataset", _equal(*found), ""))
+    return results
+
+
+def _equal(one: Sequence[object], two: Sequence[object]) -> int:
+    return sum(a == b for a, b in zip(one, two, strict=True))
 
 
 def global_digests(data: Data, world_size: int, micro_batch: int | None, first: int, last: int) -> Iterator[int]:
