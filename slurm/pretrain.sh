@@ -109,7 +109,10 @@ job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
 job=${job:-$SLURM_JOB_ID}
 life=${SLURM_RESTART_COUNT:-0}
 export PRETRAIN_LOGS="${PRETRAIN_LOGS:-$root/logs/pretrain-$job}"
-mkdir -p "$PRETRAIN_LOGS" || exit 75
+mkdir -p "$PRETRAIN_LOGS" || {
+    say "the folder of the logs cannot be made (PRETRAIN_LOGS): where it may be, or has room, the same sbatch command goes on" >&2
+    exit 75
+}
 lives=$PRETRAIN_LOGS/lives.tsv # a line a life: when it ended, exit code, newest checkpoint before and after, nodes at fault
 
 # ─── nodes and tasks ─────────────────────────────────────────────────────────────────────────────────────────────────

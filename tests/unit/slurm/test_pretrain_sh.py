@@ -198,6 +198,13 @@ def test_chdir_chooses_among_two_projects_and_one_without_any_keeps_the_submitti
     assert logs == {other.name if is_elsewhere else slurm.project.name}
 
 
+def test_logs_that_can_be_written_nowhere_are_told_with_the_variable_that_names_their_folder(slurm: FakeSlurm) -> None:
+    code, told = slurm.run("pretrain.sh", *WORDS, PRETRAIN_LOGS="/proc/version/logs")
+    assert code == 75
+    assert "the folder of the logs cannot be made (PRETRAIN_LOGS)" in told
+    assert slurm.steps() == []
+
+
 def test_what_a_rank_of_the_life_before_ends_with_does_not_end_the_one_in_place(slurm: FakeSlurm) -> None:
     """On a node that was cut off it may run on, and end when the next life has begun."""
     srun, folder = slurm.folder / "bin" / "srun", slurm.folder
