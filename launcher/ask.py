@@ -16,13 +16,19 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
 )
 from transformers.utils.logging import disable_progress_bar
 
 from launcher.errors import ModelError, UsageError
 from launcher.models.configuration import positions_of
-from launcher.models.local import has_own_class, local, read_config, reading_weights, refuse_incomplete
+from launcher.models.local import (
+    has_own_class,
+    local,
+    read_config,
+    read_tokenizer,
+    reading_weights,
+    refuse_incomplete,
+)
 from launcher.models.moe import choose_experts_that_fit
 
 MASK_WORD = "[MASK]"
@@ -181,7 +187,7 @@ def _open(folder: Path, trusted: Collection[str]) -> tuple[Any, Any]:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.txt")):
         raise ModelError("the folder holds no tokenizer", str(folder), "copy the files of the model's tokenizer there")
     try:
-        return read_config(folder, trusted), AutoTokenizer.from_pretrained(folder, **local(folder))
+        return read_config(folder, trusted), read_tokenizer(folder)
     except (OSError, ValueError, KeyError) as error:
         first_sentence = " ".join(str(error).split()).partition(". ")[0]
         raise ModelError(f"transformers cannot open this folder: {first_sentence}", str(folder)) from None

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.dynamic_module_utils import get_relative_imports
 
 from launcher.config.code_names import can_be_named
 from launcher.errors import ModelError, did_you_mean
 from launcher.models.code_copies import own_copies
 
+GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""Classes that take `tokenizer.json` as it is, by their name of old and of today."""
 CUSTOM_GENERATE = "custom_generate/generate.py"
 """Runs as soon as a folder's code may: `GenerationMixin.adjust_generation_fn` of transformers 5."""
 
@@ -144,6 +148,22 @@ def _imports(file: Path) -> list[str]:
 def has_own_class(config: PreTrainedConfig, auto_class: str) -> bool:
     """Whether code that came with a model, and was allowed to run, has a class for a task."""
     return auto_class in (getattr(config, "auto_map", None) or {})
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder, with the ids it was saved with.
+
+    For some models (Qwen2's, transformers 5.23) `AutoTokenizer` takes the model's own class, whatever is named,
+    which cuts texts in another way than a tokenizer that was trained on them.
+
+    Raises:
+        OSError, ValueError, KeyError: transformers cannot read it.
+    """
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    named = config.get("tokenizer_class") if isinstance(config, dict) else None
+    reader = PreTrainedTokenizerFast if named in GENERIC else AutoTokenizer
+    return reader.from_pretrained(folder, **local(folder))
 
 
 def read_config(folder: Path, trusted: Collection[str] = ()) -> PreTrainedConfig:

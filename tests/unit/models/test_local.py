@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from launcher.config.model import ModelConfig
 from launcher.config.places import ROOT
 from launcher.errors import ModelError
-from launcher.models.local import code_texts, local, read_config
+from launcher.models.local import code_texts, local, read_config, read_tokenizer
 
 
 def calls_of(name: str) -> list[tuple[Path, ast.Call]]:
@@ -143,3 +143,16 @@ def test_a_configuration_that_cannot_be_read_is_told(text: str, tmp_path: Path) 
 def test_a_name_that_is_no_folder_is_not_looked_up(tmp_path: Path) -> None:
     with pytest.raises(ModelError):
         read_config(Path("openai-community/gpt2"))
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "llama", "gpt2", "modernbert", "t5"])
+def test_a_tokenizer_that_was_trained_here_is_read_with_its_ids_whatever_the_model(
+    model_type: str, tmp_path: Path
+) -> None:
+    from launcher.prepare.tokenizer_training import train_tokenizer
+
+    texts = [f"第{number}条　公民的合法权益受法律保护；it's law {number}." for number in range(100)]
+    handle = train_tokenizer(texts, "bpe", 480, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": model_type}))
+    ids = read_tokenizer(tmp_path / "model")(texts, add_special_tokens=False)["input_ids"]
+    assert ids == [encoding.ids for encoding in handle.tokenizer.encode_batch(texts, add_special_tokens=False)]
