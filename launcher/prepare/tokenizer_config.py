@@ -94,25 +94,20 @@ def follow(tokenizer: Tokenizer, config: dict[str, Any], where: str) -> dict[str
     defaults: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     if name in BERT_CLASSES and isinstance(tokenizer.model, WordPiece):
         defaults = BERT
-        tokenizer.normalizer = bert_normalizer(config, where)
+        tokenizer.normalizer = _bert_normalizer(config, where)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
     elif name in ROBERTA_CLASSES | {"GPT2Tokenizer"} and isinstance(tokenizer.model, BPE):
         defaults = GPT2 if name == "GPT2Tokenizer" else ROBERTA
         tokenizer.normalizer = None
-        tokenizer.pre_tokenizer = byte_level(config, where)
+        tokenizer.pre_tokenizer = _byte_level(config, where)
         tokenizer.decoder = decoders.ByteLevel()
     config = dict(zip(*defaults, strict=True)) | config
     _add_missing(tokenizer, config, where)
     return config
 
 
-def bert_normalizer(config: Mapping[str, Any], where: str) -> normalizers.BertNormalizer:
-    """BERT's normalizer by the options of `tokenizer_config.json`.
-
-    Raises:
-        TokenizerError: An option is neither true nor false.
-    """
+def _bert_normalizer(config: Mapping[str, Any], where: str) -> normalizers.BertNormalizer:
     strip_accents = config.get("strip_accents")  # null: as lower case is
     return normalizers.BertNormalizer(
         lowercase=_flag(config, "do_lower_case", default=True, where=where),
@@ -121,12 +116,7 @@ def bert_normalizer(config: Mapping[str, Any], where: str) -> normalizers.BertNo
     )
 
 
-def byte_level(config: Mapping[str, Any], where: str) -> pre_tokenizers.ByteLevel:
-    """GPT-2's and RoBERTa's cutting of words by the options of `tokenizer_config.json`.
-
-    Raises:
-        TokenizerError: An option is neither true nor false.
-    """
+def _byte_level(config: Mapping[str, Any], where: str) -> pre_tokenizers.ByteLevel:
     return pre_tokenizers.ByteLevel(add_prefix_space=_flag(config, "add_prefix_space", default=False, where=where))
 
 
