@@ -18,11 +18,19 @@ from launcher.checkpoint.model_files import write_model_files
 from launcher.config.recipe import Recipe
 from launcher.errors import CheckpointError, UsageError
 from launcher.models.build import AUTO_CLASSES
-from launcher.models.local import code_of, read_config, runs_code, untrusted_code
+from launcher.models.local import code_of, misread_as, read_config, runs_code, untrusted_code
 from launcher.units import count
 
 SHARD_BYTES = 5 * 10**9
 """Most bytes of weights in a file: the hub's own limit was so for long, and tools stream files of that size."""
+
+_WARNING = """\
+## Tokenizer
+
+`PreTrainedTokenizerFast.from_pretrained` gives the ids that the model was trained on. `AutoTokenizer` gives others: for
+models of this family it takes `{}`, whatever the folder names.
+
+"""
 
 
 def export_run(
@@ -140,11 +148,18 @@ def _write(path: Path, recipe: Recipe, run: Path, folder: Path, shard_bytes: int
     fields["model_max_length"] = getattr(config, "max_position_embeddings", None) or recipe.data.seq_len
     tokenizer_config.write_text(json.dumps(fields, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    (folder / "README.md").write_text(model_card(recipe, state, num_parameters), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(recipe, state, num_parameters, misread_as(folder)), encoding="utf-8")
 
 
-def model_card(recipe: Recipe, state: dict[str, Any], num_parameters: int) -> str:
-    """The card that goes with an exported model: data, recipe, losses."""
+def model_card(recipe: Recipe, state: dict[str, Any], num_parameters: int, misread: str | None = None) -> str:
+    """The card that goes with an exported model: data, recipe, losses.
+
+    Args:
+        recipe: What it was trained by.
+        state: Of its checkpoint.
+        num_parameters: Of the model.
+        misread: The class by which `AutoTokenizer` would cut texts otherwise than they were for training.
+    """
     tasks = {"causal": "text-generation", "seq2seq": "text2text-generation"}
     fields = recipe.model_dump(mode="json", exclude_none=True)
     data = state["data"]
@@ -158,6 +173,7 @@ def model_card(recipe: Recipe, state: dict[str, Any], num_parameters: int) -> st
         f"A model of {count(num_parameters)} parameters, pretrained with {recipe.objective.kind} for "
         f"{state['step']} steps on {count(state['tokens'])} tokens.",
         "",
+        *(_WARNING.format(misread).splitlines() if misread else ()),
         "## Data",
         "",
         f"{data['num_documents']} documents, {count(data['num_tokens'])} tokens; held out for validation: "

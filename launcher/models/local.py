@@ -159,11 +159,26 @@ def read_tokenizer(folder: Path) -> Any:
     Raises:
         OSError, ValueError, KeyError: transformers cannot read it.
     """
+    reader = PreTrainedTokenizerFast if _is_generic(folder) else AutoTokenizer
+    return reader.from_pretrained(folder, **local(folder))
+
+
+def misread_as(folder: Path) -> str | None:
+    """The class by which `AutoTokenizer` would cut texts in another way than `read_tokenizer`; None where it does not.
+
+    Raises:
+        OSError, ValueError, KeyError: transformers cannot read it.
+    """
+    if not _is_generic(folder):
+        return None
+    found = type(AutoTokenizer.from_pretrained(folder, **local(folder))).__name__
+    return None if found in GENERIC else found
+
+
+def _is_generic(folder: Path) -> bool:
     path = folder / "tokenizer_config.json"
     config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    named = config.get("tokenizer_class") if isinstance(config, dict) else None
-    reader = PreTrainedTokenizerFast if named in GENERIC else AutoTokenizer
-    return reader.from_pretrained(folder, **local(folder))
+    return isinstance(config, dict) and config.get("tokenizer_class") in GENERIC
 
 
 def read_config(folder: Path, trusted: Collection[str] = ()) -> PreTrainedConfig:

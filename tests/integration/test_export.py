@@ -134,6 +134,16 @@ def test_models_that_write_go_on_from_a_text(
     assert "the folder holds no tokenizer" in capsys.readouterr().err
 
 
+def test_a_card_says_so_where_others_would_read_the_tokenizer_otherwise(shards: Path, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = {"family": "qwen2", **sizes, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    tree = tiny.recipe_tree("clm", shards, tmp_path, model=model, train__num_steps=1)
+    path = tiny.write_recipe(tmp_path / "r.yaml", tree)
+    assert run_ranks(jobs.train, 1, ["--ds_config", "zero1", "--recipe", str(path)]) == [0]
+    card = (tmp_path / "tiny" / "export" / "README.md").read_text(encoding="utf-8")
+    assert "it takes `Qwen2Tokenizer`, whatever the folder names." in card
+
+
 def test_a_model_is_continued_from_an_exported_folder(shards: Path, tmp_path: Path) -> None:
     path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("mlm", shards, tmp_path, train__num_steps=6))
     run_ranks(jobs.train, 1, ["--ds_config", "zero1", "--recipe", str(path)])

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from launcher.config.model import ModelConfig
 from launcher.config.places import ROOT
 from launcher.errors import ModelError
-from launcher.models.local import code_texts, local, read_config, read_tokenizer
+from launcher.models.local import code_texts, local, misread_as, read_config, read_tokenizer
 
 
 def calls_of(name: str) -> list[tuple[Path, ast.Call]]:
@@ -155,4 +155,5 @@ def test_a_tokenizer_that_was_trained_here_is_read_with_its_ids_whatever_the_mod
     handle = train_tokenizer(texts, "bpe", 480, tmp_path / "model")
     (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": model_type}))
     ids = read_tokenizer(tmp_path / "model")(texts, add_special_tokens=False)["input_ids"]
+    assert misread_as(tmp_path / "model") == ("Qwen2Tokenizer" if model_type == "qwen2" else None)
     assert ids == [encoding.ids for encoding in handle.tokenizer.encode_batch(texts, add_special_tokens=False)]
