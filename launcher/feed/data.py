@@ -24,6 +24,7 @@ from launcher.samples.passed_over import Change, Window, first_of_change
 from launcher.samples.sentence_pairs import PairKind, SentencePairs, refuse_without_sentences
 from launcher.samples.shapes import Samples
 from launcher.samples.windows import Windows
+from launcher.shards.blocks import FIX
 from launcher.shards.manifest import SPLITS, Manifest, TokenizerInfo, read_manifest
 from launcher.shards.reader import Split
 from launcher.shards.search import excluded_of_corpora, read_names
@@ -177,7 +178,7 @@ def wasted(data: Data) -> list[str]:
 def _check_tokenizer_files(corpus: CorpusConfig, manifest: Manifest) -> None:
     for problem in tokenizer_problems(corpus.shards, manifest):
         where, _, what = problem.partition(": ")
-        raise ShardError(what, where, "restore the file, or prepare the shards again, with --overwrite")
+        raise ShardError(what, where, FIX)
 
 
 def _phases(recipe: Recipe, passed_over: Sequence[Window], changes: Sequence[Change]) -> tuple[Phase, ...]:

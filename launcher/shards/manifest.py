@@ -20,14 +20,13 @@ import xxhash
 from numpy.typing import NDArray
 
 from launcher.errors import ShardError
-from launcher.shards.blocks import FIX, check_size, num_blocks, refuse_unreadable
+from launcher.shards.blocks import FIX, MADE_AGAIN, check_size, num_blocks, refuse_unreadable
 from launcher.shards.faults import naming
 
 FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 CHECKSUMS = "checksums.xxh3"
 SPLITS = ("train", "validation")
-_AGAIN = "prepare the shards again, with --overwrite"
 _SELF = "xxh3"
 
 
@@ -243,24 +242,25 @@ def read_manifest(folder: Path) -> Manifest:
         fields = orjson.loads(raw)
     except (FileNotFoundError, NotADirectoryError):
         if any(folder.glob("*.bin")):
-            raise ShardError("the manifest is missing beside files of shards", str(path), _AGAIN) from None
+            raise ShardError("the manifest is missing beside files of shards", str(path), MADE_AGAIN) from None
         command = f"pretrain prepare CORPUS --tokenizer DIR --out {folder}"
         raise ShardError("there are no shards here", str(folder), command) from None
     except OSError as error:
         refuse_unreadable(error, path)
     except ValueError as error:
-        raise ShardError(f"the manifest cannot be read: {error}", str(path), _AGAIN) from None
+        raise ShardError(f"the manifest cannot be read: {error}", str(path), MADE_AGAIN) from None
     if not isinstance(fields, dict) or fields.get("format_version") != FORMAT_VERSION:
         found = fields.get("format_version") if isinstance(fields, dict) else None
-        raise ShardError(f"the manifest has version {found}, this program reads {FORMAT_VERSION}", str(path), _AGAIN)
+        what = f"the manifest has version {found}, this program reads {FORMAT_VERSION}"
+        raise ShardError(what, str(path), MADE_AGAIN)
     # The last byte is the one that JSON would not miss.
     if fields.pop(_SELF, None) != _own_checksum(fields) or not raw.endswith(b"}\n"):
-        raise ShardError("the manifest is not what was written: its own checksum differs", str(path), _AGAIN)
+        raise ShardError("the manifest is not what was written: its own checksum differs", str(path), MADE_AGAIN)
     try:
         return _from_json(fields)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ShardError(
-            f"the manifest's fields are not those of version {FORMAT_VERSION}: {error}", str(path), _AGAIN
+            f"the manifest's fields are not those of version {FORMAT_VERSION}: {error}", str(path), MADE_AGAIN
         ) from None
 
 
