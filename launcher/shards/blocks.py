@@ -12,6 +12,7 @@ import errno
 import mmap
 import resource
 import stat
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NoReturn
@@ -103,6 +104,7 @@ class GuardedFile:
         self.checked = bytearray(num_blocks(num_bytes)) if guard else bytearray(b"\x01") * num_blocks(num_bytes)
         self.num_unchecked = self.checked.count(_UNCHECKED)
         """Blocks that nobody has checked yet: at 0, who is in a hurry need not ask."""
+        self._counting = threading.Lock()
         check_size(path, num_bytes)
         self._map: mmap.mmap | None = None
         self.bytes_: memoryview = memoryview(b"")
@@ -141,8 +143,9 @@ class GuardedFile:
             begin = number << _SHIFT
             if xxh3_64_intdigest(self.bytes_[begin : begin + BLOCK_BYTES]) != self._sums[number]:
                 raise ShardError(damage([number]), str(self.path), FIX)
-            self.checked[number] = 1
-            self.num_unchecked -= 1
+            with self._counting:  # a block that two threads hash at once counts once, or another would pass for checked
+                self.num_unchecked -= not self.checked[number]
+                self.checked[number] = 1
 
     def check_all(self) -> None:
         """Hold every block against its checksum.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,6 +161,34 @@ def test_windows_that_touch_the_damaged_block_are_not_served_and_all_others_are(
 def test_who_turns_checking_off_is_served_what_is_there(folder: Path) -> None:
     flip(folder / "train-00000.bin", 2 * BLOCK)
     read_everything(folder, "off")
+
+
+def test_a_block_that_two_threads_check_at_once_counts_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the count would be 0 before the last block is checked, and its damage served."""
+    path = folder / "train-00000.bin"
+    last = (path.stat().st_size - 1) // BLOCK
+    flip(path, last * BLOCK)
+    split = open_split(folder, "train")
+    both, hash_block = threading.Barrier(2), blocks.xxh3_64_intdigest
+
+    def hash_with_the_other(block: memoryview) -> int:
+        both.wait(10)
+        return hash_block(block)
+
+    def read() -> None:
+        split.read(0, np.empty(10, dtype=np.int32))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(blocks, "xxh3_64_intdigest", hash_with_the_other)
+        threads = [threading.Thread(target=read) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    for block in range(1, last):
+        split.read(block * BLOCK // 2, np.empty(1, dtype=np.int32))
+    with pytest.raises(ShardError, match="the bytes are not those that were written"):
+        split.read(last * BLOCK // 2, np.empty(1, dtype=np.int32))
 
 
 def test_what_points_outside_is_refused_with_its_file_also_where_checking_is_off(sound: Path, folder: Path) -> None:
