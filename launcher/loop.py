@@ -94,19 +94,21 @@ def _take_steps(run: Run, metrics: Log, guard: Guard) -> Reason | None:
     length = run.length
     if length.begin(progress.step):
         _tell_length(run, metrics)
-    if progress.step >= length.last:
+    # A run that was stopped in a validation, or between a save and its validation, makes up for it.
+    is_last = progress.step >= length.last
+    if progress.step == 0 or (
+        (is_last or is_due(progress.step, recipe.eval.every_steps, length.last))
+        and progress.evaluated_step < progress.step
+    ):
+        reason = validate(run, metrics)
+        if reason is not None:
+            return reason
+    if is_last:
         return None
     batches = step_batches(
         run.data, run.plan, run.engine.global_rank, progress.step, length.at_most, passed_over=progress.passed_over
     )
     load = ExpertLoad.of(run.engine, progress.step)
-    # A run that was stopped in a validation, or between a save and its validation, makes up for it.
-    if progress.step == 0 or (
-        is_due(progress.step, recipe.eval.every_steps, length.last) and progress.evaluated_step < progress.step
-    ):
-        reason = validate(run, metrics)
-        if reason is not None:
-            return reason
     times = CollectiveTimes(recipe.train.num_steps - recipe.train.time_collectives + 1, recipe.train.num_steps)
     times.before_step(progress.step + 1)
     pulse.begin_step()

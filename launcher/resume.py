@@ -28,7 +28,8 @@ from launcher.units import size
 def is_complete(recipe: Recipe, budget_s: float | None) -> bool:
     """Whether a checkpoint of the last step is there, of this very recipe; a glance, before anything else is done.
 
-    Which step is the last, only the end of a budget tells.
+    Which step is the last, only the end of a budget tells; whether it was validated, where a stop came before, only the
+    end of the run.
     """
     from launcher.checkpoint.find import newest_sound, problem_at_a_glance
     from launcher.checkpoint.folder import complete_steps, read_json, read_recipe
@@ -38,10 +39,13 @@ def is_complete(recipe: Recipe, budget_s: float | None) -> bool:
     if newest is None:
         return False
     refuse_other_recipe(recipe, read_recipe(newest), newest)
-    step = int(read_json(newest / "state.json", "step")["step"])
-    if budget_s is not None:
-        return completed_step(recipe.run_folder) == step
-    return step >= recipe.train.num_steps
+    state = read_json(newest / "state.json", "step", "evaluations")
+    step, evaluations = int(state["step"]), state["evaluations"]
+    if budget_s is None and step < recipe.train.num_steps:
+        return False
+    if budget_s is None and (not evaluations or evaluations[-1]["step"] == step):
+        return True
+    return completed_step(recipe.run_folder) == step
 
 
 def find_checkpoint(recipe: Recipe, console: Console) -> Path | None:

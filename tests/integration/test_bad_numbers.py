@@ -204,6 +204,18 @@ def test_a_run_whose_last_validation_stays_no_number_ends_with_a_report(
     assert not (run / "export").exists()
 
 
+def test_weights_that_a_stop_saved_before_their_validation_was_done_are_not_exported(
+    shards: Path, tmp_path: Path
+) -> None:
+    words = ["--ds_config", "zero0", "--recipe", str(recipe(tmp_path, shards, "broken", train__num_steps=6))]
+    stopped = Life(troubled_jobs.train_asked_to_stop_in_a_validation, 2, tmp_path / "1", words, 6, True)
+    assert stopped.wait() == [75, 75], stopped.told()
+    again = Life(jobs.train, 2, tmp_path / "2", words)
+    assert again.wait() == [2, 2], again.told()
+    assert "DivergedError: the validation of step 6 is no finite number" in again.told()
+    assert not (tmp_path / "broken" / "export").exists()
+
+
 def test_a_validation_that_is_infinite_before_the_first_step_ends_the_run(shards: Path, tmp_path: Path) -> None:
     words = ["--ds_config", "zero0", "--recipe", str(recipe(tmp_path, shards, "broken", train__num_steps=6))]
     life = Life(troubled_jobs.train_a_model_that_cannot_be_measured, 2, tmp_path / "out", words)
@@ -212,11 +224,16 @@ def test_a_validation_that_is_infinite_before_the_first_step_ends_the_run(shards
     assert not [line for line in read_metrics(tmp_path / "broken" / "metrics.jsonl") if "lr" in line]
 
 
+@pytest.mark.parametrize(
+    ("every_steps", "fix"),
+    [(2, "guards.back_checkpoints=2 goes back to one before it"), (4, "there is none before it: begin anew")],
+)
 def test_a_run_goes_back_no_further_than_it_may_where_its_newest_checkpoint_is_what_is_broken(
-    shards: Path, tmp_path: Path
+    every_steps: int, fix: str, shards: Path, tmp_path: Path
 ) -> None:
     """As one that was saved when a stop had ended its validation: the next start measures it."""
-    path = recipe(tmp_path, shards, "broken", train__num_steps=6, checkpoint={"every_steps": 4, "keep_last": 9})
+    keep = {"every_steps": every_steps, "keep_last": 9}
+    path = recipe(tmp_path, shards, "broken", train__num_steps=6, checkpoint=keep)
     words = ["--ds_config", "zero0", "--recipe", str(path)]
     assert run_ranks(jobs.train, 2, [*words, "train.num_steps=5"]) == [0, 0]
     shutil.rmtree(tmp_path / "broken" / "checkpoints" / "step-00000005")
@@ -224,7 +241,7 @@ def test_a_run_goes_back_no_further_than_it_may_where_its_newest_checkpoint_is_w
     life = Life(troubled_jobs.train_a_model_that_cannot_be_measured, 2, tmp_path / "out", words)
     assert life.wait() == [2, 2], life.told()
     assert "of step 4 is no finite number, and the checkpoint to go back to is that step's" in life.told()
-    assert "guards.back_checkpoints=2" in life.told()
+    assert fix in life.told()
     assert events(tmp_path / "broken", "rewind") == []
 
 

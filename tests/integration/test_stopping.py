@@ -9,6 +9,7 @@ from pathlib import Path
 import jobs
 import pytest
 import tiny
+import troubled_jobs
 from ranks import Life
 
 from launcher.checkpoint.folder import complete_steps
@@ -70,6 +71,18 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_saved(
     again = Life(jobs.train, 2, tmp_path / "out", words)
     assert again.wait() == [0, 0], again.told()
     assert losses(run) == whole
+
+
+def test_a_run_that_was_stopped_in_its_last_validation_makes_up_for_it_once(shards: Path, tmp_path: Path) -> None:
+    words, run = words_of("unmeasured", shards, tmp_path, train__num_steps=6), tmp_path / "unmeasured"
+    stopped = Life(troubled_jobs.train_asked_to_stop_in_a_validation, 2, tmp_path / "1", words, 6, False)
+    assert stopped.wait() == [75, 75], stopped.told()
+    assert "stopped after step 6 as asked" in stopped.told()
+    for number, validations in ((2, [0, 6]), (3, [0, 6])):
+        again = Life(jobs.train, 2, tmp_path / str(number), words)
+        assert again.wait() == [0, 0], again.told()
+        assert [x["step"] for x in read_metrics(run / "metrics.jsonl") if x.get("event") == "evaluation"] == validations
+        assert ("nothing to train" in again.told()) == (number == 3)
 
 
 def handles(life: Life, rank: int, number: int) -> bool:

@@ -181,3 +181,30 @@ def train_a_model_that_cannot_be_measured(arguments: list[str]) -> int:
 
     steps.losses = losses
     return jobs.train(arguments)
+
+
+def train_asked_to_stop_in_a_validation(arguments: list[str], step: int, breaks: bool) -> int:
+    """The training program, where Slurm's warning comes to rank 0 as the validation of a step begins.
+
+    Args:
+        arguments: Of the program.
+        step: Number of the step.
+        breaks: Whether its update left a weight that is no number.
+    """
+    import signal
+    import time
+
+    import launcher.engine.steps as steps
+    import launcher.loop as loop
+
+    sound = loop.validate
+
+    def validate(run: Any, metrics: Any) -> Any:
+        if run.progress.step == step and run.engine.global_rank == 0:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            while not run.watch.stop.code:
+                time.sleep(0.01)
+        return sound(run, metrics)
+
+    loop.validate, steps.BATCHES_BETWEEN_QUESTIONS = validate, 1
+    return train_with_weights_that_break(arguments, step, int(breaks))

@@ -16,6 +16,7 @@ from rich.console import Console
 from launcher.checkpoint import folder as layout
 from launcher.config.loading import load_recipe
 from launcher.config.recipe import Recipe
+from launcher.engine.completion import mark_complete
 from launcher.errors import CheckpointError, RequeueError
 from launcher.resume import is_complete, resume
 from launcher.samples.passed_over import Kept, read_kept
@@ -27,7 +28,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recipe:
     monkeypatch.setattr(layout, "SECOND_LOOK_AFTER_S", 0.0)
     tree = tiny.recipe_tree("clm", tmp_path / "shards", tmp_path, train__num_steps=4)
     recipe = load_recipe(str(tiny.write_recipe(tmp_path / "r.yaml", tree))).recipe
-    checkpoint = make_checkpoint(recipe.run_folder / "checkpoints", 4)
+    checkpoint = make_checkpoint(recipe.run_folder / "checkpoints", 4, loss=2.5)
     tiny.write_recipe(checkpoint / "recipe.yaml", tree)
     return recipe
 
@@ -59,6 +60,17 @@ def test_a_file_system_that_is_gone_is_no_mistake_in_the_recipe(
     refuse(2, errno.ESTALE, monkeypatch)
     with pytest.raises(RequeueError, match="the file cannot be read: Stale file handle"):
         is_complete(recipe, None)
+
+
+def test_a_run_that_was_stopped_in_its_last_validation_is_complete_at_its_end_alone(recipe: Recipe) -> None:
+    folder = recipe.run_folder / "checkpoints"
+    layout.delete(layout.checkpoint_path(folder, 4))
+    tiny.write_recipe(make_checkpoint(folder, 4) / "recipe.yaml", recipe.model_dump(mode="json"))
+    assert not is_complete(recipe, None)
+    mark_complete(recipe.run_folder, 4)
+    assert is_complete(recipe, None)
+    longer = recipe.model_copy(update={"train": recipe.train.model_copy(update={"num_steps": 5})})
+    assert not is_complete(longer, None)
 
 
 def test_a_run_under_the_name_of_another_is_refused(recipe: Recipe) -> None:
