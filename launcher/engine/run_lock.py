@@ -20,7 +20,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ class RunLock:
 
         Raises:
             RunInUseError: Another process holds one of them.
-            RecipeError: There can be no such folder here.
+            RecipeError: There can be no such folder here, or nothing be written to it.
         """
         self._open()
         try:
@@ -102,26 +102,20 @@ class RunLock:
         except OSError:  # a file system without flock: the record alone has to do
             pass
         self._wait_out(_read(self._folder / HOLDER))
-        self._write()
+        with _of_the_user(self._folder, "written to"):
+            self._write()
         time.sleep(0.01)
         other = self._other()
         if other is not None:  # both found it free at the same moment
             self._refuse(other)
 
     def _open(self) -> None:
-        try:
+        with _of_the_user(self._folder, "made"):
             self._made = self._made or [path for path in (self._folder, *self._folder.parents) if not path.exists()]
             self._folder.mkdir(parents=True, exist_ok=True)
+        with _of_the_user(self._folder, "written to"):
             # Held by the kernel until this process ends, however it ends.
             self._descriptor = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            if faults.is_of_place(error):
-                raise
-            raise RecipeError(
-                f"the run's folder cannot be made: {error.strerror}",
-                str(self._folder),
-                "name a place where you may write (runs=FOLDER), or another run (name=NAME)",
-            ) from None
 
     def __exit__(self, *_: object) -> None:
         self.release()
@@ -224,6 +218,21 @@ class RunLock:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+
+@contextlib.contextmanager
+def _of_the_user(folder: Path, what: str) -> Iterator[None]:
+    """What the file system refuses in here for good is the user's to mend: the folder cannot be `what`."""
+    try:
+        yield
+    except OSError as error:
+        if faults.is_of_place(error):
+            raise
+        raise RecipeError(
+            f"the run's folder cannot be {what}: {error.strerror}",
+            str(folder),
+            "name a place where you may write (runs=FOLDER), or another run (name=NAME)",
+        ) from None
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -10,13 +10,15 @@ import queue
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from launcher.engine import run_lock
-from launcher.engine.run_lock import HOLDER, RunLock
+from launcher.engine.run_lock import HOLDER, LOCK, RunLock
 from launcher.errors import RecipeError, RunInUseError
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -43,6 +45,14 @@ def left_behind(folder: Path) -> dict[str, object]:
     return json.loads((folder / HOLDER).read_text())  # type: ignore[no-any-return]
 
 
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """One that others than root may enter: pytest's own they may not."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
 def told_of(folder: str, answers: multiprocessing.Queue[str]) -> None:
     """What is said to one who is not root."""
     if os.geteuid() == 0:
@@ -53,14 +63,29 @@ def told_of(folder: str, answers: multiprocessing.Queue[str]) -> None:
         answers.put(str(error))
 
 
-def test_a_folder_that_may_not_be_made_is_the_users_to_mend(tmp_path: Path) -> None:
-    (tmp_path / "closed").mkdir(mode=0o500)
+@pytest.mark.parametrize(
+    ("name", "lock", "what"),
+    [
+        ("closed/runs/mine", None, "made"),
+        ("closed", None, "written to"),
+        ("closed", 0o666, "written to"),  # another's, whose lock anybody may take
+    ],
+)
+def test_a_folder_that_may_not_be_written_to_is_the_users_to_mend(
+    name: str, lock: int | None, what: str, open_folder: Path
+) -> None:
+    (closed := open_folder / "closed").mkdir()
+    if lock is not None:
+        (closed / LOCK).touch()
+        (closed / LOCK).chmod(lock)
+    closed.chmod(0o555)
     answers = SPAWN.Queue()
-    process = SPAWN.Process(target=told_of, args=(str(tmp_path / "closed" / "runs" / "mine"), answers))
+    process = SPAWN.Process(target=told_of, args=(str(open_folder / name), answers))
     process.start()
     told = answers.get(timeout=60)
     process.join()
-    assert told.startswith("RecipeError: the run's folder cannot be made: Permission denied")
+    closed.chmod(0o755)
+    assert told.startswith(f"RecipeError: the run's folder cannot be {what}: Permission denied")
     assert "runs=" in told
 
 
