@@ -52,7 +52,7 @@ echo "prepare.sh: job ${SLURM_JOB_ID:-?}, task $task of $tasks: pretrain prepare
 "${wrap[@]}" python -m launcher.cli prepare "$@" --task "$task" --tasks "$tasks"
 code=$?
 
-# 75: the file system refused; the same command goes on from the parts that are finished.
+# 75: the file system or a hub refused; the same command goes on from the parts that are finished.
 life=${SLURM_RESTART_COUNT:-0}
 if [ "$code" -eq 75 ] && [ "$life" -ge "$RESTARTS" ]; then
     echo "prepare.sh: given up after $((life + 1)) lives (PRETRAIN_RESTARTS): mend it, and submit the same again" >&2

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +27,7 @@ Layout = Literal["lines", "array"]
 _FORM = "write hub:OWNER/NAME, hub:OWNER/NAME/CONFIGURATION@SPLIT, or hub:./FOLDER"
 _FIX = "see its name, configuration and split on the hub, and the network"
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
+_NO_ORDERS = {"name", "version", "data_dir", "data_files", "description"}
 _REVISION = re.compile(r"^(hf://datasets/[^@]+)@[^/]+/")
 _TOO_MANY, _SERVER_ERROR = 429, 500
 _LOOK_AT = 1 << 16
@@ -65,8 +66,10 @@ class HubShard:
     """Its size; 0 where nobody tells."""
     content: str
     """What the hub calls its bytes by; of a file of a folder when it was written; empty where nobody tells."""
+    orders: str = ""
+    """How `datasets` is to read it, where a README says something of it: a field to look into, what parts columns."""
     is_json: bool = False
-    """Whether it is a JSON file about which `datasets` has no orders (a field to look into, columns to make)."""
+    """Whether it is a JSON file about which there are no orders."""
 
 
 def parse_hub_name(word: str) -> HubName:
@@ -100,6 +103,7 @@ def hub_shards(word: str) -> list[HubShard]:
 
     Raises:
         CorpusError: There is no such data set, it cannot be reached or read, or the hub is not to be reached.
+        RequeueError: The hub has too much to do.
     """
     name = parse_hub_name(word)
     for cached in (_builder, _rows):  # of a folder that is another by now
@@ -112,19 +116,21 @@ def hub_shards(word: str) -> list[HubShard]:
         if name.split not in config.data_files:
             fix = f"write @ and one of {', '.join(map(str, config.data_files))}"
             raise CorpusError(f"there is no split {name.split!r}", word, fix)
-        files = _files(name, revision)
-        is_json = _is_json_without_orders(_builder(name, revision))
+        files, orders = _files(name, revision), _orders(config)
+        is_json = not orders and type(config).__module__.startswith("datasets.packaged_modules.json.")
         num_shards = len(files) if is_json else _rows(name, revision).num_shards
         contents = [_content(file) for file in files]
         if num_shards == len(files):
             return [
-                HubShard(word, revision, file, number, num_shards, size, content, is_json and _has_json_name(file))
+                HubShard(
+                    word, revision, file, number, num_shards, size, content, orders, is_json and _has_json_name(file)
+                )
                 for number, (file, (size, content)) in enumerate(zip(files, contents, strict=True))
             ]
         # What such a data set is made of is its own business.
         num_bytes, content = sum(size for size, _ in contents) // num_shards, " ".join(one for _, one in contents)
         named = [f"{word} {number + 1} of {num_shards}" for number in range(num_shards)]
-        return [HubShard(word, revision, one, n, num_shards, num_bytes, content) for n, one in enumerate(named)]
+        return [HubShard(word, revision, one, n, num_shards, num_bytes, content, orders) for n, one in enumerate(named)]
 
 
 def hub_records(shard: HubShard, columns: Sequence[str] | None) -> Iterator[dict[str, Any]]:
@@ -207,7 +213,7 @@ class _Begun:
 
 def content_digest(shard: HubShard) -> str | None:
     """xxh3-128, hexadecimal, of what tells a shard's bytes from others: their name on the hub, or of a folder the bytes
-    themselves; None where nobody tells.
+    themselves; and of how they are read. None where nobody tells.
     """
     path = Path(shard.name)
     if shard.revision is None and path.is_file():
@@ -215,8 +221,9 @@ def content_digest(shard: HubShard) -> str | None:
         with opened(shard.name, None, meter) as file:
             while file.read(READ_BYTES):
                 pass
+        meter.digest.update(shard.orders.encode())
         return meter.digest.hexdigest()
-    return xxhash.xxh3_128_hexdigest(shard.content.encode()) if shard.content else None
+    return xxhash.xxh3_128_hexdigest(f"{shard.content}{shard.orders}".encode()) if shard.content else None
 
 
 @lru_cache(maxsize=8)
@@ -245,10 +252,11 @@ def _rows_of(shard: HubShard) -> Any:
     return rows
 
 
-def _is_json_without_orders(builder: Any) -> bool:
-    config = builder.config
-    is_json = type(builder).__module__.startswith("datasets.packaged_modules.json.")
-    return bool(is_json and config.field is None and config.features is None and config.encoding == "utf-8")
+def _orders(config: Any) -> str:
+    """What a configuration says that it does not by itself, but for which files there are."""
+    told, own = ({field.name: getattr(one, field.name) for field in fields(one)} for one in (config, type(config)()))
+    orders = {key: told[key] for key in sorted(told.keys() - _NO_ORDERS) if repr(told[key]) != repr(own[key])}
+    return repr(orders) if orders else ""
 
 
 def _has_json_name(file: str) -> bool:
@@ -297,6 +305,9 @@ def _told(where: str) -> Iterator[None]:
     except LauncherError:
         raise
     except Exception as error:
+        if _is_busy(error):
+            told = f"the hub cannot answer now: {_in_words(error)}"
+            raise RequeueError(told, where, "run the same command again, in a while") from None
         raise CorpusError(f"the data set cannot be read: {_in_words(error)}", where, _FIX) from None
 
 
@@ -318,10 +329,15 @@ def _reached(where: str) -> Iterator[None]:
 def _is_lost(error: BaseException) -> bool:
     from huggingface_hub.errors import HTTPError  # of the library it reaches out by, whichever that is
 
-    response = getattr(error, "response", None)
-    if response is not None:
-        return bool(response.status_code == _TOO_MANY or response.status_code >= _SERVER_ERROR)
+    if getattr(error, "response", None) is not None:
+        return _is_busy(error)
     return isinstance(error, (ConnectionError, TimeoutError, HTTPError))
+
+
+def _is_busy(error: BaseException) -> bool:
+    """Whether the hub has answered, and will answer otherwise later."""
+    status = getattr(getattr(error, "response", None), "status_code", 0)
+    return bool(status == _TOO_MANY or status >= _SERVER_ERROR)
 
 
 def _in_words(error: BaseException) -> str:

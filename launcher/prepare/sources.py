@@ -60,7 +60,7 @@ class SourceFile:
         """What tells it, as it is now, from any other and from itself after a change."""
         if self.hub is None:
             return [self.name, self.num_bytes, self.mtime_ns]
-        return [without_revision(self.name), self.num_bytes, self.hub.content]
+        return [without_revision(self.name), self.num_bytes, self.hub.content, self.hub.orders]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def find_sources(corpus: Sequence[str], inside: Path | None = None) -> list[Sour
     for word in corpus:
         if word.startswith(HUB):
             for shard in hub_shards(word):
-                found[shard.name] = SourceFile(shard.name, "hub", None, shard.num_bytes, 0, hub=shard)
+                found[shard.name + shard.orders] = SourceFile(shard.name, "hub", None, shard.num_bytes, 0, hub=shard)
             continue
         path = Path(word)
         paths = [one for one in _paths(path, word) if inside is None or inside not in one.resolve().parents]

@@ -32,7 +32,7 @@ class Hub:
     held: set[str] = field(default_factory=set)
     """Files whose readers wait."""
     refused: dict[str, int] = field(default_factory=dict)
-    """Files that nobody gets any more, and the status they are told."""
+    """Files that nobody gets any more, and the status they are told; of what there is at all: the empty name."""
     reads: list[str] = field(default_factory=list)
     """Paths of the files of which bytes were asked for, in order."""
     _revisions: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -104,7 +104,9 @@ def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
             asked = parse_qs(self.rfile.read(length).decode()) if length else {}
             path = unquote(urlsplit(self.path).path)
             api = f"/api/datasets/{OWNER_NAME}"
-            if found := re.fullmatch(rf"{api}(?:/revision/(\w+))?", path):
+            if "" in hub.refused:
+                self._refuse(hub.refused[""], "Refused")
+            elif found := re.fullmatch(rf"{api}(?:/revision/(\w+))?", path):
                 self._tell(hub.at(found[1] or "main")[0], None)
             elif found := re.fullmatch(rf"{api}/tree/(\w+)(?:/(.*))?", path):
                 self._tell(hub.at(found[1])[0], _entries(hub.at(found[1])[1], found[2] or ""))

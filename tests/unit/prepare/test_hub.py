@@ -161,6 +161,23 @@ def test_a_hub_that_is_lost_on_the_way_asks_for_the_same_command_again(builds: B
     assert verify(builds.folder / "shards") == []
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "message"),
+    [
+        pytest.param(429, 75, "RequeueError: the hub cannot answer now: HfHubHTTPError: 429", id="asked too often"),
+        pytest.param(503, 75, "RequeueError: the hub cannot answer now: HfHubHTTPError: Server error '503", id="down"),
+        pytest.param(403, 2, "CorpusError: the data set cannot be read: HfHubHTTPError: 403", id="not for this user"),
+    ],
+)
+def test_a_hub_that_is_busy_when_it_is_first_asked_is_no_mistake_of_the_user(
+    status: int, code: int, message: str, builds: Builds
+) -> None:
+    """All tasks of an array ask at once."""
+    builds.hub.refused = {"": status}
+    found, told = builds.run()
+    assert (found, message in told) == (code, True), told
+
+
 def test_a_file_that_may_not_be_read_is_the_users_to_see_to(builds: Builds) -> None:
     builds.hub.refused = {FILES[1]: 403}
     code, told = builds.run()
@@ -198,6 +215,23 @@ def test_a_file_more_is_another_data_set(builds: Builds) -> None:
     builds.hub.files["data/train-00004-of-00004.jsonl"] = as_lines(["另一条"])
     code, told = builds.run()
     assert (code, "ShardError: the shards here were made from other text" in told) == (2, True)
+
+
+def test_a_configuration_that_reads_the_same_file_otherwise_is_another_data_set(builds: Builds) -> None:
+    told = "---\nconfigs:\n" + "".join(
+        f"- config_name: {name}\n  data_files: x.json\n  field: {name}\n" for name in ("one", "two")
+    )
+    fields = {"one": [{"completion": "law"}] * 20, "two": [{"completion": "two laws"}] * 30}
+    builds.hub.files = {"x.json": json.dumps(fields).encode(), "README.md": f"{told}---\n".encode()}
+    word = f"hub:{OWNER_NAME}"
+    assert builds.run(word=f"{word}/one")[0] == 0
+    assert read_manifest(builds.folder / "shards").filters["read"] == 20
+    code, said = builds.run(word=f"{word}/two")
+    assert (code, "ShardError: the shards here were made from other text" in said) == (2, True)
+    assert "re-used" in builds.run(word=f"{word}/one")[1]
+    builds.hub.files["README.md"] = f"{told.replace('field: one', 'field: two')}---\n".encode()
+    code, said = builds.run(word=f"{word}/one")
+    assert (code, "ShardError: the shards here were made from other text" in said) == (2, True)
 
 
 @pytest.mark.parametrize("name", ["wikipedia-cn-20230720-filtered.json", "x.json.gz"])
