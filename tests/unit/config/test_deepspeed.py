@@ -131,6 +131,8 @@ def test_a_name_that_does_not_exist_gets_the_list() -> None:
         load_ds_config("zero5.json")
     assert "there is no DeepSpeed configuration 'zero5.json'" in str(caught.value)
     assert "zero0, zero1, zero2" in str(caught.value)
+    with pytest.raises(DsConfigError, match=r"the file cannot be read: .*File name too long"):
+        load_ds_config("x" * 300)
 
 
 @pytest.mark.parametrize(

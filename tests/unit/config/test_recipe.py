@@ -186,6 +186,13 @@ def test_a_recipe_that_does_not_exist_gets_the_nearest() -> None:
         load_recipe("law-brt-zh")
 
 
+def test_a_recipe_that_cannot_be_looked_at_is_told_with_why(tmp_path: Path) -> None:
+    (loop := tmp_path / "loop.yaml").symlink_to(loop)
+    for name, why in ((str(loop), "Too many levels of symbolic links"), ("x" * 300, "File name too long")):
+        with pytest.raises(RecipeError, match=rf"the recipe cannot be read: .+{why}"):
+            load_recipe(name)
+
+
 def test_what_a_resumed_run_may_change_does_not_change_its_fingerprint() -> None:
     base = load_recipe("law-bert-zh").recipe
     longer = load_recipe(
