@@ -3,8 +3,8 @@ import takes 9 s of CPU.
 
 A generic class takes `tokenizer.json` as it is, whatever `tokenizer_config.json` says of lower case. A class of a model
 takes no more than the vocabulary and makes the rest anew, from options of `tokenizer_config.json` and defaults of its
-own. Known here are BERT's and GPT-2's; of any other class `tokenizer.json` is taken as it is, which its own saved files
-agree with. Then all classes add the tokens that are named and missing. Source: transformers 5.23,
+own. Known here are BERT's, GPT-2's and RoBERTa's; of any other class `tokenizer.json` is taken as it is, which its own
+saved files agree with. Then all classes add the tokens that are named and missing. Source: transformers 5.23,
 `models/auto/tokenization_auto.py` and `tokenization_utils_tokenizers.py`; a test holds the ids against its.
 """
 
@@ -35,20 +35,42 @@ ROBERTA_CLASSES = frozenset(f"{name}Tokenizer" for name in ("Roberta", "Bart", "
 CLASS_OF_MODEL = {
     **dict.fromkeys(
         (
-            *("bert", "convbert", "distilbert", "electra", "ernie", "layoutlm", "lxmert", "megatron-bert"),
-            *("mobilebert", "nomic_bert", "squeezebert"),
+            *("align", "bark", "bert", "blip", "bros", "chinese_clip", "convbert", "distilbert", "electra"),
+            *("ernie", "flava", "git", "grounding-dino", "layoutlm", "lxmert", "megatron-bert"),
+            *("mm-grounding-dino", "mobilebert", "nomic_bert", "squeezebert", "tvp", "vilt", "visual_bert"),
         ),
         "BertTokenizer",
     ),
-    **dict.fromkeys(("codegen", "gpt2", "gpt_neo", "gptj", "opt", "phi", "starcoder2"), "GPT2Tokenizer"),
-    **dict.fromkeys(("bart", "led", "longformer", "mvp", "roberta", "roberta-prelayernorm"), "RobertaTokenizer"),
+    **dict.fromkeys(
+        (
+            *("blip-2", "codegen", "dbrx", "emu3", "gpt2", "gpt_neo", "gptj", "hyperclovax_vision_v2"),
+            *("instructblip", "instructblipvideo", "jais2", "opt", "phi", "starcoder2"),
+        ),
+        "GPT2Tokenizer",
+    ),
+    **dict.fromkeys(
+        (
+            *("bart", "bridgetower", "clap", "data2vec-text", "florence2", "ibert", "led", "lilt", "longformer"),
+            *("mra", "mvp", "roberta", "roberta-prelayernorm"),
+        ),
+        "RobertaTokenizer",
+    ),
 }
 """By `model_type` of `config.json`, where no class is named."""
 GENERIC_MODELS = frozenset(
     (
-        *("ernie4_5", "ernie4_5_moe", "flex_olmo", "glm", "glm4", "glm4_moe", "gpt_bigcode", "granite", "granitemoe"),
-        *("jamba", "minimax_m2", "ministral", "mistral", "mixtral", "modernbert", "modernbert-decoder", "nemotron"),
-        *("nystromformer", "olmo2", "olmo3", "persimmon", "phi3", "phimoe", "stablelm", "xlm-roberta-xl"),
+        *("EvollaModel", "arctic", "aria", "beam", "bigbird_pegasus", "camembertv2-base", "canary", "chatlm"),
+        *("cohere_asr", "ernie4_5", "ernie4_5_moe", "flex_olmo", "fuyu", "glm", "glm4", "glm4_moe"),
+        *("glm4_moe_lite", "glm4v", "glm4v_moe", "glm_image", "glmasr", "got_ocr2", "gpt_bigcode"),
+        *("gradium_phonon_tts", "granite", "granitemoe", "granitemoehybrid", "granitemoeshared", "h2ovl_chat"),
+        *("hyperclovax", "hyperclovax_vlm", "internlm2", "internlm3", "iquestcoder", "jamba", "kimi_k25"),
+        *("kimi_linear", "kosmos-2", "llava", "llava_next", "mimo_v2_flash", "minicpm3", "minicpm_ocr"),
+        *("minicpmv", "minicpmv4_6", "minicpmv4_7", "minimax_m2", "ministral", "ministral3", "mistral"),
+        *("mistral3", "mistral_large4", "mixtral", "modernbert", "modernbert-decoder", "molmo", "molmo2"),
+        *("nemo_speechlm", "nemotron", "nvfp4", "nystromformer", "olmo2", "olmo3", "olmo_hybrid", "opencua"),
+        *("openvla", "paddleocr_vl", "pegasus_x", "persimmon", "phi3", "phi3_v", "phimoe", "pix2struct"),
+        *("pixtral", "pocket_tts", "smolvlm", "stablelm", "step3_vl", "umt5", "vipllava", "voxtral"),
+        *("voxtral_realtime", "xlm-roberta-xl"),
     )
 )
 """Models whose class is generic, whatever is named."""
@@ -62,7 +84,10 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     config = _json(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:  # written since 2023, and then the others are of no account
-        config |= _json(folder / "special_tokens_map.json")
+        roles = _json(folder / "special_tokens_map.json")
+        if isinstance(roles.get("extra_special_tokens"), list):  # which come to the others
+            roles["extra_special_tokens"] = [*_listed(config), *roles["extra_special_tokens"]]
+        config |= roles
         added = _json(folder / "added_tokens.json")
         special = {_content(config.get(key)) for key in ROLE_KEYS} | set(map(_content, _extra(config)))
         config["added_tokens_decoder"] = {
@@ -90,19 +115,21 @@ def follow(tokenizer: Tokenizer, config: dict[str, Any], where: str) -> dict[str
     Raises:
         TokenizerError: An option is neither true nor false.
     """
-    name = str(config.get("tokenizer_class")).removesuffix("Fast")
-    defaults: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
-    if name in BERT_CLASSES and isinstance(tokenizer.model, WordPiece):
-        defaults = BERT
+    name, model = str(config.get("tokenizer_class")).removesuffix("Fast"), tokenizer.model
+    if name in BERT_CLASSES and isinstance(model, WordPiece):
+        config = dict(zip(*BERT, strict=True)) | config
+        model.unk_token = _content(config["unk_token"])
+        model.continuing_subword_prefix, model.max_input_chars_per_word = "##", 100
         tokenizer.normalizer = _bert_normalizer(config, where)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
-    elif name in ROBERTA_CLASSES | {"GPT2Tokenizer"} and isinstance(tokenizer.model, BPE):
-        defaults = GPT2 if name == "GPT2Tokenizer" else ROBERTA
+    elif name in ROBERTA_CLASSES | {"GPT2Tokenizer"} and isinstance(model, BPE):
+        config = dict(zip(*(GPT2 if name == "GPT2Tokenizer" else ROBERTA), strict=True)) | config
+        model.unk_token, model.dropout = None, None
+        model.fuse_unk = model.byte_fallback = model.ignore_merges = False
         tokenizer.normalizer = None
         tokenizer.pre_tokenizer = _byte_level(config, where)
         tokenizer.decoder = decoders.ByteLevel()
-    config = dict(zip(*defaults, strict=True)) | config
     _add_missing(tokenizer, config, where)
     return config
 
@@ -160,9 +187,21 @@ def _special(named: str | dict[str, Any]) -> AddedToken:
 
 
 def _extra(config: Mapping[str, Any]) -> Iterator[Any]:
-    """Special tokens that have no role of their own, under their name of today and that of before."""
+    """Special tokens that have no role of all models: those of roles of their own, then the others."""
+    for key, named in config.items():
+        if key.endswith("_token") and key not in ROLE_KEYS and (isinstance(named, str) or "content" in _fields(named)):
+            yield named
+    yield from _listed(config)
+
+
+def _listed(config: Mapping[str, Any]) -> Iterator[Any]:
+    """Special tokens in a list, under its name of today and that of before."""
     extra = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
     yield from extra.values() if isinstance(extra, dict) else extra
+
+
+def _fields(named: Any) -> Mapping[str, Any]:
+    return named if isinstance(named, dict) else {}
 
 
 def _content(named: Any) -> str:

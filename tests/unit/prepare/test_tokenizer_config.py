@@ -125,6 +125,14 @@ def test_where_no_class_is_named_the_model_is(options: dict[str, Any], model_typ
     assert_same(tmp_path)
 
 
+@pytest.mark.parametrize("model_type", [name for name in CLASS_OF_MODEL if "Bert" not in CLASS_OF_MODEL[name]])
+def test_where_no_class_is_named_the_model_of_bytes_is(model_type: str, tmp_path: Path) -> None:
+    tokenizer = byte_level(add_prefix_space=True)
+    tokenizer.normalizer = normalizers.Lowercase()
+    write(tmp_path, tokenizer, None, {"config.json": {"model_type": model_type}})
+    assert_same(tmp_path)
+
+
 @pytest.mark.parametrize("model_type", sorted(GENERIC_MODELS))
 @pytest.mark.parametrize("name", ["BertTokenizer", "GPT2TokenizerFast", None])
 def test_some_models_take_the_file_as_it_is_whatever_is_named(
@@ -190,7 +198,15 @@ def test_options_of_gpt2_and_roberta_count_where_their_class_is_named(
         pytest.param({"tokenizer_config.json": {"extra_special_tokens": ["TOK"]}}, id="extra_special_tokens"),
         pytest.param({"tokenizer_config.json": {"additional_special_tokens": ["TOK"]}}, id="their former name"),
         pytest.param({"tokenizer_config.json": {"extra_special_tokens": {"tok_token": "TOK"}}}, id="with names"),
-        pytest.param({"tokenizer_config.json": {"mask_token": "TOK"}}, id="a role of its own"),
+        pytest.param({"tokenizer_config.json": {"image_token": "TOK", "audio_token": None}}, id="a role of its own"),
+        pytest.param(
+            {
+                "tokenizer_config.json": {"extra_special_tokens": ["tok"]},
+                "special_tokens_map.json": {"extra_special_tokens": ["TOK"]},
+            },
+            id="extra_special_tokens of two files",
+        ),
+        pytest.param({"tokenizer_config.json": {"mask_token": "TOK"}}, id="another token for a role"),
         pytest.param(
             {
                 "tokenizer_config.json": {
@@ -229,6 +245,34 @@ def test_another_pipeline_than_berts_is_left_to_a_generic_class_and_replaced_by_
         assert_same(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["BertTokenizer", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize("roles", [{}, BERT_ROLES, {"unk_token": "[MASK]"}], ids=str)
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("max_input_chars_per_word", 2), ("continuing_subword_prefix", "@@"), ("unk_token", "[PAD]")],
+)
+def test_berts_class_has_options_of_the_model_of_its_own(
+    option: str, value: Any, roles: dict[str, str], name: str, tmp_path: Path
+) -> None:
+    tokenizer = wordpiece(lowercase=True)
+    setattr(tokenizer.model, option, value)
+    write(tmp_path, tokenizer, name, {"tokenizer_config.json": roles})
+    assert_same(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "RobertaTokenizer", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize("option", ["dropout", "ignore_merges", "fuse_unk", "byte_fallback"])
+def test_so_have_gpt2s_and_robertas(option: str, name: str, tmp_path: Path) -> None:
+    tokenizer = byte_level(add_prefix_space=False)
+    letters = ["<unk>", "<0x41>", *"abcLlaw", "Law"]  # few, so that much is unknown, and a word that no merge makes
+    tokenizer.model = BPE({token: number for number, token in enumerate(letters)}, [], unk_token="<unk>")
+    is_drawn = option == "dropout" and name == "PreTrainedTokenizerFast"
+    setattr(tokenizer.model, option, 1.0 if option == "dropout" else True)
+    write(tmp_path, tokenizer, name, {"tokenizer_config.json": GPT_ROLES})
+    assert_same(tmp_path)
+    assert is_drawn == bool(load_tokenizer(tmp_path).tokenizer.model.dropout)
+
+
 @pytest.mark.parametrize("layout", ["tokenizer.json", "vocab.txt"])
 @pytest.mark.parametrize("option", ["do_lower_case", "tokenize_chinese_chars"])
 def test_an_option_that_is_neither_true_nor_false_is_told(option: str, layout: str, tmp_path: Path) -> None:
@@ -252,9 +296,11 @@ def test_the_classes_of_models_are_those_of_transformers() -> None:
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
-    assert {*CLASS_OF_MODEL, *GENERIC_MODELS} <= set(CONFIG_MAPPING.keys())
-    for model_type, name in CLASS_OF_MODEL.items():
-        assert tokenizer_class_from_name(TOKENIZER_MAPPING_NAMES[model_type]).__name__ == name, model_type
+    found = {model: tokenizer_class_from_name(name) for model, name in TOKENIZER_MAPPING_NAMES.items() if name}
+    classes = {model: one.__name__ for model, one in found.items() if one is not None and model in CONFIG_MAPPING}
+    assert {model: name for model, name in classes.items() if name in CLASS_OF_MODEL.values()} == CLASS_OF_MODEL
+    generic = ("TokenizersBackend", "MistralCommonBackend")
+    assert {model for model, name in TOKENIZER_MAPPING_NAMES.items() if name in generic} == GENERIC_MODELS
     for name in BERT_CLASSES:
         assert tokenizer_class_from_name(name).__name__ in ("BertTokenizer", name), name
 
