@@ -169,5 +169,5 @@ def _refuse_for_ever(recipe: Recipe, progress: Progress, reason: Reason, checkpo
         raise DivergedError(
             f"{reason.what}, though the run went back {progress.num_rewinds} times and passed over the data each time",
             run,
-            f"{reason.fix}, or raise guards.max_rewinds",
+            f"{reason.fix}, or raise guards.max_rewinds, and guards.back_checkpoints to go back further",
         )

@@ -207,13 +207,21 @@ def test_a_run_whose_last_validation_stays_no_number_ends_with_a_report(
 def test_weights_that_a_stop_saved_before_their_validation_was_done_are_not_exported(
     shards: Path, tmp_path: Path
 ) -> None:
-    words = ["--ds_config", "zero0", "--recipe", str(recipe(tmp_path, shards, "broken", train__num_steps=6))]
+    path = recipe(tmp_path, shards, "broken", train__num_steps=6, checkpoint={"every_steps": 4})
+    words, run = ["--ds_config", "zero0", "--recipe", str(path)], tmp_path / "broken"
     stopped = Life(troubled_jobs.train_asked_to_stop_in_a_validation, 2, tmp_path / "1", words, 6, True)
     assert stopped.wait() == [75, 75], stopped.told()
     again = Life(jobs.train, 2, tmp_path / "2", words)
     assert again.wait() == [2, 2], again.told()
     assert "DivergedError: the validation of step 6 is no finite number" in again.told()
-    assert not (tmp_path / "broken" / "export").exists()
+    assert not (run / "export").exists()
+    # As it is told.
+    assert "guards.back_checkpoints=2 goes back to one before it" in again.told()
+    mended = Life(jobs.train, 2, tmp_path / "3", [*words, "guards.back_checkpoints=2"])
+    assert mended.wait() == [0, 0], mended.told()
+    assert [event["step"] for event in events(run, "rewind")] == [4]
+    assert losses_of(run)[-1][0] == 6
+    assert all(loss is not None for _, loss in losses_of(run))
 
 
 def test_a_validation_that_is_infinite_before_the_first_step_ends_the_run(shards: Path, tmp_path: Path) -> None:
