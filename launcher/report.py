@@ -44,8 +44,10 @@ def show_summary(console: Console, recipe: Recipe, state: dict[str, Any], checkp
     console.rule(f"{recipe.name}: {state['step']} steps")
     if state["evaluations"]:
         before, after = state["evaluations"][0], state["evaluations"][-1]
+        # A stop in the last validation saves without it: what is made up for it later is in the log alone.
+        at = "" if after["step"] == state["step"] else f" at step {after['step']}"
         console.print(
-            f"validation loss {before['loss']:.3f} → {after['loss']:.3f} nats a token; "
+            f"validation loss {before['loss']:.3f} → {after['loss']:.3f}{at} nats a token; "
             f"right first answers {before['accuracy']:.1%} → {after['accuracy']:.1%}",
             f"unigram entropy of the same text (guessing by frequency alone): {state['data']['unigram_entropy']:.3f}",
             sep="\n",

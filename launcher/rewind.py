@@ -88,12 +88,12 @@ def rewind(
     assert found.path is not None
     target = int(layout.read_json(found.path / "state.json", "step")["step"])
     if target == now:
-        is_only = layout.complete_steps(checkpoints)[0] == now
+        is_first = not any(step < now for step in layout.complete_steps(checkpoints))
         before = f"guards.back_checkpoints={guards.back_checkpoints + 1} goes back to one before it; or"
         raise DivergedError(
             f"{reason.what}, and the checkpoint to go back to is that step's",
             str(found.path),
-            f"{'there is none before it: begin anew (name=…), and' if is_only else before} {reason.fix}",
+            f"{'there is none before it: begin anew (name=…), and' if is_first else before} {reason.fix}",
         )
     position_at = recipe.batch.schedule.position_at
     first = moved_on(position_at(target), progress.passed_over)

@@ -49,3 +49,18 @@ def test_a_run_with_a_budget_ends_with_it_and_with_its_schedule(shards: Path, tm
     without = Life(jobs.train, 2, tmp_path / "out", words[:-2])
     assert without.wait() == [2, 2]
     assert "the run was started with --budget, and this command has none" in without.told()
+
+
+def test_a_budget_that_is_over_at_a_start_measures_the_weights_it_exports(shards: Path, tmp_path: Path) -> None:
+    path = tiny.write_recipe(tmp_path / "r.yaml", tiny.recipe_tree("clm", shards, tmp_path, train__num_steps=100000))
+    words, run = ["--ds_config", "zero2", "--recipe", str(path), "--budget"], tmp_path / "tiny"
+    file = run / "metrics.jsonl"
+    first = Life(jobs.train, 2, tmp_path / "1", [*words, "1h"])
+    first.wait_until(lambda: file.exists() and any("lr" in line for line in read_metrics(file)))
+    first.signal(0, signal.SIGTERM)
+    assert first.wait() == [75, 75], first.told()
+    over = Life(jobs.train, 2, tmp_path / "2", [*words, "1s"])
+    assert over.wait() == [0, 0], over.told()
+    last = completed_step(run)
+    assert [line["step"] for line in read_metrics(file) if line.get("event") == "evaluation"] == [0, last]
+    assert max(line["step"] for line in read_metrics(file) if "lr" in line) == last
