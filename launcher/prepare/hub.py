@@ -26,7 +26,6 @@ JSON_SUFFIXES = (".json", ".jsonl", ".ndjson")
 Layout = Literal["lines", "array"]
 _FORM = "write hub:OWNER/NAME, hub:OWNER/NAME/CONFIGURATION@SPLIT, or hub:./FOLDER"
 _FIX = "see its name, configuration and split on the hub, and the network"
-_OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 _NO_ORDERS = {"name", "version", "data_dir", "data_files", "description"}
 _REVISION = re.compile(r"^(hf://datasets/[^@]+)@[^/]+/")
 _TOO_MANY, _SERVER_ERROR = 429, 500
@@ -264,14 +263,20 @@ def _has_json_name(file: str) -> bool:
     return (Path(path.stem) if path.suffix.lower() in COMPRESSIONS else path).suffix.lower() in JSON_SUFFIXES
 
 
+def _refuse_unreachable(word: str) -> None:
+    own = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"  # as huggingface_hub has it
+    for key in (own, "HF_DATASETS_OFFLINE"):
+        if os.environ.get(key, "").upper() in ("1", "ON", "YES", "TRUE"):
+            fix = "unset it, or download the data set and give its folder"
+            raise CorpusError(f"the hub is not to be reached: {key} is set", word, fix)
+    endpoint = os.environ.get("HF_ENDPOINT", "")
+    if endpoint.endswith("/"):
+        told = f"`datasets` finds nothing at an address that ends with a slash: HF_ENDPOINT is {endpoint}"
+        raise CorpusError(told, word, f"HF_ENDPOINT={endpoint.rstrip('/')}")
+
+
 def _present_revision(name: HubName, word: str) -> str:
-    refused = [key for key in _OFFLINE if os.environ.get(key, "").upper() in ("1", "ON", "YES", "TRUE")]
-    if refused:
-        raise CorpusError(
-            f"the hub is not to be reached: {refused[0]} is set",
-            word,
-            "unset it, or download the data set and give its folder",
-        )
+    _refuse_unreachable(word)
     import datasets
     from huggingface_hub import HfApi
 

@@ -72,12 +72,14 @@ class Builds:
         self.files = [name for name in hub.files if name.startswith("data/train")]
         self._script = folder / "prepare.py"
         self._script.write_text(BUILD)
+        self.variables: dict[str, str] = {}
+        """Of the environment, beside those by which the hub is found."""
 
     def start(self, out: str = "shards", workers: int = 1, word: str = f"hub:{OWNER_NAME}") -> subprocess.Popen[str]:
         words = [word, "--tokenizer", str(self._tokenizer), "--out", str(self.folder / out), "--workers", str(workers)]
         return subprocess.Popen(
             [sys.executable, str(self._script), "prepare", *words, "--validation-share", "0.2"],
-            env={**os.environ, **self.hub.environment(self.folder / "cache")},
+            env={**os.environ, **self.hub.environment(self.folder / "cache"), **self.variables},
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
@@ -263,6 +265,33 @@ def test_what_the_hub_does_not_have_is_told(word: str, message: str, builds: Bui
     assert told.startswith("CorpusError: ")
     assert message in told
     assert f"where: {word}" in told
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"HF_HUB_OFFLINE": "1"},
+        {"HF_DATASETS_OFFLINE": "yes"},
+        {"TRANSFORMERS_OFFLINE": "ON", "HF_HUB_OFFLINE": ""},
+    ],
+    ids=lambda variables: next(iter(variables)),
+)
+def test_who_is_not_to_reach_the_hub_is_told_by_what(variables: dict[str, str], builds: Builds) -> None:
+    builds.variables = variables
+    code, told = builds.run()
+    assert code == 2
+    assert told.startswith(f"CorpusError: the hub is not to be reached: {next(iter(variables))} is set\n")
+
+
+def test_an_endpoint_with_a_slash_behind_it_is_told(builds: Builds) -> None:
+    endpoint = builds.hub.environment(builds.folder)["HF_ENDPOINT"]
+    builds.variables = {"HF_ENDPOINT": f"{endpoint}/"}
+    code, told = builds.run()
+    assert (code, f"HF_ENDPOINT is {endpoint}/\n" in told, f"fix:   HF_ENDPOINT={endpoint}\n" in told) == (
+        2,
+        True,
+        True,
+    )
 
 
 def test_lines_may_have_other_keys_than_those_of_the_first_file_which_may_be_empty(builds: Builds) -> None:
