@@ -42,7 +42,7 @@ from launcher.prepare.request import BuildRequest, Plan
 from launcher.prepare.segmenters import claim, preferred_segmenter, segmenter_of
 from launcher.prepare.sources import Segment, SourceFile, cut, find_sources
 from launcher.prepare.texts import texts_of
-from launcher.prepare.tokenizer import TokenizerHandle, load_tokenizer, require_unknown
+from launcher.prepare.tokenizer import TokenizerHandle, load_tokenizer, require_same_ids, require_unknown
 from launcher.shards.manifest import MANIFEST, SPLITS, Manifest, SegmentEntry, fingerprint, read_manifest
 from launcher.shards.reader import Split
 
@@ -83,6 +83,7 @@ def build_shards(request: BuildRequest, console: Console | None = None) -> Manif
     sources = tuple(find_sources(request.corpus, inside=request.out.resolve()))
     handle = load_tokenizer(request.tokenizer)
     require_unknown(handle, str(request.tokenizer))
+    require_same_ids(handle, str(request.tokenizer))
     total_bytes = sum(source.num_bytes for source in sources)
     part_bytes = request.part_bytes or min(max(total_bytes // NUM_PARTS, MIN_PART_BYTES), MAX_PART_BYTES)
     decides = request.decides(handle, part_bytes)

@@ -173,6 +173,22 @@ def require_unknown(handle: TokenizerHandle, where: str) -> None:
         raise TokenizerError(f"the tokenizer has no token for what it does not know: {lacking}", where, UNKNOWN_FIX)
 
 
+def require_same_ids(handle: TokenizerHandle, where: str) -> None:
+    """See that the tokenizer gives a text the same ids each time: with others no build is the one that was begun.
+
+    Args:
+        handle: The tokenizer.
+        where: Its folder.
+
+    Raises:
+        TokenizerError: It leaves out merges by chance (BPE-dropout, arXiv:1910.13267).
+    """
+    dropout = json.loads(handle.json)["model"].get("dropout")
+    if dropout:
+        told = f"the tokenizer gives a text other ids each time: its model has a dropout of {dropout}"
+        raise TokenizerError(told, where, 'set "dropout" to null in its tokenizer.json')
+
+
 @dataclass(frozen=True, slots=True)
 class TokenizerReport:
     """How a tokenizer does on a text."""

@@ -299,6 +299,20 @@ def test_a_tokenizer_that_fails_on_what_it_does_not_know_is_refused_before_any_t
     assert not (tmp_path / "shards").exists()
 
 
+def test_a_tokenizer_that_draws_how_it_cuts_a_word_is_refused(
+    tmp_path: Path, corpus: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A build that was killed would go on with other ids."""
+    tokenizer = Tokenizer(BPE({"l": 0, "a": 1, "la": 2}, [("l", "a")], dropout=0.1))
+    tokenizer.add_special_tokens(["</s>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    code = main(["prepare", str(corpus), "--tokenizer", str(tmp_path), "--out", str(tmp_path / "shards")])
+    said = capsys.readouterr().err
+    assert (code, "other ids each time: its model has a dropout of 0.1" in said) == (2, True)
+    assert f"where: {tmp_path}" in said
+    assert 'set "dropout" to null' in said
+
+
 @pytest.mark.parametrize(
     "model",
     [
