@@ -127,7 +127,11 @@ def read_record(settings: PartSettings, part: Part) -> PartRecord | None:
         fields = json.loads(files.record.read_text(encoding="utf-8"))
         record = PartRecord(
             key=fields["key"],
-            segments=tuple(SegmentEntry(**entry) for entry in fields["segments"]),
+            # Its file may be another one in order by now: some came before it, or went.
+            segments=tuple(
+                SegmentEntry(**{**entry, "source": segment.source})
+                for entry, segment in zip(fields["segments"], part.segments, strict=True)
+            ),
             counts=fields["counts"],
             shards={name: shard_from_json(entry) for name, entry in fields["shards"].items()},
             text_bytes=fields["text_bytes"],

@@ -266,3 +266,20 @@ def test_two_that_go_on_completing_at_once_both_find_the_folder(
         if count[0] >= 0:
             assert number > 0
             return
+
+
+def test_a_part_that_is_kept_is_of_its_file_also_where_files_came_before_it(
+    request_: BuildRequest, tmp_path: Path, texts: list[str]
+) -> None:
+    lines = [f'{{"completion": "{text}"}}\n' for text in texts]
+    names = [tmp_path / f"{name}.jsonl" for name in ("a", "b", "c")]
+    for path, its in zip(names, (lines[:20], lines[20:40], lines[40:80]), strict=True):
+        path.write_text("".join(its), encoding="utf-8")
+    part_bytes = names[2].stat().st_size + 500  # holds the first two, and no more than the third
+    request = replace(request_, corpus=(str(names[0]), str(names[2])), part_bytes=part_bytes, task=1)
+    assert build_shards(request) is None
+    request = replace(request, corpus=tuple(map(str, names)), task=0, tasks=1)
+    manifest = build_shards(request)
+    assert manifest is not None
+    assert [[entry.source for entry in part] for part in manifest.parts] == [[0, 1], [2]]
+    assert manifest == build_shards(replace(request, out=tmp_path / "whole"))
