@@ -13,6 +13,7 @@ from launcher import units
 from launcher.cluster.environment import forwarded
 from launcher.config.compiled_ops import USES, extensions_folder, missing_packages
 from launcher.doctor.findings import Finding, State
+from launcher.prepare.hub import kept_offline_by
 from launcher.shards.gather import compiled
 
 PROGRAMS = {
@@ -32,7 +33,6 @@ EXPORT_ENVS."""
 OF_EVERY_SHELL = ("PATH", "LANG", "LC_", "VIRTUAL_ENV")
 """Beginnings of names that are set on every host."""
 DEEPSPEED_ENV = ".deepspeed_env"
-OFFLINE = "HF_HUB_OFFLINE"
 CONNECT_S = 3.0
 
 
@@ -144,17 +144,17 @@ def look_at_hub(env: Mapping[str, str], names: tuple[str, ...] = ()) -> Iterator
         names: `hub:…` words of the recipe's corpus; without one, nothing is connected to.
     """
     cache = Path(env.get("HF_HOME") or Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface")
-    offline = env.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE")
+    offline = kept_offline_by(env)
     if not names:
-        found = f"{OFFLINE} is set" if offline else "a run does not reach it"
+        found = f"{offline} is set" if offline else "a run does not reach it"
         yield Finding(name="hub", state="ok", found=f"{found}; cache {cache}")
         return
     if offline:
         yield Finding(
             name="hub",
             state="wrong",
-            found=f"{OFFLINE} is set, and the corpus is {', '.join(names)}",
-            fix=f"unset {OFFLINE} where pretrain prepare runs, or give the folder of a downloaded data set",
+            found=f"{offline} is set, and the corpus is {', '.join(names)}",
+            fix=f"unset {offline} where pretrain prepare runs, or give the folder of a downloaded data set",
         )
         return
     endpoint = urlsplit(env.get("HF_ENDPOINT") or "https://huggingface.co")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -95,6 +95,13 @@ def parse_hub_name(word: str) -> HubName:
 def without_revision(name: str) -> str:
     """A shard's name without the commit: one that changed another file leaves this one as it was."""
     return _REVISION.sub(r"\1/", name)
+
+
+def kept_offline_by(env: Mapping[str, str]) -> str:
+    """The variable that says that the hub is not to be reached; empty where none does."""
+    own = "HF_HUB_OFFLINE" if env.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"  # as huggingface_hub has it
+    keys = (own, "HF_DATASETS_OFFLINE")
+    return next((key for key in keys if env.get(key, "").upper() in ("1", "ON", "YES", "TRUE")), "")
 
 
 def hub_shards(word: str) -> list[HubShard]:
@@ -264,11 +271,9 @@ def _has_json_name(file: str) -> bool:
 
 
 def _refuse_unreachable(word: str) -> None:
-    own = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"  # as huggingface_hub has it
-    for key in (own, "HF_DATASETS_OFFLINE"):
-        if os.environ.get(key, "").upper() in ("1", "ON", "YES", "TRUE"):
-            fix = "unset it, or download the data set and give its folder"
-            raise CorpusError(f"the hub is not to be reached: {key} is set", word, fix)
+    if key := kept_offline_by(os.environ):
+        fix = "unset it, or download the data set and give its folder"
+        raise CorpusError(f"the hub is not to be reached: {key} is set", word, fix)
     endpoint = os.environ.get("HF_ENDPOINT", "")
     if endpoint.endswith("/"):
         told = f"`datasets` finds nothing at an address that ends with a slash: HF_ENDPOINT is {endpoint}"

@@ -175,5 +175,6 @@ def test_the_hub_is_only_asked_for_what_a_recipe_names() -> None:
         assert named(look_at_hub(env, ("hub:a/b",)), "hub").found.startswith("127.0.0.1 answers")
     unreachable = named(look_at_hub(env, ("hub:a/b",)), "hub")
     assert (unreachable.state, "HF_ENDPOINT to a mirror" in unreachable.fix) == ("note", True)
-    refused = named(look_at_hub({"HF_HUB_OFFLINE": "1"}, ("hub:a/b",)), "hub")
-    assert (refused.state, "unset HF_HUB_OFFLINE" in refused.fix) == ("wrong", True)
+    for key in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"):
+        refused = named(look_at_hub({key: "1"}, ("hub:a/b",)), "hub")
+        assert (refused.state, f"unset {key}" in refused.fix) == ("wrong", True)
