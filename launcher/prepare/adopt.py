@@ -182,7 +182,10 @@ def _datatrove(path: Path) -> TokenFile:
     if size not in (2, 4):
         raise ShardError(f"tokens of {size} bytes", str(path), _FIX)
     last = int(ends[-1]) if len(ends) else 0  # a task that was left without documents writes an empty file of each
-    if bool(np.any(np.diff(ends) < 0)) or last * size != path.stat().st_size:
+    if bool(np.any(np.diff(ends, prepend=0) < 0)):
+        what = "the index goes back: a document ends before the one in front of it"
+        raise ShardError(what, str(index), "restore the files")
+    if last * size != path.stat().st_size:
         what = f"the index ends at token {last}, the file has {path.stat().st_size} bytes of {size} each"
         raise ShardError(what, str(path), "restore the files")
     return TokenFile(path, DTYPES[8 if size == 2 else 4], _lengths(ends, path), None, len(ends))

@@ -163,6 +163,8 @@ BAD = {
         {},
         r"metadata cannot be read[\s\S]*where: .*\.metadata",
     ),
+    "datatrove's index goes back": (lambda f: _with_end(datatrove(f), 7, 1), {}, r"goes back[\s\S]*where: .*\.index"),
+    "datatrove's first end is a huge one": (lambda f: _with_end(datatrove(f), 0, -5), {}, "the index goes back"),
     "datatrove cut": (lambda f: _cut(datatrove(f), 1), {}, "the index ends at token"),
     "flat without a type": (lambda f: flat(f, "<u2"), {}, "does not tell its type"),
     "datatrove with a document too long": (lambda f: _endless(f), {}, "document 0 has 2147483648 tokens"),
@@ -174,6 +176,14 @@ BAD = {
     "another tokenizer": (lambda f: _foreign(f), {}, "not in the tokenizer's vocabulary of"),
     "a name that is taken": (lambda f: _taken(f), {}, "something under this name already"),
 }
+
+
+def _with_end(path: Path, document: int, end: int) -> Path:
+    index = path.with_name(path.name + ".index")
+    ends = np.fromfile(index, dtype="<i8")
+    ends[document] = end
+    ends.tofile(index)
+    return path
 
 
 def _without(path: Path) -> Path:
