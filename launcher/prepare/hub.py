@@ -6,6 +6,7 @@ revision with it: whoever reads a shard reads that one, so that nothing is mixed
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
 import xxhash
 
 from launcher.errors import CorpusError, LauncherError, RequeueError
@@ -196,9 +196,12 @@ def _layout(start: bytes) -> Layout | None:
     text = start.lstrip()
     if text[:1] == b"[":
         return "array" if text[1:].lstrip()[:1] in (b"{", b"") else None
+    line, end, _ = text.partition(b"\n")
+    if not end and len(start) >= READ_BYTES:  # as long as a book; an object over many lines has short ones
+        return "lines" if line.startswith(b"{") else None
     try:
-        orjson.loads(text.partition(b"\n")[0])
-    except orjson.JSONDecodeError:
+        json.loads(line)  # not orjson, which refuses NaN; the reader of lines takes it
+    except (ValueError, RecursionError):
         return None if text else "lines"
     return "lines"
 

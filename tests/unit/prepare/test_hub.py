@@ -299,9 +299,20 @@ def test_lines_may_have_other_keys_than_those_of_the_first_file_which_may_be_emp
         FILES[0]: b"",
         FILES[1]: as_lines(["法律"] * 20),
         FILES[2]: b'{"completion": "law", "score": [1]}\n',
-        FILES[3]: b'\xef\xbb\xbf\n{"score": "none", "completion": "law"}',
+        FILES[3]: b'\xef\xbb\xbf\n{"score": NaN, "completion": "law"}',  # as Python writes it
     }
-    assert builds.run()[0] == 0
+    code, told = builds.run()
+    assert code == 0, told
+    assert read_manifest(builds.folder / "shards").filters["read"] == 22
+
+
+def test_a_first_line_may_be_as_long_as_a_book(builds: Builds) -> None:
+    builds.hub.files = {
+        FILES[0]: as_lines(["法律"] * 20),
+        FILES[1]: json.dumps({"score": [1], "completion": "law " * (1 << 20)}).encode() + b"\n" + as_lines(["law"]),
+    }
+    code, told = builds.run()
+    assert code == 0, told
     assert read_manifest(builds.folder / "shards").filters["read"] == 22
 
 
