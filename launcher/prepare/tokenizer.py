@@ -55,8 +55,8 @@ def load_tokenizer(folder: Path) -> TokenizerHandle:
     Raises:
         TokenizerError: There is no tokenizer in it, it cannot be read, or it has no token to end a document with.
     """
-    config = read_config(folder)
     try:
+        config = read_config(folder)
         if (folder / "tokenizer.json").is_file():
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         elif (folder / "vocab.txt").is_file():
@@ -73,7 +73,7 @@ def load_tokenizer(folder: Path) -> TokenizerHandle:
         config = follow(tokenizer, config, str(folder))
     except TokenizerError:
         raise
-    except Exception as error:  # the Rust library raises bare Exceptions
+    except Exception as error:  # the Rust library raises bare Exceptions, and what a file holds may be anything
         raise TokenizerError(
             f"the tokenizer cannot be read: {error}", str(folder), "restore the file, or train another one"
         ) from None

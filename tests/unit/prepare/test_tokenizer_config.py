@@ -285,6 +285,13 @@ def test_an_option_that_is_neither_true_nor_false_is_told(option: str, layout: s
         load_tokenizer(tmp_path)
 
 
+@pytest.mark.parametrize("files", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_a_list_of_tokens_that_is_none_is_told(files: str, tmp_path: Path) -> None:
+    write(tmp_path, wordpiece(lowercase=True), None, {files: {"extra_special_tokens": 5}})
+    with pytest.raises(TokenizerError, match=r"the tokenizer cannot be read: 'int'[\s\S]*fix:"):
+        load_tokenizer(tmp_path)
+
+
 def test_added_tokens_that_are_none_are_told(tmp_path: Path) -> None:
     config = {**BERT_ROLES, "added_tokens_decoder": {"x": "TOK"}}
     write(tmp_path, wordpiece(lowercase=True), None, {"tokenizer_config.json": config})
