@@ -77,6 +77,7 @@ def build_shards(request: BuildRequest, console: Console | None = None) -> Manif
         CorpusError: A file is missing, a record cannot be read, or nothing is left to train on.
         TokenizerError: The tokenizer cannot be read, or the encoder asked for is not exact.
         ShardError: The folder holds something else.
+        RequeueError: A hub has too much to do, or was lost on the way.
     """
     console = console or Console(stderr=True, markup=False)
     # A corpus folder may hold the shards made from it.

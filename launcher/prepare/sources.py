@@ -87,6 +87,7 @@ def find_sources(corpus: Sequence[str], inside: Path | None = None) -> list[Sour
 
     Raises:
         CorpusError: A path is not there, holds nothing that is read here, or is damaged.
+        RequeueError: A hub has too much to do.
     """
     found: dict[str, SourceFile] = {}
     for word in corpus:
