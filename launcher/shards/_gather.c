@@ -93,6 +93,8 @@ static const char *find(PyObject *shards, const int64_t *starts, Py_ssize_t num_
             behind = middle;
     }
     int64_t first = (start - starts[number]) * token_bytes, end = first + width * token_bytes;
+    if (number >= PyList_GET_SIZE(shards)) /* a check has taken some away */
+        return NULL;
     PyObject *shard = PyList_GET_ITEM(shards, number);
     if (!PyTuple_Check(shard) || PyTuple_GET_SIZE(shard) != TOLD || !PyByteArray_Check(PyTuple_GET_ITEM(shard, CHECKED)))
         return NULL;
@@ -170,7 +172,7 @@ static PyObject *gather(PyObject *Py_UNUSED(module), PyObject *const *args, Py_s
         }
         PyBuffer_Release(&out);
     }
-    return row < 0 ? NULL : PyLong_FromSsize_t(row);
+    return PyErr_Occurred() ? NULL : PyLong_FromSsize_t(row);
 }
 
 static PyMethodDef METHODS[] = {

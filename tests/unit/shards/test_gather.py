@@ -188,6 +188,17 @@ def test_a_row_behind_the_last_is_the_end(gather: Gather) -> None:
     assert Stream().filled(gather, out, np.arange(2), row=2) == 2
 
 
+def test_a_row_before_the_first_is_left(gather: Gather) -> None:
+    assert Stream().filled(gather, np.zeros((2, WIDTH), dtype=np.int64), np.arange(2), row=-1) == -1
+
+
+def test_shards_that_a_check_takes_away_are_left(gather: Gather) -> None:
+    stream = Stream()
+    stream.shards[0][1][0] = 0
+    stream.shards[0] = (*stream.shards[0][:2], lambda first, last: stream.shards.pop())
+    assert stream.filled(gather, np.zeros((2, WIDTH), dtype=np.int64), np.array([0, 9])) == 1
+
+
 def test_it_keeps_no_file(gather: Gather) -> None:
     stream, out = Stream(), np.zeros((4, WIDTH), dtype=np.int64)
     assert stream.filled(gather, out, np.array([0, 9, 3, -1])) == 3
