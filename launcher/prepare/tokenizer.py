@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers.models import BPE, WordPiece
 
 from launcher.errors import TokenizerError
-from launcher.prepare.tokenizer_config import follow, read_config
+from launcher.prepare.tokenizer_config import BERT_CLASSES, BYTE_LEVEL_CLASSES, follow, read_config, require_class
 from launcher.shards.identity import tokenizer_sha256
 from launcher.shards.manifest import SpecialTokens, TokenizerInfo
 
@@ -53,16 +53,19 @@ def load_tokenizer(folder: Path) -> TokenizerHandle:
     """Read a tokenizer folder: `tokenizer.json`, BERT's `vocab.txt`, or GPT-2's `vocab.json` and `merges.txt`.
 
     Raises:
-        TokenizerError: There is no tokenizer in it, it cannot be read, or it has no token to end a document with.
+        TokenizerError: There is no tokenizer in it, it cannot be read, it is a vocabulary of another kind, or it has no
+            token to end a document with.
     """
     try:
         config = read_config(folder)
         if (folder / "tokenizer.json").is_file():
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         elif (folder / "vocab.txt").is_file():
+            require_class(config, BERT_CLASSES, str(folder))
             tokenizer = _bert(folder / "vocab.txt")
             config["tokenizer_class"] = "BertTokenizer"
         elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            require_class(config, BYTE_LEVEL_CLASSES, str(folder))
             tokenizer = _gpt2(folder)
         else:
             raise TokenizerError(

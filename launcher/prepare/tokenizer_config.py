@@ -11,7 +11,7 @@ saved files agree with. Then all classes add the tokens that are named and missi
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,9 @@ BERT_CLASSES = frozenset(
 )
 """Not ConvBert's, which is generic: it has no code of its own."""
 ROBERTA_CLASSES = frozenset(f"{name}Tokenizer" for name in ("Roberta", "Bart", "LED", "Mvp", "Longformer"))
+BYTE_LEVEL_CLASSES = ROBERTA_CLASSES | {"GPT2Tokenizer"}
+GENERIC_CLASSES = frozenset(("None", "PreTrainedTokenizer", "TokenizersBackend", "ConvBertTokenizer"))
+"""Whose way to cut texts is the file's."""
 CLASS_OF_MODEL = {
     **dict.fromkeys(
         (
@@ -101,6 +104,30 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
+def require_class(config: Mapping[str, Any], classes: Collection[str], where: str) -> None:
+    """See that a vocabulary that lies alone is cut by the class it was made for: other classes' files look the same.
+
+    Args:
+        config: Of `read_config`.
+        classes: Those that cut as it will be.
+        where: The folder.
+
+    Raises:
+        TokenizerError: Another class is named.
+    """
+    name = _class_of(config)
+    if name not in classes and name not in GENERIC_CLASSES:
+        raise TokenizerError(
+            f"{name} is named for a vocabulary without a tokenizer.json, and cuts texts in a way of its own",
+            where,
+            "write it: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
+        )
+
+
+def _class_of(config: Mapping[str, Any]) -> str:
+    return str(config.get("tokenizer_class")).removesuffix("Fast")
+
+
 def follow(tokenizer: Tokenizer, config: dict[str, Any], where: str) -> dict[str, Any]:
     """Make a `tokenizer.json` what the class makes of it that is named beside it.
 
@@ -115,7 +142,7 @@ def follow(tokenizer: Tokenizer, config: dict[str, Any], where: str) -> dict[str
     Raises:
         TokenizerError: An option is neither true nor false.
     """
-    name, model = str(config.get("tokenizer_class")).removesuffix("Fast"), tokenizer.model
+    name, model = _class_of(config), tokenizer.model
     if name in BERT_CLASSES and isinstance(model, WordPiece):
         config = dict(zip(*BERT, strict=True)) | config
         model.unk_token = _content(config["unk_token"])
@@ -123,7 +150,7 @@ def follow(tokenizer: Tokenizer, config: dict[str, Any], where: str) -> dict[str
         tokenizer.normalizer = _bert_normalizer(config, where)
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
-    elif name in ROBERTA_CLASSES | {"GPT2Tokenizer"} and isinstance(model, BPE):
+    elif name in BYTE_LEVEL_CLASSES and isinstance(model, BPE):
         config = dict(zip(*(GPT2 if name == "GPT2Tokenizer" else ROBERTA), strict=True)) | config
         model.unk_token, model.dropout = None, None
         model.fuse_unk = model.byte_fallback = model.ignore_merges = False

@@ -219,6 +219,20 @@ def test_the_report_counts_tokens_and_unknowns(tokenizer_folder: Path) -> None:
         pytest.param({"tokenizer.json": "{"}, "cannot be read", id="damaged"),
         pytest.param({"vocab.txt": "a\nb\n"}, r"lacks \[UNK\], \[CLS\], \[SEP\]", id="not BERT's"),
         pytest.param({"tokenizer_config.json": "["}, "not a JSON object", id="damaged configuration"),
+        pytest.param(
+            {"vocab.txt": "[UNK]\n[CLS]\n[SEP]\n", "tokenizer_config.json": '{"tokenizer_class": "RoFormerTokenizer"}'},
+            "RoFormerTokenizer is named for a vocabulary without a tokenizer.json",
+            id="a vocabulary of another class than BERT's",
+        ),
+        pytest.param(
+            {
+                "vocab.json": "{}",
+                "merges.txt": "",
+                "tokenizer_config.json": '{"tokenizer_class": "Qwen2TokenizerFast"}',
+            },
+            r"Qwen2Tokenizer is named[\s\S]*AutoTokenizer.from_pretrained\(FOLDER\).save_pretrained",
+            id="a vocabulary of another class than GPT-2's",
+        ),
     ],
 )
 def test_a_folder_that_cannot_be_read_is_refused(tmp_path: Path, files: dict[str, str], message: str) -> None:
