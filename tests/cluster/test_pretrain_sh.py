@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import tiny
 from slurm_cluster import ROOT, Cluster
-from slurm_project import SCRIPT, STUB, project, tiny_recipe
+from slurm_project import EMPTY_SHM, FILL_SHM, SCRIPT, STUB, project, tiny_recipe
 
 from launcher.engine.records import read_metrics
 
@@ -270,13 +270,12 @@ def test_a_node_whose_disk_is_full_is_done_without(
     options: tuple[str, ...], words: tuple[str, ...], restarts: str, reason: str, cluster: Cluster, tmp_path: Path
 ) -> None:
     folder = project(tmp_path, WATCHED.format(folder=str(tmp_path)))
-    full = "mount -t tmpfs -o size=1M full /dev/shm && ! head -c 2M /dev/zero >/dev/shm/full"
-    assert cluster.run("node2", "sh", "-c", full).returncode == 0
+    assert cluster.run("node2", "sh", "-c", FILL_SHM).returncode == 0
     try:
         job = cluster.sbatch(SCRIPT, *words, "gpt2", output=tmp_path / "out", folder=folder, options=options)
         fields = cluster.wait(job, tmp_path / "out")
     finally:
-        cluster.run("node2", "umount", "--lazy", "/dev/shm")
+        cluster.run("node2", "sh", "-c", EMPTY_SHM)
     told = (tmp_path / "out").read_text()
     assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", restarts), f"{reason}: {told}"
     assert not [rank for rank in (tmp_path / "seen").read_text().split()[-2:] if rank.endswith("node2")], reason

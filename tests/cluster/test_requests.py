@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 from slurm_cluster import ROOT, Cluster
-from slurm_project import SCRIPT, STUB, project, tiny_recipe
+from slurm_project import EMPTY_SHM, FILL_SHM, SCRIPT, STUB, project, tiny_recipe
 
 from launcher.shards.verify import verify
 
@@ -57,7 +57,7 @@ def test_one_bad_node_after_another_is_left_out_for_as_long_as_enough_others_are
     # when the other has said where it is: Slurm kills that one for it.
     bad += "if life < 3 and socket.gethostname() != 'node1':\n"
     bad += f"    while not os.path.exists(f'{met}-{{life}}'):\n        time.sleep(0.1)\n    time.sleep(1)\n"
-    bad += "    os.system('mount -o remount,size=1M /dev/shm; head -c 2M /dev/zero >/dev/shm/full')\n    sys.exit(75)\n"
+    bad += f"    os.system({FILL_SHM!r})\n    sys.exit(75)\n"
     bad += "time.sleep(0 if life > 2 else 120)\n"
     folder, output = project(tmp_path, bad), tmp_path / "out"
     options = (*TWO, "--nodelist=node1")  # the batch script's own stays well
@@ -68,11 +68,11 @@ def test_one_bad_node_after_another_is_left_out_for_as_long_as_enough_others_are
             while node not in cluster.fields(job).get("ExcNodeList", ""):
                 assert time.monotonic() < until, told_of(output)
                 time.sleep(0.2)
-            cluster.run(node, "sh", "-c", "rm -f /dev/shm/full; mount -o remount,size=50% /dev/shm")
+            cluster.run(node, "sh", "-c", EMPTY_SHM)
         fields = cluster.wait(job, output)
     finally:
         for node in ("node2", "node3", "node4"):
-            cluster.run(node, "sh", "-c", "rm -f /dev/shm/full; mount -o remount,size=50% /dev/shm")
+            cluster.run(node, "sh", "-c", EMPTY_SHM)
     told = output.read_text()
     assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "3"), told
     on = [line.split()[-1] for line in told.splitlines() if "life on" in line]
@@ -88,12 +88,12 @@ def told_of(output: Path) -> str:
 def test_a_node_that_was_asked_for_by_name_is_not_left_out(cluster: Cluster, tmp_path: Path) -> None:
     """Left out, it would keep the job waiting for ever (BadConstraints)."""
     folder, output = project(tmp_path, STUB.format(codes=[75, 0])), tmp_path / "out"
-    cluster.run("node2", "sh", "-c", "mount -o remount,size=1M /dev/shm; head -c 2M /dev/zero >/dev/shm/full")
+    assert cluster.run("node2", "sh", "-c", FILL_SHM).returncode == 0
     try:
         job = cluster.sbatch(SCRIPT, *WORDS, output=output, folder=folder, options=(*TWO, "--nodelist=node[1-2]"))
         fields = cluster.wait(job, output, timeout_s=90)
     finally:
-        cluster.run("node2", "sh", "-c", "rm /dev/shm/full; mount -o remount,size=50% /dev/shm")
+        cluster.run("node2", "sh", "-c", EMPTY_SHM)
     told = output.read_text()
     assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "1"), told
     assert "node2 cannot be done without: the job asks for it by name (--nodelist)" in told
