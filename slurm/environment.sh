@@ -31,7 +31,7 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 # environment as well, and srun would take them for its own: what Slurm does not know of this job is left out. Likewise the
 # other's number in an array, and its lives.
 forget_other_job() {
-    local told laid_out of_step
+    local told laid_out of_step of_part
     told=$(scontrol show job "$SLURM_JOB_ID") || return 0
     is_of() { # VARIABLE PATTERN: what the job's description says where the variable is its own
         [ -z "${!1:-}" ] || [[ $told =~ $2 ]] || {
@@ -57,6 +57,10 @@ forget_other_job() {
     [ -n "${SLURM_ARRAY_JOB_ID:-}" ] || unset "${!SLURM_ARRAY_@}"
     is_of SLURM_RESTART_COUNT "Restarts=${SLURM_RESTART_COUNT:-} "
     is_of SLURM_HET_SIZE 'HetJobId=[1-9]'
+    # What it tells of each of its parts, and by older names: srun would look for this job's hosts among theirs.
+    for of_part in "${!SLURM_@}"; do
+        if [[ -z ${SLURM_HET_SIZE:-} && $of_part =~ ^SLURM_PACK_SIZE$|_(HET|PACK)_GROUP_[0-9]+$ ]]; then unset "$of_part"; fi
+    done
     of_step=("${!SLURM_STEP@}" "${!SLURM_PTY_@}")
     # srun tells these to whatever it starts; cores of the other job would be asked for here, and refused.
     [ -z "${SLURM_STEP_ID:-}" ] || of_step+=(SLURM_DISTRIBUTION "${!SLURM_CPU_BIND@}" "${!SLURM_MEM_BIND@}")

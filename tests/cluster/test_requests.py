@@ -164,6 +164,20 @@ def test_submitted_from_inside_of_another_job_it_gets_what_it_asks_for(
     assert "is of the job that this one was submitted from: left out" in told
 
 
+def test_submitted_by_one_of_several_parts_it_is_one_run(cluster: Cluster, tmp_path: Path) -> None:
+    """srun would look for its hosts among those of the parts."""
+    folder, output = project(tmp_path, WHERE), tmp_path / "out"
+    sbatch = f"sbatch --parsable --output={output} {' '.join(TWO)} {SCRIPT} {' '.join(WORDS)} >{tmp_path}/job"
+    (tmp_path / "outer.sh").write_text(f"#!/bin/bash\n{sbatch}\n")
+    parts = ("--wait", f"--output={tmp_path}/outer", "--ntasks=1", ":", "--ntasks=1")
+    env = {"PRETRAIN_CHECK": "0", "PRETRAIN_RESTARTS": "0", "PATH": cluster.path}
+    done = cluster.run("ctl", "sbatch", *parts, str(tmp_path / "outer.sh"), cwd=folder, **env)
+    assert done.returncode == 0, done.stderr
+    fields = cluster.wait((tmp_path / "job").read_text().strip(), output)
+    assert (fields["JobState"], fields["Restarts"]) == ("COMPLETED", "0"), told_of(output)
+    assert "stub on" in told_of(output)
+
+
 def test_submitted_by_a_task_of_an_array_it_is_none(cluster: Cluster, tmp_path: Path) -> None:
     """One would build a fourth of the shards and say that all is well, the other requeue the job that submitted it."""
     tiny.make_shards(tmp_path)

@@ -50,6 +50,12 @@ def test_the_projects_environment_comes_after_modules_and_gives_way_to_one_that_
 
 
 ARRAY = {"SLURM_ARRAY_JOB_ID": "5", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_MAX": "3"}
+PARTS = {
+    "SLURM_HET_SIZE": "2",
+    "SLURM_PACK_SIZE": "2",
+    "SLURM_NTASKS_HET_GROUP_1": "1",
+    "SLURM_NTASKS_PACK_GROUP_1": "1",
+}
 BOUND = {"SLURM_CPU_BIND": "quiet,mask_cpu:0x8", "SLURM_CPU_BIND_LIST": "0x8", "SLURM_MEM_BIND": "quiet,none"}
 
 
@@ -68,8 +74,8 @@ BOUND = {"SLURM_CPU_BIND": "quiet,mask_cpu:0x8", "SLURM_CPU_BIND_LIST": "0x8", "
         ("ArrayJobId=50 ArrayTaskId=3 JobName=x", ARRAY, False, "likewise"),
         ("Requeue=1 Restarts=2 BatchFlag=1", {"SLURM_RESTART_COUNT": "2"}, True, "its own"),
         ("Requeue=1 Restarts=0 BatchFlag=1", {"SLURM_RESTART_COUNT": "2"}, False, "of one that had been requeued"),
-        ("HetJobId=7 HetJobOffset=0", {"SLURM_HET_SIZE": "2"}, True, "its own"),
-        ("", {"SLURM_HET_SIZE": "2"}, False, "submitted by one of several parts"),
+        ("HetJobId=7 HetJobOffset=0", PARTS, True, "its own"),
+        ("", PARTS, False, "submitted by one of several parts"),
     ],
 )
 def test_what_slurm_does_not_know_of_this_job_is_left_out(
