@@ -126,7 +126,7 @@ def first_touch(name: str, make: Callable[..., Callable[[], object]], folder: Pa
         return timed(lambda: [serve() for _ in range(num_batches)])
 
     one_pass("off")
-    times = [(one_pass("touch"), one_pass("off")) for _ in range(max(3, rounds // 3))]
+    times = [(one_pass("touch"), one_pass("off")) for _ in range(rounds)]
     return compared(
         f"one pass{name}, blocks checked when first touched (bar: at most 15 % slower)",
         [touch for touch, _ in times],
