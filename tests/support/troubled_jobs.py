@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -131,16 +132,7 @@ def train_on_bad_data(arguments: list[str], kind: str, bad: list[int]) -> int:
 
 def train_without_gradients(arguments: list[str]) -> int:
     """The training program where the loss depends on no weight."""
-    import launcher.engine.steps as steps
-
-    sound = steps.losses
-
-    def losses(engine: Any, tensors: Any, z_loss: float = 0.0) -> Any:
-        sums = sound(engine, tensors, z_loss)
-        return sums.detach() + 0 * sums
-
-    steps.losses = losses
-    return jobs.train(arguments)
+    return _train_with_other_losses(arguments, lambda sums: sums.detach() + 0 * sums)
 
 
 def train_with_weights_that_break(arguments: list[str], step: int, times: int) -> int:
@@ -171,13 +163,17 @@ def train_a_model_that_cannot_be_measured(arguments: list[str]) -> int:
     """The training program, where every validation is infinite and no step of training shows why."""
     import torch
 
+    return _train_with_other_losses(arguments, lambda sums: sums if torch.is_grad_enabled() else sums * float("inf"))
+
+
+def _train_with_other_losses(arguments: list[str], changed: Callable[[Any], Any]) -> int:
+    """The training program, whose steps and validations get what is made of their losses."""
     import launcher.engine.steps as steps
 
     sound = steps.losses
 
     def losses(engine: Any, tensors: Any, z_loss: float = 0.0) -> Any:
-        sums = sound(engine, tensors, z_loss)
-        return sums if torch.is_grad_enabled() else sums * float("inf")
+        return changed(sound(engine, tensors, z_loss))
 
     steps.losses = losses
     return jobs.train(arguments)
