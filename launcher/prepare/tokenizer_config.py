@@ -140,8 +140,14 @@ def follow(tokenizer: Tokenizer, config: dict[str, Any], where: str) -> dict[str
         The configuration with the roles of tokens that the class knows by itself.
 
     Raises:
-        TokenizerError: An option is neither true nor false.
+        TokenizerError: An option is neither true nor false, or one that cannot be followed.
     """
+    if _flag(config, "split_special_tokens", default=False, where=where):
+        raise TokenizerError(
+            "split_special_tokens is set: texts would be cut inside of special tokens, which no tokenizer.json says",
+            where,
+            "set it to false in tokenizer_config.json",
+        )
     name, model = _class_of(config), tokenizer.model
     if name in BERT_CLASSES and isinstance(model, WordPiece):
         config = dict(zip(*BERT, strict=True)) | config

@@ -220,6 +220,14 @@ def test_the_report_counts_tokens_and_unknowns(tokenizer_folder: Path) -> None:
         pytest.param({"vocab.txt": "a\nb\n"}, r"lacks \[UNK\], \[CLS\], \[SEP\]", id="not BERT's"),
         pytest.param({"tokenizer_config.json": "["}, "not a JSON object", id="damaged configuration"),
         pytest.param(
+            {
+                "vocab.txt": "[UNK]\n[CLS]\n[SEP]\n",
+                "tokenizer_config.json": '{"split_special_tokens": true}',
+            },
+            "split_special_tokens is set: texts would be cut inside of special tokens",
+            id="an option that cannot be followed",
+        ),
+        pytest.param(
             {"vocab.txt": "[UNK]\n[CLS]\n[SEP]\n", "tokenizer_config.json": '{"tokenizer_class": "RoFormerTokenizer"}'},
             "RoFormerTokenizer is named for a vocabulary without a tokenizer.json",
             id="a vocabulary of another class than BERT's",
